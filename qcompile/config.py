@@ -1,0 +1,242 @@
+"""The configuration: frozen objects that the command line, the recipe file and the Python API share.
+
+Every field of `Config` and `Files` is also a flag and a recipe key of the same name, with - for _. What the help says
+about it, and what values it takes, stands beside it.
+"""
+
+# ruff: noqa: RUF009  (flag returns a dataclasses.field)
+
+from __future__ import annotations
+
+import math
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+import tomli_w
+
+from qcompile.errors import InputError, nearest
+
+Method = Literal["rtn"]
+CalibrationMethod = Literal["mse", "percentile", "entropy", "max"]
+Packing = Literal["auto", "int4", "planes", "none"]
+BITS = (2, 8)
+ACCEPTED: dict[type, tuple[type, ...]] = {int: (int,), float: (int, float), str: (str,), bool: (bool,)}
+TYPE_NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+
+
+@dataclass(frozen=True)
+class Flag:
+    """What the command line and the checks know about a field: its help, and which values are right."""
+
+    group: str
+    help: str
+    kind: type = str
+    metavar: str = ""
+    short: str = ""
+    least: float = -math.inf
+    most: float = math.inf
+    choices: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()  # texts that stand for a number
+
+
+def flag(default: Any, group: str, text: str, **facts: Any) -> Any:
+    """Declare a dataclass field with its `Flag`."""
+    return field(default=default, metadata={"flag": Flag(group, text, **facts)})
+
+
+def bit_count(default: int, text: str, **facts: Any) -> Any:
+    """Declare a number of bits."""
+    return flag(default, "Precision", text, kind=int, metavar="BITS", least=BITS[0], most=BITS[1], **facts)
+
+
+@dataclass(frozen=True)
+class Config:
+    """How to compile.
+
+    `bits` holds (regular expression on node names, weight bits, input bits), the last match wins; `keep_float` regular
+    expressions on node names. `residual_bits` are those of a tensor that a compute node and a residual Add both read.
+    `calibration_method` None means: max for 8 bits, mse below. `threads` 0 means as many as the machine has.
+    """
+
+    w: int = bit_count(8, "weights, 2 to 8")
+    a: int = bit_count(8, "inputs of Conv, Gemm and MatMul, 2 to 8")
+    method: Method = flag("rtn", "Precision", "how weights are rounded: rtn", metavar="NAME", choices=get_args(Method))
+    first_last_bits: int = bit_count(8, "first and last compute node")
+    residual_bits: int = bit_count(8, "sums that a compute node reads too; a: as --a", words=("a",))
+    bits: tuple[tuple[str, int, int], ...] = flag((), "Precision", "bits of nodes of that name", metavar="REGEX=W,A")
+    keep_float: tuple[str, ...] = flag((), "Precision", "leave nodes of that name float", metavar="REGEX")
+    preprocess: str | None = flag(None, "Data", "imagenet, imagenet-norm, tf, raw, .toml, key=value", metavar="HOW")
+    samples: int | None = flag(None, "Data", "use N samples, drawn at random", kind=int, metavar="N", least=1)
+    batch: int | None = flag(None, "Data", "samples in one run", kind=int, metavar="N", least=1)
+    random_data: bool = flag(False, "Data", "noise, to try size and speed: accuracy is lost", kind=bool)
+    calibration_method: CalibrationMethod | None = flag(
+        None, "Data", "mse, percentile, entropy or max [by bits]", metavar="NAME", choices=get_args(CalibrationMethod)
+    )
+    percentile: float = flag(99.99, "Data", "of that method", kind=float, metavar="P", least=50, most=100)
+    target: str = flag("ort-cpu", "Output", "runtime to compile for", metavar="NAME")
+    pack: Packing = flag(
+        "auto", "Output", "weights below 8 bits: auto, int4, planes, none", metavar="FORM", choices=get_args(Packing)
+    )
+    seed: int = flag(0, "Run", "of every random choice", kind=int, metavar="N", least=0)
+    threads: int = flag(0, "Run", "0: all cores", kind=int, metavar="N", least=0)
+
+    def __post_init__(self) -> None:
+        check(self)
+        for pattern in self.keep_float:
+            check_pattern("--keep-float", pattern)
+        for pattern, weight_bits, input_bits in self.bits:
+            check_pattern("--bits", pattern)
+            for letter, count in (("w", weight_bits), ("a", input_bits)):
+                check_range(f"--bits {pattern}={letter}", count, *BITS)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Config:
+        """Build a configuration from recipe values; an unknown key is an error that names the nearest right one."""
+        return _build(cls, resolve(known_keys(values, cls)))
+
+
+@dataclass(frozen=True)
+class Files:
+    """What the command line reads and writes beside the model; in Python these are arguments and methods."""
+
+    data: str | None = flag(None, "Data", "npz, folder of images, module:function ...", metavar="FROM")
+    eval: str | None = flag(None, "Data", "with labels: npz, or images/ and a csv", metavar="FROM")
+    out: str | None = flag(None, "Output", "the model to write", metavar="FILE", short="-o")
+    report: str | None = flag(None, "Output", "all that is known about it, as JSON", metavar="FILE")
+    save_plan: str | None = flag(None, "Output", "write the decisions: .npz, or a folder", metavar="FILE")
+    load_plan: str | None = flag(None, "Output", "take decisions from there: no calibration", metavar="FILE")
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+def flag_of(item: Field[Any]) -> Flag:
+    """Return the `Flag` of a field of `Config` or `Files`."""
+    found: Flag = item.metadata["flag"]
+    return found
+
+
+def check(settings: Config | Files) -> None:
+    """Raise InputError, naming the flag, unless every value has the type, the range and the name it may have."""
+    for item in fields(settings):
+        value, known = getattr(settings, item.name), flag_of(item)
+        where = f"--{item.name.replace('_', '-')}"
+        if value == item.default:
+            continue
+        if isinstance(item.default, tuple):
+            if not isinstance(value, tuple):
+                raise InputError(f"{where} takes a list", where=repr(value), remedy=f"give [{known.metavar!r}, ...]")
+        elif known.choices and value not in known.choices:
+            raise InputError(f"{where} {value} is unknown", remedy=nearest(str(value), known.choices))
+        elif not has_type(value, known.kind):
+            raise InputError(f"{where} {value!r} has the wrong type", remedy=f"give {TYPE_NAMES[known.kind]}")
+        elif known.kind in (int, float):
+            check_range(where, value, known.least, known.most)
+
+
+def has_type(value: object, kind: type) -> bool:
+    """Say whether `value` is one for a flag of this kind; a truth value is not a number."""
+    return isinstance(value, ACCEPTED[kind]) and isinstance(value, bool) == (kind is bool)
+
+
+def check_range(where: str, value: float, least: float, most: float) -> None:
+    """Raise InputError unless `value` lies in least .. most; `where` is the flag."""
+    if not least <= value <= most:
+        remedy = f"give {least:g} or more" if most == math.inf else f"give {least:g} to {most:g}"
+        raise InputError(f"{where} {value} is out of range", remedy=remedy)
+
+
+def check_pattern(where: str, pattern: str) -> None:
+    """Raise InputError unless `pattern` is a regular expression."""
+    try:
+        re.compile(pattern)
+    except (re.error, TypeError) as error:
+        raise InputError(f"{where} {pattern!r} is not a regular expression: {error}") from error
+
+
+def known_keys(values: Mapping[str, Any], *classes: type[Config] | type[Files]) -> dict[str, Any]:
+    """Return `values` with field names for keys and `precision` spelt out as `w` and `a`; refuse unknown keys."""
+    known = {item.name for cls in classes for item in fields(cls)} | {"precision"}
+    result = {}
+    for key, value in values.items():
+        if (name := key.replace("-", "_")) not in known:
+            raise InputError(
+                f"unknown recipe key {key!r}", remedy=nearest(key, {item.replace("_", "-") for item in known})
+            )
+        result[name] = value
+    return {**_precision(result.pop("precision")), **result} if "precision" in result else result
+
+
+def _precision(text: Any) -> dict[str, int]:
+    found = re.fullmatch(r"w(\d+)a(\d+)", str(text), re.IGNORECASE)
+    if not found:
+        raise InputError(f"--precision {text} is not of the form w4a4", remedy="give wXaY with X and Y from 2 to 8")
+    return {"w": int(found[1]), "a": int(found[2])}
+
+
+def resolve(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `values` with notations turned into what the fields hold: lists, REGEX=W,A, residual bits 'a'."""
+    result = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    if isinstance(result.get("bits"), tuple):
+        result["bits"] = tuple(_override(text) for text in result["bits"])
+    residual = result.get("residual_bits")
+    if residual == "a":
+        result["residual_bits"] = result.get("a", Config.a)
+    elif isinstance(residual, str):
+        if not residual.isdecimal():
+            raise InputError(f"--residual-bits {residual} is not a number of bits", remedy="give 2 to 8, or a")
+        result["residual_bits"] = int(residual)
+    return result
+
+
+def _override(text: Any) -> tuple[str, int, int]:
+    found = re.fullmatch(r"(.+)=(\d+),(\d+)", str(text))
+    if not found:
+        raise InputError(f"--bits {text} is not of the form REGEX=W,A", remedy="for example --bits 'layer1=4,8'")
+    return found[1], int(found[2]), int(found[3])
+
+
+Settings = TypeVar("Settings", Config, Files)
+
+
+def _build(cls: type[Settings], values: Mapping[str, Any]) -> Settings:
+    names = {item.name for item in fields(cls)}
+    return cls(**{name: value for name, value in values.items() if name in names})
+
+
+def build_settings(*layers: Mapping[str, Any]) -> tuple[Config, Files]:
+    """Build configuration and files from recipe and flags: a later layer overrides an earlier one."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        merged |= known_keys(layer, Config, Files)
+    resolved = resolve(merged)
+    return _build(Config, resolved), _build(Files, resolved)
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """Read a TOML recipe; raise InputError if it cannot be read or is not TOML."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read the recipe: {error.strerror}", where=str(path)) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"the recipe is not TOML: {error}", where=str(path)) from error
+
+
+def recipe(*settings: Config | Files) -> dict[str, Any]:
+    """Return every value that is set, as recipe keys and plain TOML values; `build_settings` reads it back."""
+    values = {item.name.replace("_", "-"): getattr(part, item.name) for part in settings for item in fields(part)}
+    if values.get("bits"):
+        values["bits"] = [f"{pattern}={weight},{data}" for pattern, weight, data in values["bits"]]
+    return {
+        key: list(value) if isinstance(value, tuple) else value for key, value in values.items() if value is not None
+    }
+
+
+def recipe_text(*settings: Config | Files) -> str:
+    """Return the recipe as TOML."""
+    return tomli_w.dumps(recipe(*settings))

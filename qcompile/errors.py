@@ -1,0 +1,40 @@
+"""Every error that qcompile raises on purpose.
+
+QCompileError          the tool failed                                         exit code 1
+├── InputError         a bad command, recipe, model or data: nothing written   exit code 2
+└── EmissionError      the emitted file broke a rule of its target             exit code 1
+
+An error says what is wrong, where, and what to do; its text is one line.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class QCompileError(Exception):
+    """Base of every error: `what` happened, `where`, and the `remedy`."""
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, where: str = "", remedy: str = "") -> None:
+        self.what, self.where, self.remedy = what, where, remedy
+        super().__init__("".join([what, f" ({where})" if where else "", f"; {remedy}" if remedy else ""]))
+
+
+class InputError(QCompileError):
+    """The command, the recipe, the model or the data cannot be used."""
+
+    exit_code = 2
+
+
+class EmissionError(QCompileError):
+    """The emitted file broke a rule of its target: a fault of qcompile, never of its user."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return "did you mean 'x'?" for the known name nearest to `name`, or the list of what is known."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"

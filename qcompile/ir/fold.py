@@ -1,0 +1,106 @@
+"""Constant folding with the ONNX reference implementation, one node at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx.reference import ReferenceEvaluator
+
+from qcompile.ir.graph import Constant, Graph, Node, is_output, node_proto, topological
+from qcompile.ir.shapes import kind_of, known_integers, static_dims
+
+UNSTABLE = {
+    "RandomNormal",
+    "RandomNormalLike",
+    "RandomUniform",
+    "RandomUniformLike",
+    "Bernoulli",
+    "Multinomial",
+    "Dropout",
+}
+GROWING = {"ConstantOfShape", "Expand", "Tile", "Range", "Pad", "Resize", "EyeLike", "OneHot", "Upsample"}
+KEPT = {"QuantizeLinear", "DequantizeLinear"}
+ROOM = 1 << 16  # bytes a folded constant may have even if its inputs are smaller
+
+
+def fold_constants(graph: Graph) -> int:
+    """Turn every tensor that depends on constants alone, or on known dimensions alone, into a constant.
+
+    Nodes that draw random numbers, that make an output of the graph, that have subgraphs or a custom domain, or that
+    would store much more than they read are left alone. Returns the number of nodes that became superfluous.
+    """
+    folded = 0
+    for node in topological(graph):
+        if any(is_output(graph, tensor) for tensor in node.outputs):
+            continue
+        values = _known_shape(node) or _evaluated(node, graph.opset)
+        if values is None:
+            continue
+        for tensor, value in zip(list(node.outputs), values):
+            if tensor.name:
+                tensor.inputs.clear()
+                tensor.to_constant(value)
+        node.outputs.clear()
+        node.inputs.clear()
+        folded += 1
+    if folded:
+        graph.nodes = [node for node in graph.nodes if node.outputs]
+    return folded
+
+
+def _known_shape(node: Node) -> list[NDArray[Any]] | None:
+    if len(node.outputs) != 1:
+        return None
+    known = known_integers(node.outputs[0])
+    if known is None or not all(isinstance(value, int) for value in known.flat):
+        return None
+    return [known.astype(np.int32 if node.outputs[0].dtype == np.int32 else np.int64)]
+
+
+def _evaluated(node: Node, opset: int) -> list[NDArray[Any]] | None:
+    if not _foldable(node):
+        return None
+    inputs = {tensor.name: np.asarray(tensor.values) for tensor in node.inputs if tensor.name}
+    room = max(ROOM, 2 * sum(value.nbytes for value in inputs.values()))
+    if any(_too_large(node, tensor, room) for tensor in node.outputs):
+        return None
+    proto = node_proto(node, [t.name for t in node.inputs], [t.name for t in node.outputs])
+    ports = [onnx.helper.make_empty_tensor_value_info(name) for name in inputs]
+    results = [onnx.helper.make_empty_tensor_value_info(tensor.name) for tensor in node.outputs if tensor.name]
+    graph = onnx.helper.make_graph([proto], "fold", ports, results)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
+    try:
+        with np.errstate(all="ignore"):
+            values = ReferenceEvaluator(model).run(None, inputs)
+    except Exception:  # the reference lacks operators and types; such a node is computed at run time, as it was
+        return None
+    if any(not isinstance(value, np.ndarray | np.generic) or value.nbytes > room for value in values):
+        return None
+    named = iter(values)
+    arrays = [np.asarray(next(named)) if tensor.name else np.empty(0) for tensor in node.outputs]
+    fits = all(
+        array.dtype.kind in "fiub" and tensor.dtype in (None, array.dtype)
+        for array, tensor in zip(arrays, node.outputs)
+        if tensor.name
+    )
+    return arrays if fits else None
+
+
+def _foldable(node: Node) -> bool:
+    return (
+        node.op not in UNSTABLE | KEPT
+        and node.domain in (None, "", "ai.onnx")
+        and not vars(node).get("exotic_attributes")
+        and not any(isinstance(value, Graph) for value in node.attrs.values())
+        and all((isinstance(tensor, Constant) and kind_of(tensor)) or not tensor.name for tensor in node.inputs)
+    )
+
+
+def _too_large(node: Node, tensor: Any, room: int) -> bool:
+    dims = static_dims(tensor)
+    if dims is None:
+        return node.op in GROWING
+    return int(np.prod(dims)) * (np.dtype(tensor.dtype).itemsize if tensor.dtype is not None else 8) > room

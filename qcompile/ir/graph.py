@@ -1,0 +1,129 @@
+"""Questions and small edits on a graph. `Graph`, `Node`, `Variable`, `Constant` are onnx-graphsurgeon's own classes."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import networkx as nx
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs  # noqa: TID251  (the one door)
+from numpy.typing import NDArray
+from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter  # noqa: TID251
+
+Graph: TypeAlias = gs.Graph
+Node: TypeAlias = gs.Node
+Variable: TypeAlias = gs.Variable
+Constant: TypeAlias = gs.Constant
+Tensor: TypeAlias = gs.Tensor
+
+
+def producer(tensor: Tensor) -> Node | None:
+    """Return the node that makes `tensor`, or None for graph inputs and constants."""
+    return tensor.inputs[0] if tensor.inputs else None
+
+
+def consumers(tensor: Tensor) -> list[Node]:
+    """Return the nodes that read `tensor`, each once, in the order of first use."""
+    return list({id(node): node for node in tensor.outputs}.values())
+
+
+def is_output(graph: Graph, tensor: Tensor) -> bool:
+    """Say whether `tensor` is an output of the graph."""
+    return any(tensor is output for output in graph.outputs)
+
+
+def only_consumer(graph: Graph, tensor: Tensor) -> Node | None:
+    """Return the one node that reads `tensor`, or None if several do, a subgraph does, or the graph gives it out."""
+    single = len(tensor.outputs) == 1 and not is_output(graph, tensor) and not is_inner(tensor.outputs[0])
+    return tensor.outputs[0] if single else None
+
+
+def is_inner(node: Node) -> bool:
+    """Say whether `node` stands in a subgraph (of If, Loop, Scan): it reads outer tensors, but no pass may touch it."""
+    return bool(vars(node).get("inner", False))
+
+
+def constant_value(tensor: Tensor) -> NDArray[Any] | None:
+    """Return the array behind an initializer or a Constant node, else None."""
+    if isinstance(tensor, Constant):
+        return np.asarray(tensor.values)
+    node = producer(tensor)
+    if node is not None and node.op == "Constant" and "value" in node.attrs:
+        return np.asarray(node.attrs["value"].values)
+    return None
+
+
+def activation_inputs(node: Node) -> list[Variable]:
+    """Return the inputs of `node` that are neither constants nor absent."""
+    return [tensor for tensor in node.inputs if isinstance(tensor, Variable) and not tensor.is_empty()]
+
+
+def topological(graph: Graph) -> list[Node]:
+    """Return the nodes so that each stands behind its inputs; nodes that were in order stay in their order."""
+    order = {id(node): index for index, node in enumerate(graph.nodes)}
+    dag: nx.DiGraph[int] = nx.DiGraph()
+    dag.add_nodes_from(order)
+    made_by = {tensor.name: id(node) for node in graph.nodes for tensor in node.outputs if tensor.name}
+    for node in graph.nodes:
+        read = {tensor.name for tensor in node.inputs} | captured_names(node)
+        dag.add_edges_from((made_by[name], id(node)) for name in read if name in made_by)
+    nodes = {id(node): node for node in graph.nodes}
+    return [nodes[key] for key in nx.lexicographical_topological_sort(dag, key=order.__getitem__)]
+
+
+def replace_uses(graph: Graph, old: Tensor, new: Tensor) -> None:
+    """Let every reader of `old` read `new`; if `old` is a graph output, `new` takes its name and its place."""
+    for node in list(old.outputs):
+        node.inputs = [new if tensor is old else tensor for tensor in node.inputs]
+    if is_output(graph, old):
+        old.name, new.name = fresh_name(graph, old.name), old.name
+        outputs: list[Any] = [new if tensor is old else tensor for tensor in graph.outputs]
+        graph.outputs = outputs
+
+
+def remove_node(graph: Graph, node: Node) -> None:
+    """Cut `node` out: its inputs and outputs are disconnected and it leaves the graph."""
+    node.inputs.clear()
+    node.outputs.clear()
+    graph.nodes.remove(node)
+
+
+def fresh_name(graph: Graph, stem: str) -> str:
+    """Return `stem`, or `stem_2`, `stem_3` ...: a name that no tensor and no node of the graph has."""
+    taken = set(graph.tensors(check_duplicates=False)) | {node.name for node in graph.nodes}
+    name, count = stem, 1
+    while name in taken:
+        count += 1
+        name = f"{stem}_{count}"
+    return name
+
+
+def captured_names(node: Node) -> set[str]:
+    """Return the names of outer tensors that the subgraphs of a control-flow node may read."""
+    names: set[str] = set()
+    for value in node.attrs.values():
+        if isinstance(value, Graph):
+            names |= {tensor.name for inner in value.nodes for tensor in inner.inputs if tensor.name}
+            names |= {tensor.name for tensor in value.outputs}
+            names |= {name for inner in value.nodes for name in captured_names(inner)}
+    return names
+
+
+def node_proto(node: Node, inputs: list[str], outputs: list[str]) -> onnx.NodeProto:
+    """Return the node as ONNX, with other names for its inputs and outputs."""
+    proto = OnnxExporter.export_node(node)
+    del proto.input[:], proto.output[:]
+    proto.input.extend(inputs)
+    proto.output.extend(outputs)
+    return proto
+
+
+def value_info(tensor: Tensor) -> onnx.ValueInfoProto:
+    """Return name, type and shape of a graph input or output as ONNX."""
+    return OnnxExporter.export_value_info_proto(tensor, do_type_check=False)
+
+
+def to_model(graph: Graph) -> onnx.ModelProto:
+    """Return the graph as a float ONNX model."""
+    return gs.export_onnx(graph, do_type_check=False)

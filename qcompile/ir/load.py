@@ -1,0 +1,335 @@
+"""Read a model file, turn it into a graph and back, write it: the only place where the ir touches files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.inliner
+import onnx_graphsurgeon as gs  # noqa: TID251  (the one door)
+from google.protobuf.message import DecodeError
+from onnx import ModelProto, NodeProto, TensorProto, external_data_helper, numpy_helper
+from onnx_graphsurgeon.ir.tensor import LazyValues  # noqa: TID251
+from onnx_graphsurgeon.logger import G_LOGGER  # noqa: TID251
+
+from qcompile.errors import InputError
+from qcompile.ir.graph import Constant, Graph, Node
+from qcompile.ir.protos import (
+    all_graphs,
+    all_nodes,
+    detach_exotic_attributes,
+    detach_exotic_types,
+    hollow,
+    is_weight,
+    size,
+)
+
+OLDEST_OPSET = 13  # below it Squeeze, ReduceSum, Softmax ... have another form than the rewrites expect
+MESSAGE_LIMIT = 2**31 - 2**20  # protobuf's limit for one message, with room for everything but the weights
+CHUNK = 1 << 22
+ONNX_DOMAINS = ("", "ai.onnx")
+WEIGHT_READERS = {"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization"}
+QUANTIZED = {
+    "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger", "QGemm",
+    "MatMulIntegerToFloat", "MatMulNBits", "QAttention", "DynamicQuantizeMatMul",
+}  # fmt: skip
+
+G_LOGGER.severity = G_LOGGER.ERROR  # types that numpy lacks are left alone here, so its warnings say nothing
+
+# --- reading
+
+
+def load_model(path: Path, *, max_opset: int | None = None) -> ModelProto:
+    """Read a float ONNX model with its external data into memory.
+
+    Raises InputError where the file is missing, not ONNX, cut off, newer than `max_opset`, quantized already, or has
+    NaN or infinite weights; each names what it found.
+    """
+    model = _parse(path)
+    _check_opset(model, path, max_opset)
+    _check_float(model, path)
+    _load_external(model, path)
+    _check_finite(model, path)
+    return model
+
+
+def check_model(model: ModelProto, *, max_opset: int | None = None) -> None:
+    """Raise InputError for a model in memory that `load_model` would not return."""
+    where = Path("the model in memory")
+    _check_opset(model, where, max_opset)
+    _check_float(model, where)
+    _check_finite(model, where)
+
+
+def _parse(path: Path) -> ModelProto:
+    damaged = InputError("not an ONNX model, or a truncated one", where=str(path), remedy="export or download it again")
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except FileNotFoundError as error:
+        raise InputError("model file not found", where=str(path), remedy="check the path") from error
+    except DecodeError as error:
+        raise damaged from error
+    except OSError as error:
+        raise InputError(
+            f"cannot read the model: {error.strerror}", where=str(path), remedy="check the path"
+        ) from error
+    if not model.ir_version or not model.HasField("graph") or not model.opset_import:
+        raise damaged
+    if not model.graph.output:
+        raise InputError("the model has no outputs", where=str(path), remedy="export it with its outputs")
+    return model
+
+
+def _check_opset(model: ModelProto, path: Path, max_opset: int | None) -> None:
+    own = opset(model)
+    if max_opset is not None and own > max_opset:
+        raise InputError(
+            f"the model has opset {own}, this installation reads up to {max_opset}",
+            where=str(path),
+            remedy=f"export with opset {max_opset} or lower, or upgrade onnx and onnxruntime",
+        )
+
+
+def _check_float(model: ModelProto, path: Path) -> None:
+    for node in _nodes(model):
+        if node.op_type in QUANTIZED or node.op_type.startswith("QLinear"):
+            raise InputError(
+                f"the model is quantized already: node {node.name or node.output[0]!r} is a {node.op_type}",
+                where=str(path),
+                remedy="give the float model it was made from",
+            )
+
+
+def _load_external(model: ModelProto, path: Path) -> None:
+    remedy = "keep the model and its data files in one folder, as they were exported"
+    for name, tensor in _tensors(model):
+        if not external_data_helper.uses_external_data(tensor):
+            continue
+        info = external_data_helper.ExternalDataInfo(tensor)
+        data = path.parent / info.location
+        if not data.is_file():
+            raise InputError(f"external data file {info.location!r} is missing", where=str(path), remedy=remedy)
+        need = (info.offset or 0) + (info.length or 0)
+        if data.stat().st_size < need:
+            what = f"external data file {info.location!r} is truncated: {data.stat().st_size} of {need} bytes"
+            raise InputError(what, where=f"tensor {name!r} of {path}", remedy=remedy)
+    try:
+        external_data_helper.load_external_data_for_model(model, str(path.parent))
+    except (OSError, ValueError, onnx.checker.ValidationError) as error:
+        what = f"external data cannot be read: {str(error).strip().splitlines()[0]}"
+        raise InputError(what, where=str(path), remedy=remedy) from error
+
+
+def _check_finite(model: ModelProto, path: Path) -> None:
+    weights = {name for node in _nodes(model) if node.op_type in WEIGHT_READERS for name in node.input[1:]}
+    for name, tensor in _tensors(model):
+        bad = _not_finite(tensor, infinite=name in weights)  # masks and bounds may be infinite, weights not
+        if bad:
+            raise InputError(
+                f"weight {name!r} contains {bad}",
+                where=str(path),
+                remedy="the model is broken: train or export it again",
+            )
+
+
+def _not_finite(tensor: TensorProto, *, infinite: bool) -> str:
+    if tensor.data_type not in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE) or not size(tensor):
+        return ""
+    values = numpy_helper.to_array(tensor).reshape(-1)
+    for start in range(0, values.size, CHUNK):
+        part = values[start : start + CHUNK]
+        low, high = part.min(), part.max()  # NaN comes through both; no mask as large as the weights
+        if np.isnan(low):
+            return "NaN"
+        if infinite and not (np.isfinite(low) and np.isfinite(high)):
+            return "infinite values"
+    return ""
+
+
+def _nodes(model: ModelProto) -> Iterator[NodeProto]:
+    yield from all_nodes(model.graph)
+    for function in model.functions:
+        yield from function.node
+
+
+def _tensors(model: ModelProto) -> Iterator[tuple[str, TensorProto]]:
+    """Yield every initializer and the tensor of every Constant node, under the name their readers use."""
+    for graph in all_graphs(model.graph):
+        yield from ((tensor.name, tensor) for tensor in graph.initializer)
+    for node in _nodes(model):
+        if is_weight(node):
+            yield node.output[0], node.attribute[0].t
+
+
+def opset(model: ModelProto) -> int:
+    """Return the version of the standard operator set; 1 where the model names none."""
+    return next((item.version for item in model.opset_import if item.domain in ONNX_DOMAINS), 1)
+
+
+# --- to the graph and back
+
+
+def prepare(model: ModelProto, target_opset: int) -> Graph:
+    """Return the graph the passes start from: functions inlined, opset raised to `target_opset`, shapes inferred.
+
+    A newer model keeps its opset; so does one that cannot be converted (custom domains, broken converters) if it is at
+    least OLDEST_OPSET. Weights are shared with `model`, not copied. Raises InputError for an older model that cannot be
+    converted.
+    """
+    light, weights = hollow(model)
+    if light.functions:
+        light = onnx.inliner.inline_local_functions(light)
+    if opset(light) < target_opset:
+        light = _raised(light, target_opset)
+    with suppress(Exception):  # a model of custom operators keeps the shapes it came with
+        light = onnx.shape_inference.infer_shapes(light, data_prop=True)
+    return _import(light, weights)
+
+
+def _raised(light: ModelProto, target_opset: int) -> ModelProto:
+    own = opset(light)
+    try:
+        raised = onnx.version_converter.convert_version(light, target_opset)
+        onnx.checker.check_model(raised)
+        same = [item.name for item in raised.graph.output] == [item.name for item in light.graph.output]
+    except Exception as error:  # the converter throws whatever its C++ code throws
+        raised, same, reason = light, False, str(error).strip().split("\n")[0]
+    else:
+        reason = "the converter changed the outputs"
+    if same:
+        return raised
+    if own >= OLDEST_OPSET:
+        return light
+    raise InputError(
+        f"opset {own} is too old and cannot be converted to {target_opset}: {reason}",
+        remedy=f"export the model with opset {OLDEST_OPSET} or newer",
+    )
+
+
+def to_graph(model: ModelProto) -> Graph:
+    """Return `model` as a graph. Weights are shared, not copied; Constant nodes are constants."""
+    return _import(*hollow(model))
+
+
+def _import(light: ModelProto, weights: dict[str, TensorProto]) -> Graph:
+    attributes = detach_exotic_attributes(light)
+    inner = [info for graph in all_graphs(light.graph) for info in (*graph.input, *graph.output, *graph.value_info)]
+    types = detach_exotic_types(inner)
+    graph = gs.import_onnx(light)
+    for tensor in graph.inputs:
+        if tensor.name in weights:
+            tensor.to_constant(LazyValues(weights[tensor.name]))
+    graph.inputs = [tensor for tensor in graph.inputs if tensor.name not in weights]
+    outermost = {id(node) for node in graph.nodes}
+    for node, exotic in zip(_graph_nodes(graph), attributes, strict=True):
+        node.exotic_attributes, node.inner = exotic, id(node) not in outermost
+    graph.exotic_types = types
+    graph.metadata = {item.key: item.value for item in light.metadata_props}
+    return graph
+
+
+def _graph_nodes(graph: Graph) -> Iterator[Node]:
+    for node in graph.nodes:
+        yield node
+        for value in node.attrs.values():
+            if isinstance(value, Graph):
+                yield from _graph_nodes(value)
+
+
+def to_model(graph: Graph, *, ir_version: int | None = None) -> ModelProto:
+    """Return `graph` as an ONNX model; without `ir_version` it keeps its own. Opset, producer and metadata are kept."""
+    for tensor in graph.tensors().values():
+        values = tensor._values if isinstance(tensor, Constant) else None
+        if isinstance(values, LazyValues) and values.tensor.name != tensor.name:
+            tensor.values = np.asarray(tensor.values)  # else the export renames the tensor inside the source model
+    domains = [onnx.helper.make_opsetid("", graph.opset)]
+    domains += [item for item in graph.import_domains or [] if item.domain not in ONNX_DOMAINS]
+    known = {item.domain for item in domains} | {"ai.onnx"}
+    custom = {node.domain for node in _graph_nodes(graph) if node.domain} - known
+    domains += [onnx.helper.make_opsetid(domain, 1) for domain in sorted(custom)]
+    model = gs.export_onnx(graph, do_type_check=False, opset_imports=domains)
+    for node, proto in zip(_graph_nodes(graph), all_nodes(model.graph), strict=True):
+        proto.attribute.extend(vars(node).get("exotic_attributes", []))
+    types = vars(graph).get("exotic_types", {})
+    for part in all_graphs(model.graph):
+        for info in (*part.input, *part.output):
+            if info.name in types:
+                info.type.CopyFrom(types[info.name])
+    onnx.helper.set_model_props(model, vars(graph).get("metadata", {}))
+    model.ir_version = ir_version or graph.ir_version or onnx.IR_VERSION
+    return model
+
+
+# --- writing
+
+
+def save_model(model: ModelProto, path: Path) -> None:
+    """Write `model` so that `path` holds either the old file or the whole new one, never a part.
+
+    Above protobuf's 2 GB the weights go to `<path>.data` beside it, written first. Raises InputError where the disk is
+    full or the folder cannot be written; nothing is left behind then.
+    """
+    data = path.with_name(f"{path.name}.data")
+    temporary = [_temporary(path), _temporary(data)]
+    try:
+        if sum(size(t) * _itemsize(t) for t in model.graph.initializer) < MESSAGE_LIMIT:
+            _write(temporary[0], [model.SerializeToString()])
+        else:
+            light, weights = hollow(model)
+            _write_external(light, weights, temporary[1], data.name)
+            _write(temporary[0], [light.SerializeToString()])
+            temporary[1].replace(data)
+        temporary[0].replace(path)
+    except OSError as error:
+        what = f"cannot write {path.name}: {error.strerror or error}"
+        raise InputError(
+            what, where=str(path.parent), remedy="check the folder, its permissions and free space"
+        ) from error
+    finally:
+        for leftover in temporary:
+            with suppress(OSError):
+                leftover.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def _write(path: Path, parts: Any) -> None:
+    with path.open("wb") as file:
+        for part in parts:
+            file.write(part)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _write_external(light: ModelProto, weights: dict[str, TensorProto], path: Path, location: str) -> None:
+    """Write the weights one behind the other and let initializers of `light` point at them."""
+    inputs = [item for item in light.graph.input if item.name not in weights]
+    del light.graph.input[:]
+    light.graph.input.extend(inputs)
+
+    def content() -> Iterator[bytes]:
+        offset = 0
+        for name, tensor in weights.items():
+            raw = tensor.raw_data if tensor.HasField("raw_data") else numpy_helper.to_array(tensor).tobytes()
+            pointer = light.graph.initializer.add(name=name, data_type=tensor.data_type, dims=tensor.dims)
+            pointer.data_location = TensorProto.EXTERNAL
+            for key, value in (("location", location), ("offset", offset), ("length", len(raw))):
+                pointer.external_data.add(key=key, value=str(value))
+            padding = -len(raw) % 4096  # page-aligned, so that a runtime can map the file
+            yield raw + bytes(padding) if padding and len(raw) < CHUNK else raw
+            if padding and len(raw) >= CHUNK:
+                yield bytes(padding)
+            offset += len(raw) + padding
+
+    _write(path, content())
+
+
+def _itemsize(tensor: TensorProto) -> int:
+    return int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)

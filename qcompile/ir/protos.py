@@ -1,0 +1,120 @@
+"""What the graph library cannot carry, kept beside it: large tensors, exotic attributes, types that are not tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import onnx
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
+
+LARGE = 1024  # elements; shape chains stay far below, weights that matter for memory far above
+EXOTIC = {AttributeProto.SPARSE_TENSOR, AttributeProto.SPARSE_TENSORS, AttributeProto.TENSORS,
+          AttributeProto.GRAPHS, AttributeProto.TYPE_PROTO, AttributeProto.TYPE_PROTOS}  # fmt: skip
+
+
+def hollow(model: ModelProto) -> tuple[ModelProto, dict[str, TensorProto]]:
+    """Return a copy of `model` in which large weights are graph inputs, and those weights by name.
+
+    Shape inference, opset conversion and inlining never look at the values of large tensors, but they serialise the
+    model, which fails above 2 GB. The weights are not copied. Constant nodes become initializers on the way.
+    """
+    light = ModelProto(
+        ir_version=max(model.ir_version, 4),  # from 4 on an initializer need not be a graph input as well
+        opset_import=model.opset_import,
+        functions=model.functions,
+        metadata_props=model.metadata_props,
+        producer_name=model.producer_name,
+        producer_version=model.producer_version,
+        domain=model.domain,
+        model_version=model.model_version,
+        doc_string=model.doc_string,
+    )
+    source, graph = model.graph, light.graph
+    graph.name, graph.doc_string = source.name, source.doc_string
+    constants = {node.output[0]: node.attribute[0].t for node in source.node if is_weight(node)}
+    constants |= {tensor.name: tensor for tensor in source.initializer}
+    large = {name: tensor for name, tensor in constants.items() if size(tensor) > LARGE}
+    graph.input.extend(item for item in source.input if item.name not in constants)
+    graph.input.extend(onnx.helper.make_tensor_value_info(name, t.data_type, t.dims) for name, t in large.items())
+    graph.output.extend(source.output)
+    graph.value_info.extend(source.value_info)
+    graph.sparse_initializer.extend(source.sparse_initializer)
+    graph.node.extend(node for node in source.node if not is_weight(node))
+    for name, tensor in constants.items():
+        if name not in large:
+            graph.initializer.add().CopyFrom(tensor)
+            graph.initializer[-1].name = name
+    return light, large
+
+
+def is_weight(node: NodeProto) -> bool:
+    """Say whether `node` is a Constant that holds a dense tensor."""
+    return (
+        node.op_type == "Constant" and node.domain in ("", "ai.onnx") and [a.name for a in node.attribute] == ["value"]
+    )
+
+
+def size(tensor: TensorProto) -> int:
+    """Return the number of elements."""
+    count = 1
+    for dim in tensor.dims:
+        count *= dim
+    return count
+
+
+def all_nodes(graph: GraphProto) -> Iterator[NodeProto]:
+    """Yield the nodes of `graph` and of the subgraphs inside them, each before its subgraphs."""
+    for node in graph.node:
+        yield node
+        for inner in subgraphs(node):
+            yield from all_nodes(inner)
+
+
+def all_graphs(graph: GraphProto) -> Iterator[GraphProto]:
+    """Yield `graph` and the subgraphs inside it."""
+    yield graph
+    for node in graph.node:
+        for inner in subgraphs(node):
+            yield from all_graphs(inner)
+
+
+def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
+    """Yield the subgraphs of a control-flow node."""
+    return (attribute.g for attribute in node.attribute if attribute.type == AttributeProto.GRAPH)
+
+
+def detach_exotic_attributes(model: ModelProto) -> list[list[AttributeProto]]:
+    """Take the attributes that the graph library drops or cannot decode out of `model`; one list per node, in order."""
+    taken = []
+    for node in all_nodes(model.graph):
+        exotic = [attribute for attribute in node.attribute if attribute.type in EXOTIC or not is_text(attribute)]
+        kept = [attribute for attribute in node.attribute if attribute not in exotic]
+        if exotic:
+            copies = [AttributeProto.FromString(attribute.SerializeToString()) for attribute in [*exotic, *kept]]
+            del node.attribute[:]
+            node.attribute.extend(copies[len(exotic) :])
+            taken.append(copies[: len(exotic)])
+        else:
+            taken.append([])
+    return taken
+
+
+def is_text(attribute: AttributeProto) -> bool:
+    """Say whether every string of `attribute` is UTF-8 text; custom operators also keep bytes in them."""
+    try:
+        for text in [attribute.s, *attribute.strings]:
+            text.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def detach_exotic_types(infos: Iterable[ValueInfoProto]) -> dict[str, onnx.TypeProto]:
+    """Clear the types that are not plain tensors (sequences, optionals, maps); return them by name."""
+    taken = {}
+    for info in infos:
+        kind = info.type.WhichOneof("value")
+        if kind not in (None, "tensor_type"):
+            taken[info.name] = onnx.TypeProto.FromString(info.type.SerializeToString())
+            info.ClearField("type")
+    return taken

@@ -1,0 +1,82 @@
+"""The pass manager: runs passes in order, checks what they require, verifies the graph after each."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+from qcompile.errors import QCompileError
+from qcompile.ir.verify import verify
+from qcompile.qmodel import QModel
+
+
+class Pass(Protocol):
+    """One step of the compiler. `run` changes the model's graph or plan in place and returns how much it changed.
+
+    `name` is kebab-case; `requires` names passes that must have run before. A pass knows nothing of the command line,
+    of files or of other passes.
+    """
+
+    name: ClassVar[str]
+    requires: ClassVar[tuple[str, ...]]
+
+    def run(self, model: QModel) -> int:
+        """Change `model`; return the number of changes (0: nothing applied)."""
+
+
+@dataclass(frozen=True)
+class PassRun:
+    """What the manager saw of one pass: changes, seconds of wall and CPU time, the process's peak memory at its end."""
+
+    name: str
+    changed: int
+    seconds: float
+    cpu_seconds: float
+    peak_bytes: int
+
+
+Watch = Callable[[PassRun, QModel], None]
+
+
+class PassManager:
+    """Run `passes` on a model, in order."""
+
+    def __init__(self, passes: Iterable[Pass]) -> None:
+        self.passes: Sequence[Pass] = tuple(passes)
+        seen: set[str] = set()
+        for item in self.passes:
+            if missing := [name for name in item.requires if name not in seen]:
+                raise QCompileError(
+                    f"pass {item.name!r} requires {', '.join(map(repr, missing))} before it",
+                    remedy="put it earlier in the list of passes",
+                )
+            seen.add(item.name)
+
+    def run(self, model: QModel, watch: Watch | None = None) -> list[PassRun]:
+        """Run every pass on `model` in place; return what each did and took. The graph is verified after each.
+
+        `watch` is called after each pass, with what it took and the model as it left it.
+        """
+        runs = []
+        for item in self.passes:
+            wall, cpu = time.perf_counter(), time.process_time()
+            changed = item.run(model)
+            verify(model.graph, after=item.name)
+            wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+            runs.append(PassRun(item.name, changed, wall, cpu, peak_memory()))
+            if watch is not None:
+                watch(runs[-1], model)
+        return runs
+
+
+def peak_memory() -> int:
+    """Return the most bytes of memory that this process has had so far, or 0 where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

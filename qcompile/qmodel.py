@@ -1,0 +1,61 @@
+"""QModel: what flows through the passes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from qcompile.config import Config
+from qcompile.data.dataset import Dataset
+from qcompile.ir import Graph
+from qcompile.quant.plan import Plan
+from qcompile.targets.schema import Target
+
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass
+class Journal:
+    """The machine-readable list of what each pass did, with reasons: the source of audit and report."""
+
+    entries: list[dict[str, Any]] = field(default_factory=list)
+
+    def note(self, by: str, what: str, **facts: Any) -> None:
+        """Record that pass `by` did `what`; facts are plain JSON values."""
+        self.entries.append({"pass": by, "what": what, **facts})
+
+    def by(self, name: str) -> Iterator[dict[str, Any]]:
+        """Yield the entries of one pass."""
+        return (entry for entry in self.entries if entry["pass"] == name)
+
+
+@dataclass
+class QModel:
+    """A model on its way through the passes.
+
+    `graph` is the float graph, normalised by the first passes; `source` the model as it was loaded (the float
+    reference); `data` the calibration samples (None where only a plan is made); `held_back` samples that calibration
+    does not see, to compare the emitted file with the float model; `evaluation` labelled ones; `emitted` the file's
+    content once it exists.
+    """
+
+    graph: Graph
+    source: onnx.ModelProto
+    target: Target
+    config: Config = field(default_factory=Config)
+    data: Dataset | None = None
+    held_back: Dataset | None = None
+    evaluation: Dataset | None = None
+    plan: Plan = field(default_factory=Plan)
+    journal: Journal = field(default_factory=Journal)
+    emitted: onnx.ModelProto | None = None
+
+
+def generator(config: Config, purpose: str) -> np.random.Generator:
+    """Return the random generator for one purpose: reproducible by seed, independent of the order of passes."""
+    return np.random.default_rng([config.seed, *purpose.encode()])

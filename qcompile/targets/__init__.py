@@ -1,0 +1,1 @@
+"""What runtimes can do: one table per target."""

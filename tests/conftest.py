@@ -1,0 +1,121 @@
+"""Fixtures that every test may use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from onnx import ModelProto, numpy_helper, parser
+
+from qcompile.config import Config
+from qcompile.ir import Graph
+from qcompile.ir.load import prepare, to_model
+from qcompile.qmodel import QModel
+from qcompile.runtime.session import Session
+from qcompile.targets.schema import Target
+
+ROOT = Path(__file__).parent.parent
+RESIDUAL = """<ir_version: 8, opset_import: ["": 18]>
+g (float[N,3,8,8] image) => (float[N,5] scores) {
+    stem = Conv<pads=[1,1,1,1]>(image, w_stem, b_stem)
+    start = Relu(stem)
+    branch = Conv<pads=[1,1,1,1]>(start, w_branch, b_branch)
+    sum = Add(branch, start)
+    end = Relu(sum)
+    pooled = GlobalAveragePool(end)
+    flat = Flatten(pooled)
+    logits = Gemm<transB=1>(flat, w_head, b_head)
+    scores = Tanh(logits)
+}"""
+RESIDUAL_SHAPES = {
+    "w_stem": (8, 3, 3, 3),
+    "b_stem": (8,),
+    "w_branch": (8, 8, 3, 3),
+    "b_branch": (8,),
+    "w_head": (5, 8),
+    "b_head": (5,),
+}
+
+
+@pytest.fixture(scope="session")
+def models() -> Path:
+    """The folder of the embedded example."""
+    return ROOT / "models"
+
+
+@pytest.fixture(scope="session")
+def shared_assets() -> Path:
+    """Larger models and image sets that stand beside a development checkout; users do not have them."""
+    folder = ROOT.parent / "shared" / "assets"
+    if not folder.is_dir():
+        pytest.skip("needs the development assets (../shared/assets), which are not part of the repository")
+    return folder
+
+
+@pytest.fixture
+def residual_model() -> onnx.ModelProto:
+    """A tiny residual network with random weights; its nodes are named like their outputs, and the Tanh stays float."""
+    model = onnx.parser.parse_model(RESIDUAL)
+    random = np.random.default_rng(0)
+    for name, shape in RESIDUAL_SHAPES.items():
+        spread = (2 / np.prod(shape[1:])) ** 0.5 if len(shape) > 1 else 0.1
+        values = (spread * random.standard_normal(shape)).astype(np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(values, name))
+    for node in model.graph.node:
+        node.name = node.output[0]
+    return model
+
+
+@pytest.fixture
+def residual_data() -> dict[str, NDArray[Any]]:
+    """Samples for `residual_model`."""
+    return {"image": np.random.default_rng(1).standard_normal((40, 3, 8, 8)).astype(np.float32)}
+
+
+@pytest.fixture(scope="session")
+def model_of() -> Callable[..., ModelProto]:
+    """Parse the ONNX text of a graph; inputs named in capitals become random float weights."""
+
+    def build(text: str, *, opset: int = 18, seed: int = 0) -> ModelProto:
+        model = parser.parse_model(f'<ir_version: 8, opset_import: ["": {opset}, "custom": 1]> {text}')
+        random = np.random.default_rng(seed)
+        weights = [item for item in model.graph.input if item.name.isupper()]
+        for item in weights:
+            model.graph.input.remove(item)
+            dims = [dim.dim_value for dim in item.type.tensor_type.shape.dim]
+            dtype = onnx.helper.tensor_dtype_to_np_dtype(item.type.tensor_type.elem_type)
+            model.graph.initializer.append(numpy_helper.from_array(random.normal(size=dims).astype(dtype), item.name))
+        return model
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def as_qmodel() -> Callable[[ModelProto], QModel]:
+    """Make what the passes take from a model: prepared for ort-cpu, no data."""
+    target = Target.load("ort-cpu")
+    return lambda source: QModel(prepare(source, target.opset), source, target, Config())
+
+
+@pytest.fixture(scope="session")
+def same_outputs() -> Callable[..., None]:
+    """Assert that a graph computes what the model it came from computes, on random inputs of each of `shapes`."""
+
+    def check(
+        source: ModelProto, graph: Graph, shapes: Sequence[Mapping[str, Sequence[int]]], *, rtol: float = 1e-5
+    ) -> None:
+        before, after = Session(source, level="off", threads=1), Session(to_model(graph), level="off", threads=1)
+        random = np.random.default_rng(1)
+        for sizes in shapes:
+            feeds = {name: random.normal(size=size, scale=2).astype(np.float32) for name, size in sizes.items()}
+            for name, expected in before.run(feeds).items():
+                largest = np.abs(expected[np.isfinite(expected)]).max(initial=0)
+                atol = rtol * max(float(largest), 1e-6)  # of the largest value: sums cancel
+                np.testing.assert_allclose(after.run(feeds)[name], expected, rtol=rtol, atol=atol, err_msg=name)
+
+    return check

@@ -1,0 +1,304 @@
+"""Reading and writing model files, and the way into the graph and back."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import ModelProto, TensorProto, helper, numpy_helper, parser
+
+from qcompile.errors import InputError
+from qcompile.ir import Constant
+from qcompile.ir import load as load_module
+from qcompile.ir.load import load_model, prepare, save_model, to_graph, to_model
+from qcompile.runtime.session import Session
+
+Build = Callable[..., ModelProto]
+Same = Callable[..., None]
+
+CONV = "g (float[N,4,8,8] x, float[16,4,5,5] W, float[16] B) => (float[N,16,4,4] y) { [conv] y = Conv(x, W, B) }"
+
+
+@pytest.fixture
+def conv(model_of: Build) -> ModelProto:
+    """One convolution with 1600 weights: large enough to be held aside."""
+    return model_of(CONV)
+
+
+def written(model: ModelProto, path: Path) -> Path:
+    onnx.save(model, path)
+    return path
+
+
+def set_weight(model: ModelProto, name: str, position: int, value: float) -> ModelProto:
+    for tensor in model.graph.initializer:
+        if tensor.name == name:
+            values = numpy_helper.to_array(tensor).copy()
+            values.flat[position] = value
+            tensor.CopyFrom(numpy_helper.from_array(values, name))
+    return model
+
+
+# --- what is refused
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"not found .*no\.onnx.*; check the path"):
+        load_model(tmp_path / "no.onnx")
+
+
+def test_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot read the model: Is a directory"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello, this is a text file\n", b"\x89PNG\r\n\x1a\n" + bytes(100)])
+def test_other_files(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="not an ONNX model"):
+        load_model(path)
+
+
+@pytest.mark.parametrize("part", [0.1, 0.5, 0.9, 0.999])
+def test_truncated_files(part: float, conv: ModelProto, tmp_path: Path) -> None:
+    content = conv.SerializeToString()
+    path = tmp_path / "model.onnx"
+    path.write_bytes(content[: int(len(content) * part)])
+    with pytest.raises(InputError, match="truncated"):
+        load_model(path)
+
+
+def test_a_model_without_outputs(conv: ModelProto, tmp_path: Path) -> None:
+    del conv.graph.output[:]
+    with pytest.raises(InputError, match="no outputs"):
+        load_model(written(conv, tmp_path / "model.onnx"))
+
+
+def test_an_opset_of_the_future(conv: ModelProto, tmp_path: Path) -> None:
+    path = written(conv, tmp_path / "model.onnx")
+    assert load_model(path, max_opset=18)
+    with pytest.raises(InputError, match=r"opset 18, this installation reads up to 17 .*; export with opset 17"):
+        load_model(path, max_opset=17)
+
+
+@pytest.mark.parametrize(("name", "value"), [("W", np.nan), ("W", np.inf), ("B", -np.inf)])
+def test_broken_weights(name: str, value: float, conv: ModelProto, tmp_path: Path) -> None:
+    path = written(set_weight(conv, name, -1, value), tmp_path / "model.onnx")
+    with pytest.raises(InputError, match=f"weight '{name}' contains {'NaN' if np.isnan(value) else 'infinite'}"):
+        load_model(path)
+
+
+def test_broken_weights_in_constant_nodes_and_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load_module, "CHUNK", 2)
+    text = "g (float[N,4] x) => (float[N,4] y) { c = Constant<value = float[4] {1, 2, 3, 4}>() y = Add(x, c) }"
+    model = parser.parse_model(f'<ir_version: 8, opset_import: ["": 18]> {text}')
+    values = np.array([1, 2, 3, np.nan], dtype=np.float32)
+    model.graph.node[0].attribute[0].t.CopyFrom(numpy_helper.from_array(values))
+    with pytest.raises(InputError, match="weight 'c' contains NaN"):
+        load_model(written(model, tmp_path / "model.onnx"))
+
+
+def test_infinity_in_a_mask_is_fine(model_of: Build, tmp_path: Path) -> None:
+    model = set_weight(model_of("g (float[N,4] x, float[4] M) => (float[N,4] y) { y = Add(x, M) }"), "M", 0, -np.inf)
+    assert load_model(written(model, tmp_path / "model.onnx"))
+
+
+def test_quantized_models(tmp_path: Path) -> None:
+    text = """g (float[N,4] x) => (float[N,4] y) <float s = {0.1}, uint8 z = {128}> {
+        [first] q = QuantizeLinear(x, s, z)  y = DequantizeLinear(q, s, z) }"""
+    model = parser.parse_model(f'<ir_version: 8, opset_import: ["": 18]> {text}')
+    with pytest.raises(InputError, match="quantized already: node 'first' is a QuantizeLinear"):
+        load_model(written(model, tmp_path / "model.onnx"))
+
+
+def test_external_data(conv: ModelProto, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save(onnx.ModelProto.FromString(conv.SerializeToString()), path, save_as_external_data=True, location="w.bin", size_threshold=0)
+    loaded = load_model(path)
+    assert [t.raw_data for t in loaded.graph.initializer] == [t.raw_data for t in conv.graph.initializer]
+    data = tmp_path / "w.bin"
+    data.write_bytes(data.read_bytes()[:-8])
+    with pytest.raises(InputError, match=r"'w\.bin' is truncated: \d+ of \d+ bytes \(tensor '[WB]'"):
+        load_model(path)
+    data.unlink()
+    with pytest.raises(InputError, match=r"external data file 'w\.bin' is missing"):
+        load_model(path)
+
+
+def test_external_data_outside_the_folder(conv: ModelProto, tmp_path: Path) -> None:
+    path = tmp_path / "inner" / "model.onnx"
+    path.parent.mkdir()
+    onnx.save(conv, path, save_as_external_data=True, location="w.bin", size_threshold=0)
+    model = onnx.load(path, load_external_data=False)
+    for tensor in model.graph.initializer:
+        next(entry for entry in tensor.external_data if entry.key == "location").value = "../w.bin"
+    path.write_bytes(model.SerializeToString())
+    (path.parent / "w.bin").rename(tmp_path / "w.bin")
+    with pytest.raises(InputError, match="external data cannot be read"):
+        load_model(path)
+
+
+def test_messages_are_one_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        load_model(tmp_path / "no.onnx")
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+# --- graph and back
+
+
+def test_round_trip_keeps_what_is_not_the_graph(conv: ModelProto) -> None:
+    conv.producer_name, conv.producer_version = "exporter", "1.2"
+    helper.set_model_props(conv, {"license": "free"})
+    model = to_model(to_graph(conv), ir_version=9)
+    assert (model.producer_name, model.producer_version, model.ir_version) == ("exporter", "1.2", 9)
+    assert {item.key: item.value for item in model.metadata_props} == {"license": "free"}
+    assert [item.version for item in model.opset_import if item.domain == ""] == [18]
+    onnx.checker.check_model(model, full_check=True)
+
+
+def test_weights_are_shared_with_the_source_and_renaming_leaves_it_alone(conv: ModelProto) -> None:
+    before = conv.SerializeToString()
+    graph = prepare(conv, 18)
+    weight = graph.nodes[0].inputs[1]
+    assert isinstance(weight, Constant)
+    assert weight._values.tensor is next(t for t in conv.graph.initializer if t.name == "W")
+    weight.name = "renamed"
+    assert to_model(graph).graph.node[0].input[1] == "renamed"
+    assert conv.SerializeToString() == before
+
+
+@pytest.mark.parametrize(("own", "end"), [(9, 18), (13, 18), (17, 18), (18, 18), (21, 21)])
+def test_opsets_are_raised_never_lowered(own: int, end: int, model_of: Build, same_outputs: Same) -> None:
+    source = model_of(CONV, opset=own)
+    graph = prepare(source, 18)
+    assert graph.opset == end
+    same_outputs(source, graph, [{"x": (2, 4, 8, 8)}], rtol=0)  # the same convolution
+
+
+def test_a_model_that_cannot_be_converted_keeps_its_opset(model_of: Build) -> None:
+    text = "g (float[N,4] x) => (float[N,4] y) { y = Scan<body = b (float[4] i) => (float[4] o) { o = Upsample(i) }>(x) }"
+    assert prepare(model_of(text, opset=13), 18).opset in (13, 18)
+    old = model_of("g (float[N,4] x) => (float[N,4] y) { y = Unknown(x) }", opset=9)
+    with pytest.raises(InputError, match="opset 9 is too old and cannot be converted to 18"):
+        prepare(old, 18)
+
+
+def test_local_functions_are_inlined() -> None:
+    source = parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 18, "local": 1]>
+        g (float[N,4] x) => (float[N,4] y) { y = local.twice(x) }
+        <domain: "local", opset_import: ["": 18]> twice (a) => (b) { c = Relu(a)  b = Add(c, c) }"""
+    )
+    graph = prepare(source, 18)
+    assert [node.op for node in graph.nodes] == ["Relu", "Add"]
+    feeds = {"x": np.array([[-1, 0, 2, 3]], dtype=np.float32)}
+    np.testing.assert_array_equal(Session(to_model(graph), threads=1).run(feeds)["y"], [[0, 0, 4, 6]])
+
+
+def test_initializers_that_are_inputs_too_become_constants(conv: ModelProto) -> None:
+    conv.ir_version = 3
+    conv.graph.input.append(helper.make_tensor_value_info("W", TensorProto.FLOAT, [16, 4, 5, 5]))
+    assert [tensor.name for tensor in prepare(conv, 18).inputs] == ["x"]
+
+
+def test_bytes_and_types_in_attributes_survive() -> None:
+    node = helper.make_node("Op", ["x"], ["y"], domain="custom", blob=b"\xff\xfe", number=3)
+    optional = helper.make_node("Optional", [], ["o"], type=helper.make_tensor_type_proto(TensorProto.FLOAT, [2]))
+    value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [2])
+    result = helper.make_empty_tensor_value_info("y")
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("custom", 1)]
+    source = helper.make_model(helper.make_graph([node, optional], "g", [value], [result]), opset_imports=opsets)
+    back = to_model(to_graph(source))
+    kept = {attribute.name: helper.get_attribute_value(attribute) for n in back.graph.node for attribute in n.attribute}
+    assert kept["blob"] == b"\xff\xfe"
+    assert kept["number"] == 3
+    assert kept["type"].tensor_type.elem_type == TensorProto.FLOAT
+
+
+# --- writing
+
+
+def test_saving_replaces_the_file_and_leaves_nothing_else(conv: ModelProto, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_text("old")
+    save_model(conv, path)
+    assert load_model(path) == conv
+    assert [item.name for item in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_a_full_disk_keeps_the_old_file(conv: ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_text("old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(InputError, match=r"cannot write model\.onnx: No space left on device"):
+        save_model(conv, path)
+    assert [item.name for item in tmp_path.iterdir()] == ["model.onnx"]
+    assert path.read_text() == "old"
+
+
+def test_a_missing_folder(conv: ModelProto, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot write"):
+        save_model(conv, tmp_path / "none" / "model.onnx")
+
+
+def test_a_folder_in_the_way(conv: ModelProto, tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").mkdir()
+    with pytest.raises(InputError, match="cannot write"):
+        save_model(conv, tmp_path / "model.onnx")
+    assert [item.name for item in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_weights_beyond_the_limit_go_beside_the_model(
+    conv: ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(load_module, "MESSAGE_LIMIT", 4000)
+    before = conv.SerializeToString()
+    path = tmp_path / "model.onnx"
+    save_model(conv, path)
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
+    assert conv.SerializeToString() == before
+    onnx.checker.check_model(path, full_check=True)
+    weights = {t.name: numpy_helper.to_array(t) for t in load_model(path).graph.initializer}
+    for tensor in conv.graph.initializer:
+        np.testing.assert_array_equal(weights[tensor.name], numpy_helper.to_array(tensor))
+    feeds = {"x": np.ones((1, 4, 8, 8), np.float32)}
+    np.testing.assert_array_equal(Session(path, threads=1).run(feeds)["y"], Session(conv, threads=1).run(feeds)["y"])
+
+
+@pytest.fixture
+def huge() -> Iterator[ModelProto]:
+    """Nine matrices of 256 MB: 2.3 GB of weights."""
+    side, count = 8192, 9
+    weight = np.zeros((side, side), np.float32)
+    names = [f"w{i}" for i in range(count)]
+    nodes = [helper.make_node("MatMul", [f"t{i}", name], [f"t{i + 1}"], name=name) for i, name in enumerate(names)]
+    infos = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, side]) for name in ("t0", f"t{count}")]
+    model = helper.make_model(helper.make_graph(nodes, "g", infos[:1], infos[1:]), opset_imports=[helper.make_opsetid("", 17)])
+    for name in names:
+        tensor: Any = model.graph.initializer.add(name=name, data_type=TensorProto.FLOAT, dims=[side, side])
+        weight[0, 0] += 1
+        tensor.raw_data = weight.tobytes()
+    yield model
+
+
+@pytest.mark.slow
+def test_more_than_two_gigabytes(huge: ModelProto, tmp_path: Path) -> None:
+    graph = prepare(huge, 18)
+    assert graph.opset == 18
+    save_model(to_model(graph), tmp_path / "model.onnx")
+    loaded = load_model(tmp_path / "model.onnx")
+    first = [np.frombuffer(tensor.raw_data, np.float32, count=1)[0] for tensor in loaded.graph.initializer]
+    assert first == list(range(1, 10))

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import tomllib
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qcompile.config import Config, Files, build_settings, flag_of, read_recipe, recipe, recipe_text
+from qcompile.errors import InputError
+
+BITS = st.integers(2, 8)
+NAMES = st.text("abc.*/_0=,", min_size=1, max_size=6).filter(lambda text: not text.startswith("*") and "**" not in text)
+CONFIGS = st.builds(
+    Config,
+    w=BITS,
+    a=BITS,
+    residual_bits=BITS,
+    keep_float=st.lists(NAMES, max_size=2).map(tuple),
+    bits=st.lists(st.tuples(NAMES, BITS, BITS), max_size=2).map(tuple),
+    samples=st.none() | st.integers(1, 99),
+    calibration_method=st.sampled_from([None, "mse", "max"]),
+    percentile=st.floats(50, 100),
+    random_data=st.booleans(),
+)
+
+
+@given(CONFIGS)
+def test_recipe_holds_every_setting(config: Config) -> None:
+    files = Files(data="calib.npz", out="out.onnx")
+    assert build_settings(tomllib.loads(recipe_text(config, files))) == (config, files)
+
+
+def test_every_field_has_help_and_a_group() -> None:
+    for item in (*fields(Config), *fields(Files)):
+        assert flag_of(item).help and flag_of(item).group
+
+
+def test_later_layers_win() -> None:
+    config, files = build_settings({"w": 8, "a": 6, "data": "one.npz"}, {"w": 4}, {"data": "two.npz"})
+    assert (config.w, config.a, files.data) == (4, 6, "two.npz")
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [
+        ([{"precision": "w4a6"}], (4, 6)),
+        ([{"precision": "W2A8"}], (2, 8)),
+        ([{"w": 8, "a": 8}, {"precision": "w3a5"}], (3, 5)),
+        ([{"precision": "w3a5"}, {"a": 7}], (3, 7)),
+    ],
+)
+def test_precision_is_both_bits(layers: list[dict[str, Any]], expected: tuple[int, int]) -> None:
+    config, _ = build_settings(*layers)
+    assert (config.w, config.a) == expected
+
+
+def test_residual_bits_follow_the_inputs_in_the_end() -> None:
+    assert build_settings({"residual-bits": "a"}, {"a": 3})[0].residual_bits == 3
+    assert build_settings({"residual-bits": "a"})[0].residual_bits == 8
+    assert build_settings({"residual-bits": 5})[0].residual_bits == 5
+
+
+def test_overrides_are_read_from_the_right() -> None:
+    assert build_settings({"bits": ["a=b,c=2,4"]})[0].bits == (("a=b,c", 2, 4),)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"w": 9}, "--w 9 is out of range; give 2 to 8"),
+        ({"a": 1}, "--a 1 is out of range"),
+        ({"w": "four"}, "give a whole number"),
+        ({"w": True}, "give a whole number"),
+        ({"seed": -1}, "give 0 or more"),
+        ({"percentile": 20}, "--percentile 20 is out of range; give 50 to 100"),
+        ({"precison": "w4a4"}, "did you mean 'precision'?"),
+        ({"precision": "4/4"}, "not of the form w4a4"),
+        ({"precision": "w9a4"}, "--w 9 is out of range"),
+        ({"calibration-method": "ms"}, "did you mean 'mse'?"),
+        ({"residual-bits": "b"}, "give 2 to 8, or a"),
+        ({"bits": ["layer1"]}, "not of the form REGEX=W,A"),
+        ({"bits": ["layer1=4,9"]}, "--bits layer1=a 9 is out of range"),
+        ({"keep-float": ["("]}, "not a regular expression"),
+        ({"keep-float": "head"}, "--keep-float takes a list"),
+        ({"random-data": 1}, "give true or false"),
+        ({"data": 3}, "give a text"),
+    ],
+)
+def test_wrong_values_are_named(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as error:
+        build_settings(values)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_config_alone_knows_no_files() -> None:
+    assert Config.from_dict({"first-last-bits": 4}) == Config(first_last_bits=4)
+    with pytest.raises(InputError, match="unknown recipe key 'out'"):
+        Config.from_dict({"out": "x.onnx"})
+
+
+def test_unset_values_are_not_in_the_recipe() -> None:
+    assert "samples" not in recipe(Config())
+    assert recipe(Config(samples=3))["samples"] == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"w = ", "is not TOML"), (b"\xff\xfe", "is not TOML"), (None, "cannot read")]
+)
+def test_unreadable_recipe(tmp_path: Path, content: bytes | None, message: str) -> None:
+    path = tmp_path / "recipe.toml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        read_recipe(path)
