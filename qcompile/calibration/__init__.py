@@ -1,0 +1,1 @@
+"""Ranges of activations: what is observed, and the quantizer that is made from it."""

@@ -1,0 +1,1 @@
+"""Quantizers, plans and their arithmetic, in numpy."""

@@ -1,0 +1,89 @@
+"""Quantizers: what a tensor's integers mean. Specs are decisions without numbers, params hold the numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+INT8_MIN, INT8_MAX = -128, 127
+Scalar = TypeVar("Scalar", bound=np.generic)
+
+
+@dataclass(frozen=True)
+class ActivationSpec:
+    """What placement decides about an activation tensor: bits and constraints, no numbers.
+
+    `lower` and `upper` bound the grid (an absorbed Relu6 gives 0 and 6: real values of the grid never leave them).
+    `even_zero_point` is for outputs of kernels that round after adding the zero point.
+    `fixed` is a quantizer that the operator dictates; calibration leaves it alone.
+    """
+
+    bits: int
+    lower: float = -np.inf
+    upper: float = np.inf
+    even_zero_point: bool = False
+    fixed: Quantizer | None = None
+
+
+@dataclass(frozen=True)
+class Quantizer:
+    """Affine activation quantizer, per tensor: q = clip(rint(x / scale) + zero_point, 0, 2**bits - 1), in uint8.
+
+    `scale` is a float32 value above 0 in the tensor's unit per step; `zero_point` an integer in 0 .. 2**bits - 1.
+    """
+
+    bits: int
+    scale: float
+    zero_point: int
+
+    @property
+    def levels(self) -> int:
+        """The largest code, 2**bits - 1."""
+        return (1 << self.bits) - 1
+
+    @property
+    def low(self) -> float:
+        """The real value of code 0."""
+        return -self.zero_point * self.scale
+
+    @property
+    def high(self) -> float:
+        """The real value of the largest code."""
+        return (self.levels - self.zero_point) * self.scale
+
+
+@dataclass(frozen=True)
+class WeightQuantizer:
+    """Per-channel weight quantizer on the int8 lattice: real = scale * (codes * step + offset).
+
+    `codes` uint8, the weight's shape, in 0 .. 2**bits - 1; `axis` the output-channel axis; `scale` float32 [C], the
+    real value of one int8 step; `step` and `offset` int8 [C]. The plain signed w-bit grid is step 1, offset -2**(w-1).
+    """
+
+    bits: int
+    axis: int
+    codes: NDArray[np.uint8] = field(repr=False)
+    scale: NDArray[np.float32] = field(repr=False)
+    step: NDArray[np.int8] = field(repr=False)
+    offset: NDArray[np.int8] = field(repr=False)
+
+    def along(self, values: NDArray[Scalar]) -> NDArray[Scalar]:
+        """Reshape a [C] vector so that it broadcasts over the weight along `axis`."""
+        shape = [1] * self.codes.ndim
+        shape[self.axis] = -1
+        return values.reshape(shape)
+
+    def integers(self) -> NDArray[np.int8]:
+        """Return the int8 weight the kernel reads, the weight's shape."""
+        lattice = self.codes.astype(np.int32) * self.along(self.step.astype(np.int32)) + self.along(
+            self.offset.astype(np.int32)
+        )
+        return lattice.astype(np.int8)
+
+    def dequantize(self) -> NDArray[np.float32]:
+        """Return the float32 weight that the integers stand for."""
+        result: NDArray[np.float32] = self.integers().astype(np.float32) * self.along(self.scale)
+        return result

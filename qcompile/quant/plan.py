@@ -1,0 +1,80 @@
+"""The plan: every decision about one model, and the reasons."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qcompile.quant.params import ActivationSpec, Quantizer, WeightQuantizer
+
+
+class Form(StrEnum):
+    """How a node of the normalised graph runs in the emitted file."""
+
+    COMPUTE = "compute"  # Conv, Gemm, MatMul on an integer kernel
+    ARITHMETIC = "arithmetic"  # Add, Mul, pools, Concat ...: DequantizeLinear in, QuantizeLinear out
+    CODES = "codes"  # moves or clips uint8 codes: input and output share one quantizer
+    ABSORBED = "absorbed"  # a clip that the quantizer of its producer carries out
+    FLOAT = "float"
+
+
+@dataclass(frozen=True)
+class NodePlan:
+    """One node's decision: its form, why, and for a compute node the bits of its weight and of its data inputs."""
+
+    form: Form
+    reason: str = ""
+    weight_bits: int = 0
+    input_bits: int = 0
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A piece that is reconstructed at once: node names in topological order, and boundary tensors."""
+
+    name: str
+    nodes: tuple[str, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    note: str = ""
+
+
+@dataclass
+class Plan:
+    """All decisions. Passes fill it in order; the emitted file, the simulations and the report are made from it.
+
+    `groups` maps each quantized tensor to the tensor whose quantizer it shares (often itself). `specs` and `quantizers`
+    are keyed by that tensor; a second, narrower quantizer in front of compute nodes has the key `narrow_key(tensor,
+    bits)`. `weights` and `biases` are keyed by node name; biases are float32 [C], rounded to int32 only on emission.
+    """
+
+    nodes: dict[str, NodePlan] = field(default_factory=dict)
+    groups: dict[str, str] = field(default_factory=dict)
+    specs: dict[str, ActivationSpec] = field(default_factory=dict)
+    quantizers: dict[str, Quantizer] = field(default_factory=dict)
+    weights: dict[str, WeightQuantizer] = field(default_factory=dict)
+    biases: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    units: list[Unit] = field(default_factory=list)
+
+    def form(self, node: str) -> Form:
+        """Return the form of a node; a node that no pass has placed is float."""
+        placed = self.nodes.get(node)
+        return placed.form if placed else Form.FLOAT
+
+    def key(self, tensor: str, bits: int | None = None) -> str:
+        """Return the key of the quantizer that a reader of `tensor` sees; compute nodes say their input bits."""
+        root = self.groups[tensor]
+        narrow = narrow_key(root, bits) if bits is not None else ""
+        return narrow if narrow in self.specs else root
+
+    def narrow_keys(self, tensor: str) -> list[str]:
+        """Return the keys of the narrow quantizers that stand behind the one of `tensor`."""
+        return [key for bits in range(2, 9) if (key := narrow_key(tensor, bits)) in self.specs]
+
+
+def narrow_key(tensor: str, bits: int) -> str:
+    """Return the key of the second quantizer that stands in front of the compute nodes reading `tensor`."""
+    return f"{tensor}@{bits}"

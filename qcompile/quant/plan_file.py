@@ -1,0 +1,207 @@
+"""Save a plan and read it back: one .npz (JSON inside), or a folder with plan.json beside arrays.npz, for editing.
+
+Decisions are JSON, held against `SCHEMA`; weights' codes, their grids and biases are arrays, each once. What the plan
+was made for (target, fingerprint of the model's weights) is part of the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from qcompile.errors import InputError
+from qcompile.quant.params import ActivationSpec, Quantizer, WeightQuantizer
+from qcompile.quant.plan import Form, NodePlan, Plan, Unit
+
+VERSION = 1
+ARRAYS = ("codes", "scale", "step", "offset")  # of a WeightQuantizer, in the order of its fields
+Contents = dict[str, NDArray[Any]]
+
+_BITS = {"type": "integer", "minimum": 0, "maximum": 8}
+_NAMES = {"type": "array", "items": {"type": "string"}}
+_BOUND = {"type": ["number", "null"]}
+
+
+def _record(**properties: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+
+
+def _table(row: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "additionalProperties": row}
+
+
+_QUANTIZER = _record(
+    bits={**_BITS, "minimum": 1},
+    scale={"type": "number", "exclusiveMinimum": 0},
+    zero_point={"type": "integer", "minimum": 0, "maximum": 255},
+)
+_NODE = _record(
+    form={"enum": [str(form) for form in Form]}, reason={"type": "string"}, weight_bits=_BITS, input_bits=_BITS
+)
+_SPEC = _record(
+    bits=_BITS,
+    lower=_BOUND,
+    upper=_BOUND,
+    even_zero_point={"type": "boolean"},
+    fixed={"anyOf": [{"type": "null"}, _QUANTIZER]},
+)
+_UNIT = _record(name={"type": "string"}, nodes=_NAMES, inputs=_NAMES, outputs=_NAMES, note={"type": "string"})
+SCHEMA = _record(
+    version={"const": VERSION},
+    target={"type": "string"},
+    fingerprint={"type": "string"},
+    nodes=_table(_NODE),
+    groups=_table({"type": "string"}),
+    specs=_table(_SPEC),
+    quantizers=_table(_QUANTIZER),
+    weights=_table(_record(bits=_BITS, axis={"type": "integer", "minimum": 0})),
+    biases=_NAMES,
+    units={"type": "array", "items": _UNIT},
+)
+
+
+def save_plan(plan: Plan, path: Path, *, target: str, fingerprint: str) -> None:
+    """Write `plan`: one file where `path` ends in .npz, else a folder. Raises OSError."""
+    document = to_json(plan, target=target, fingerprint=fingerprint)
+    arrays = _arrays(plan)
+    if path.suffix == ".npz":
+        text = json.dumps(document).encode()
+        path.write_bytes(_npz({"plan": np.frombuffer(text, np.uint8), **arrays}))
+        return
+    path.mkdir(exist_ok=True)
+    (path / "plan.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
+    (path / "arrays.npz").write_bytes(_npz(arrays))
+
+
+def load_plan(path: Path, *, target: str, fingerprint: str) -> Plan:
+    """Read a plan; raise InputError where it is not one, or was made for another target or another model."""
+    try:
+        if path.is_dir():
+            text, arrays = (path / "plan.json").read_text(encoding="utf-8"), _read_npz(path / "arrays.npz")
+        else:
+            arrays = _read_npz(path)
+            text = arrays.pop("plan").tobytes().decode()
+        document = json.loads(text)
+        jsonschema.validate(document, SCHEMA)
+    except jsonschema.ValidationError as error:
+        where = "/".join(map(str, error.absolute_path))
+        raise InputError(f"the plan has a wrong entry: {error.message[:200]}", where=f"{path}: {where}") from error
+    except OSError as error:
+        raise InputError(f"cannot read the plan: {error.strerror or error}", where=str(path)) from error
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(
+            "not a plan", where=str(path), remedy="give a file or folder that --save-plan wrote"
+        ) from error
+    for key, mine in (("target", target), ("fingerprint", fingerprint)):
+        if document[key] != mine:
+            what = f"target {document[key]!r}" if key == "target" else "another model or other weights"
+            raise InputError(f"the plan was made for {what}", where=str(path), remedy="make it again with --save-plan")
+    try:
+        return from_json(document, arrays)
+    except (KeyError, ValueError) as error:
+        raise InputError(
+            "the plan's arrays do not belong to it", where=str(path), remedy="make it again with --save-plan"
+        ) from error
+
+
+def fingerprint(model: onnx.ModelProto) -> str:
+    """Return a hash of the model's weights: integers of one model are useless in another."""
+    found = hashlib.sha256()
+    for tensor in model.graph.initializer:
+        found.update(tensor.name.encode())
+        found.update(onnx.numpy_helper.to_array(tensor).tobytes())
+    return found.hexdigest()
+
+
+def to_json(plan: Plan, *, target: str, fingerprint: str) -> dict[str, Any]:
+    """Return the decisions as plain JSON values, without arrays; infinite bounds are null."""
+    return {
+        "version": VERSION,
+        "target": target,
+        "fingerprint": fingerprint,
+        "nodes": {name: asdict(node) for name, node in plan.nodes.items()},
+        "groups": plan.groups,
+        "specs": {key: _spec_row(spec) for key, spec in plan.specs.items()},
+        "quantizers": {key: _plain(quantizer) for key, quantizer in plan.quantizers.items()},
+        "weights": {name: {"bits": weight.bits, "axis": weight.axis} for name, weight in plan.weights.items()},
+        "biases": list(plan.biases),
+        "units": [
+            {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(unit).items()}
+            for unit in plan.units
+        ],
+    }
+
+
+def from_json(document: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Plan:
+    """Return the plan behind `to_json` and its arrays; raises KeyError where an array is missing."""
+    return Plan(
+        nodes={name: NodePlan(**{**row, "form": Form(row["form"])}) for name, row in document["nodes"].items()},
+        groups=dict(document["groups"]),
+        specs={key: _spec(row) for key, row in document["specs"].items()},
+        quantizers={key: Quantizer(**row) for key, row in document["quantizers"].items()},
+        weights={
+            name: WeightQuantizer(row["bits"], row["axis"], *(arrays[f"weights/{index}/{key}"] for key in ARRAYS))
+            for index, (name, row) in enumerate(document["weights"].items())
+        },
+        biases={name: arrays[f"biases/{index}"] for index, name in enumerate(document["biases"])},
+        units=[
+            Unit(row["name"], tuple(row["nodes"]), tuple(row["inputs"]), tuple(row["outputs"]), row["note"])
+            for row in document["units"]
+        ],
+    )
+
+
+def _arrays(plan: Plan) -> Contents:
+    weights = enumerate(plan.weights.values())
+    return {
+        **{f"weights/{index}/{key}": getattr(weight, key) for index, weight in weights for key in ARRAYS},
+        **{f"biases/{index}": bias for index, bias in enumerate(plan.biases.values())},
+    }
+
+
+def _npz(arrays: Contents) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]  # no key of ours is called allow_pickle
+    return buffer.getvalue()
+
+
+def _read_npz(path: Path) -> Contents:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:  # np.load leaves a damaged file open
+        return dict(archive)
+
+
+def _spec(row: Mapping[str, Any]) -> ActivationSpec:
+    lower = -math.inf if row["lower"] is None else row["lower"]
+    upper = math.inf if row["upper"] is None else row["upper"]
+    fixed = Quantizer(**row["fixed"]) if row["fixed"] else None
+    return ActivationSpec(row["bits"], lower, upper, row["even_zero_point"], fixed)
+
+
+def _spec_row(spec: ActivationSpec) -> dict[str, Any]:
+    return {
+        "bits": spec.bits,
+        "lower": _finite(spec.lower),
+        "upper": _finite(spec.upper),
+        "even_zero_point": spec.even_zero_point,
+        "fixed": _plain(spec.fixed) if spec.fixed else None,
+    }
+
+
+def _finite(bound: float) -> float | None:
+    return float(bound) if math.isfinite(bound) else None
+
+
+def _plain(quantizer: Quantizer) -> dict[str, Any]:
+    return {"bits": quantizer.bits, "scale": float(quantizer.scale), "zero_point": int(quantizer.zero_point)}

@@ -1,0 +1,133 @@
+"""Weight grids: scale per channel, and below 4 bits also where the levels lie, by squared error."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qcompile.errors import InputError
+from qcompile.quant.params import WeightQuantizer
+
+Floats = NDArray[np.float32]
+
+# Offsets of the levels -2**(bits-1) .. 2**(bits-1)-1 in quarters of a step, the plain grid first; other bits have only
+# that one. Measured with reconstruction at W2A4: +0.6 points of top-1 on ResNet-20, +16 on EfficientNet-Lite0.
+QUARTERS: Final[dict[int, tuple[int, ...]]] = {2: (0, -2, -1, 1, 2, 3, 4), 3: (0, -2, -1, 1, 2, 3, 4)}
+
+# Candidates for the step, as a share of max|w| / ((2**bits - 1) / 2). The error of a long row is smooth in the step.
+# Worth it at 8 bits too: against max|w| / 127 EfficientNet-Lite0's squared error falls by 9 %, depthwise by 31 %.
+SHARES = np.arange(20, 121, dtype=np.float32) / 100
+LONG_ROW, LONG_ROW_STRIDE = 256, 5
+FINE = np.array([-0.025, -0.0125, 0.0125, 0.025], np.float32)
+LEAST_SQUARES_ROUNDS = 4
+TIE = np.float32(1 + 1e-5)  # the plain grid wins unless another is better by more than rounding errors
+BLOCK = 1 << 16  # weights at a time: the temporary arrays stay in the second-level cache
+LEAST_SCALE = np.float32(1e-8)
+
+
+def quantize_weight(weight: Floats, *, bits: int, axis: int) -> WeightQuantizer:
+    """Quantize a weight to the nearest levels of the best grid of each channel.
+
+    Parameters
+    ----------
+    weight : float32, any shape of at least one dimension
+    bits : int
+        2 to 8.
+    axis : int
+        The output-channel axis.
+
+    Returns
+    -------
+    WeightQuantizer
+        A channel of zeros has scale 1 and the plain grid, whose codes mean exactly 0.
+
+    Raises
+    ------
+    InputError
+        The weight holds NaN or infinity.
+    """
+    rows = np.moveaxis(weight, axis, 0)
+    channels = rows.shape[0]
+    codes = np.empty(rows.shape, np.uint8)
+    scale = np.empty(channels, np.float32)
+    step, offset = np.empty(channels, np.int8), np.empty(channels, np.int8)
+    at_once = max(1, BLOCK * channels // max(1, weight.size))
+    for start in range(0, channels, at_once):
+        some = slice(start, start + at_once)
+        block = np.ascontiguousarray(rows[some]).reshape(len(rows[some]), -1)
+        scale[some], step[some], offset[some] = least_error(block, bits)
+        lattice = block / scale[some, None] - offset[some, None]
+        lattice /= step[some, None]
+        np.clip(np.rint(lattice, out=lattice), 0, (1 << bits) - 1, out=lattice)
+        codes[some] = lattice.reshape(codes[some].shape)
+    return WeightQuantizer(bits, axis, np.ascontiguousarray(np.moveaxis(codes, 0, axis)), scale, step, offset)
+
+
+def grids(bits: int) -> list[tuple[int, int]]:
+    """Return (step, offset) of the grids a channel may choose: levels step * code + offset on the int8 lattice."""
+    result = []
+    for quarters in QUARTERS.get(bits, (0,)):
+        common = math.gcd(quarters, 4)
+        result.append((4 // common, (quarters - 4 * (1 << bits - 1)) // common))
+    return result
+
+
+def peaks(block: Floats) -> Floats:
+    """Return the largest |w| of each row of [rows, weights]; raises InputError if it is not finite."""
+    result: Floats = np.maximum(block.max(axis=1, initial=0), -block.min(axis=1, initial=0))
+    if not np.isfinite(result).all():
+        raise InputError("a weight holds NaN or infinity", remedy="repair the model or keep the node in float")
+    return result
+
+
+def least_error(block: Floats, bits: int) -> tuple[Floats, NDArray[np.int8], NDArray[np.int8]]:
+    """Return scale, step and offset [rows] with the least squared error over [rows, weights].
+
+    A coarse search over all grids, a finer one on the best grid, then least squares for the scale given the codes,
+    which can only lower the error.
+    """
+    half = 1 << bits - 1
+    peak = peaks(block)
+    unit = np.maximum(peak / np.float32(half - 0.5), LEAST_SCALE)
+    tables = np.array(grids(bits))
+    shifts = (tables[:, 1] / tables[:, 0] + half).astype(np.float32)  # of the levels, in steps
+    candidates = SHARES[:: LONG_ROW_STRIDE if block.shape[1] >= LONG_ROW else 1]
+    coarse = np.array([[squared_error(block, unit * k, shift, half) for k in candidates] for shift in shifts])
+    coarse[1:] *= TIE
+    grid, nearest = np.divmod(coarse.transpose(2, 0, 1).reshape(len(block), -1).argmin(axis=1), len(candidates))
+    share, shift = candidates[nearest], shifts[grid]
+    shares = share + np.concatenate([[np.float32(0)], FINE])[:, None]
+    fine = np.array([squared_error(block, unit * k, shift, half) for k in shares])
+    scale = unit * np.take_along_axis(shares, fine.argmin(axis=0)[None], 0)[0]
+    for _ in range(LEAST_SQUARES_ROUNDS):
+        scale = fitted(block, scale, shift, half)
+    step, offset = tables[grid].astype(np.int8).T
+    return np.where(peak > 0, scale / step, np.float32(1)), step, offset
+
+
+def nearest_levels(block: Floats, step: Floats, shift: Floats | np.float32, half: int) -> tuple[Floats, Floats]:
+    """Return the weights and their nearest levels, both in steps from the level 0 + shift."""
+    shift = np.broadcast_to(shift, step.shape)[:, None]
+    position = block * (np.float32(1) / step)[:, None]
+    position -= shift
+    return position, np.rint(np.clip(position, np.float32(-half), np.float32(half - 1)))
+
+
+def squared_error(block: Floats, step: Floats, shift: Floats | np.float32, half: int) -> Floats:
+    """Return the squared error [rows] of rounding each row to its levels step * (-half .. half - 1 + shift)."""
+    position, level = nearest_levels(block, step, shift, half)
+    position -= level
+    error: Floats = np.einsum("ij,ij->i", position, position) * step * step
+    return error
+
+
+def fitted(block: Floats, step: Floats, shift: Floats, half: int) -> Floats:
+    """Return the step that fits best when every weight keeps its present level: least squares, in closed form."""
+    _, level = nearest_levels(block, step, shift, half)
+    level += shift[:, None]
+    power = np.einsum("ij,ij->i", level, level)
+    best = np.einsum("ij,ij->i", block, level) / np.maximum(power, 1)
+    return np.where((power >= 1) & (best > LEAST_SCALE), best, step)
