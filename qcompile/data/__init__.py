@@ -1,0 +1,20 @@
+"""Samples for calibration and evaluation: reading, preprocessing, checking, streaming."""
+
+from qcompile.data.dataset import Dataset, first_batch_summary
+from qcompile.data.inputs import Arrays, InputInfo
+from qcompile.data.preprocess import PRESETS, Preprocess, parse_preprocess
+from qcompile.data.sources import open_dataset, open_evaluation
+from qcompile.data.synthetic import random_dataset
+
+__all__ = [
+    "PRESETS",
+    "Arrays",
+    "Dataset",
+    "InputInfo",
+    "Preprocess",
+    "first_batch_summary",
+    "open_dataset",
+    "open_evaluation",
+    "parse_preprocess",
+    "random_dataset",
+]

@@ -1,0 +1,130 @@
+"""The inputs of a model, and the checks that data passes before the model sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qcompile.errors import InputError
+
+Arrays = dict[str, NDArray[Any]]
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class InputInfo:
+    """One input of the model. In `shape`, int is a fixed size, name or None a dynamic one; axis 0 counts samples."""
+
+    name: str
+    shape: tuple[int | str | None, ...]
+    dtype: np.dtype[Any]
+
+
+def show_shape(shape: Sequence[int | str | None]) -> str:
+    """Return a shape as text, `?` for a dynamic dimension without a name."""
+    return f"[{', '.join('?' if dim is None else str(dim) for dim in shape)}]"
+
+
+def fixed_batch(inputs: Sequence[InputInfo]) -> int | None:
+    """Return the number of samples that the model insists on, or None if any number will do."""
+    for info in inputs:
+        if not info.shape:
+            raise InputError(
+                f"the model's input {info.name!r} is a scalar, so samples cannot be stacked in it",
+                remedy="make it a constant of the model",
+            )
+    fixed = {info.shape[0]: info.name for info in inputs if isinstance(info.shape[0], int)}
+    if len(fixed) > 1:
+        wants = ", ".join(f"{name!r} {size}" for size, name in fixed.items())
+        raise InputError(
+            f"the model's inputs do not take the same number of samples: {wants}",
+            remedy="export the model with a dynamic batch",
+        )
+    return next((size for size in fixed if isinstance(size, int)), None)
+
+
+def bind(names: Collection[str], inputs: Sequence[InputInfo], where: str) -> dict[str, str]:
+    """Return {input name: array name}: the same name, or for the one input left `images` or the only array there is."""
+    bound = {info.name: info.name for info in inputs if info.name in names}
+    missing = [info.name for info in inputs if info.name not in bound]
+    spare = [name for name in names if name not in bound and name != "labels"]
+    if len(missing) == 1 and "images" in spare:
+        bound[missing[0]] = "images"
+    elif len(missing) == len(inputs) == len(spare) == 1:
+        bound[missing[0]] = spare[0]
+    elif missing:
+        has = ", ".join(map(repr, sorted(names))) or "none"
+        raise InputError(
+            f"the data has no array for the model's input {missing[0]!r}; its arrays: {has}",
+            where=where,
+            remedy=f"name the arrays like the inputs: {', '.join(repr(info.name) for info in inputs)}",
+        )
+    return bound
+
+
+def common_rows(arrays: Arrays, where: str) -> int:
+    """Return the number of samples, which has to be the same in every array, and at least 1."""
+    rows = {name: array.shape[0] if array.ndim else 0 for name, array in arrays.items()}
+    if len(set(rows.values())) > 1:
+        has = ", ".join(f"{name!r} {count}" for name, count in rows.items())
+        raise InputError(f"the arrays do not have the same number of samples: {has}", where=where)
+    count = next(iter(rows.values()), 0)
+    if count == 0:
+        raise InputError("the data is empty: it has no sample", where=where, remedy="give at least one sample")
+    return count
+
+
+def fit(array: NDArray[Any], info: InputInfo, samples: Indices, where: str) -> NDArray[Any]:
+    """Return a fresh array of the input's dtype.
+
+    `samples` [N] are the numbers of the rows in the source, for messages. A wrong rank, shape or dtype, NaN and Inf are
+    InputErrors. Floats are cast to the input's float type, integers to a wider integer type.
+    """
+    check_shape(array.shape, info, where)
+    both_float = array.dtype.kind == info.dtype.kind == "f"
+    both_whole = array.dtype.kind in "iub" and info.dtype.kind in "iub" and np.can_cast(array.dtype, info.dtype)
+    if not (both_float or both_whole):
+        raise InputError(
+            f"the model's input {info.name!r} takes {info.dtype}, the data is {array.dtype}",
+            where=where,
+            remedy="convert the data (uint8 images named `images` are converted by --preprocess)",
+        )
+    with np.errstate(over="ignore"):  # what overflows becomes Inf, which the next lines report
+        result = array.astype(info.dtype, order="C")
+    if both_float and not np.isfinite(result).all():
+        broken = np.flatnonzero(~np.isfinite(result).reshape(len(result), -1).all(axis=1))
+        raise InputError(
+            f"the data for {info.name!r} has NaN or Inf in sample {samples[broken[0]]}",
+            where=where,
+            remedy="remove the sample, or repair what made it",
+        )
+    return result
+
+
+def check_shape(shape: tuple[int, ...], info: InputInfo, where: str) -> None:
+    """Raise InputError unless `shape` fits the input in every dimension but the first, which counts samples."""
+    pairs = list(zip(shape, info.shape))[1:]
+    if len(shape) == len(info.shape) and all(have == want or not isinstance(want, int) for have, want in pairs):
+        return
+    raise InputError(
+        f"the model's input {info.name!r} takes {show_shape(info.shape)}, the data is {show_shape(shape)}",
+        where=where,
+        remedy=shape_remedy(shape, info),
+    )
+
+
+def shape_remedy(shape: tuple[int, ...], info: InputInfo) -> str:
+    """Return what to do about a wrong shape."""
+    if len(shape) + 1 == len(info.shape):
+        return "put the samples along a first axis"
+    want = info.shape
+    if len(shape) == len(want) == 4:
+        for order, advice in (((0, 3, 1, 2), "NHWC to NCHW"), ((0, 2, 3, 1), "NCHW to NHWC")):
+            moved = [shape[axis] for axis in order]
+            if all(have == dim or not isinstance(dim, int) for have, dim in list(zip(moved, want))[1:]):
+                return f"transpose the data from {advice}"
+    return "give data of the model's shape"

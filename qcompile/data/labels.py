@@ -1,0 +1,63 @@
+"""labels.csv: the class of every image in a folder."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qcompile.errors import InputError
+
+
+def find_labels(folder: Path) -> Path:
+    """Return labels.csv in `folder` or beside it."""
+    for path in (folder / "labels.csv", folder.resolve().parent / "labels.csv"):
+        if path.is_file():
+            return path
+    raise InputError(
+        "the images have no labels",
+        where=str(folder),
+        remedy="put a labels.csv (file name, class number) into the folder or beside it, or give folder,labels.csv",
+    )
+
+
+def read_labels(path: Path) -> dict[str, int]:
+    """Read {file name as written: class number}; a first row whose second column is no number is a heading."""
+    labels: dict[str, int] = {}
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = [(number, row) for number, row in enumerate(csv.reader(file), 1) if row]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"cannot read the labels: {error}", where=str(path)) from error
+    for place, (number, row) in enumerate(rows):
+        if len(row) > 1 and row[1].strip().isdecimal():
+            labels[PurePosixPath(row[0].strip().replace("\\", "/")).as_posix()] = int(row[1])
+        elif place > 0 or len(row) < 2:
+            raise InputError(
+                "a row is not: file name, class number", where=f"{path}, line {number}", remedy="correct the row"
+            )
+    return labels
+
+
+def labels_of(files: Sequence[Path], folder: Path, path: Path) -> NDArray[np.int64]:
+    """Return the class [N] of every file.
+
+    A row of the table names a file as seen from the table, as seen from `folder`, or by its bare name.
+    """
+    table = read_labels(path)
+    base, root = path.resolve().parent, folder.resolve()
+    prefix = root.relative_to(base) if root.is_relative_to(base) else Path()
+    found: list[int] = []
+    for file in files:
+        inside = file.relative_to(folder)
+        names = ((prefix / inside).as_posix(), inside.as_posix(), file.name)
+        label = next((table[name] for name in names if name in table), None)
+        if label is None:
+            raise InputError(
+                f"the image {file.name} has no label", where=str(path), remedy="add a row for it, or remove the image"
+            )
+        found.append(label)
+    return np.array(found, np.int64)

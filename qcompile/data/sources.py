@@ -1,0 +1,140 @@
+"""From what a user names to a Dataset: files, folders, functions and arrays."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qcompile.data.arrays import array_dataset, load_file
+from qcompile.data.dataset import Dataset
+from qcompile.data.feeds import Feeds, find_test_data, function_dataset, load_function, test_data_dataset
+from qcompile.data.images import ImageInput, check_images, find_images, image_reader
+from qcompile.data.inputs import InputInfo, fixed_batch
+from qcompile.data.intake import Intake
+from qcompile.data.labels import find_labels, labels_of
+from qcompile.data.preprocess import parse_preprocess
+from qcompile.errors import InputError
+
+Source = str | Path | Mapping[str, NDArray[Any]] | NDArray[Any] | Dataset | Feeds
+FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+CHECKED_ROWS = 64
+FORMS = "give an .npz or .npy file, a folder of images or of test_data_set_*, or module:function"
+
+
+def open_dataset(
+    source: Source, inputs: Sequence[InputInfo], preprocess: str | None, samples: int | None = None, seed: int = 0
+) -> Dataset:
+    """Open samples for a model, and check all that can be checked before the model runs.
+
+    `source` is
+    - an .npz or mapping with one array per input under its name; where there is one array for one input, an .npy, an
+      array, or any name will do. uint8 arrays for a float input are images, NHWC or NCHW, and pass `preprocess`;
+      `labels` [N] are kept. The .npy is memory-mapped, the .npz is held once as it is stored;
+    - a folder of images, read recursively in the order of their names and decoded batch by batch;
+    - a folder of ONNX test data (test_data_set_*/input_*.pb);
+    - `module:function`, or a function, that yields {input name: array}, one dict per batch.
+
+    `samples` keeps that many: drawn at random with `seed` (Dataset.sample), of a function the first ones.
+    Everything wrong with the data is an InputError.
+    """
+    if isinstance(source, Dataset):
+        return limited(source, samples, seed)
+    intake = Intake(inputs, parse_preprocess(preprocess) if preprocess else None, place(source))
+    if isinstance(source, str | Path):
+        return open_place(str(source), intake, samples, seed)
+    if isinstance(source, Mapping):
+        return open_arrays(source, intake, samples, seed)
+    if isinstance(source, np.ndarray):
+        return open_arrays({"array": source}, intake, samples, seed)
+    if callable(source):
+        return function_dataset(source, intake, samples)
+    raise InputError(f"cannot read data from {type(source).__name__}", remedy=FORMS)
+
+
+def open_evaluation(source: Source, inputs: Sequence[InputInfo], preprocess: str | None) -> Dataset:
+    """Open samples with labels, all of them: as `open_dataset`, but `labels` are never None.
+
+    Arrays bring theirs under the name `labels`. A folder of images has labels.csv (file name, class number) in it or
+    beside it, or the source is the text `folder,labels.csv`.
+    """
+    if isinstance(source, str | Path):
+        folder, table = split_labels(str(source))
+        if folder.is_dir() and not find_test_data(folder):
+            intake = Intake(inputs, parse_preprocess(preprocess) if preprocess else None, str(folder))
+            return open_images(folder, intake, None, 0, labels=table or find_labels(folder))
+    dataset = open_dataset(source, inputs, preprocess)
+    if dataset.labels is None:
+        raise InputError(
+            "the evaluation data has no labels",
+            where=dataset.source,
+            remedy="add an array `labels` [N] of class numbers to the .npz, or give a folder of images and labels.csv",
+        )
+    return dataset
+
+
+def open_place(text: str, intake: Intake, samples: int | None, seed: int) -> Dataset:
+    """Open a path or `module:function`."""
+    path = Path(text)
+    if path.is_dir():
+        if folders := find_test_data(path):
+            return limited(test_data_dataset(folders, intake), samples, seed)
+        return open_images(path, intake, samples, seed)
+    if path.is_file():
+        if path.suffix.lower() not in (".npz", ".npy"):
+            raise InputError(f"cannot read data from a {path.suffix or 'nameless'} file", where=text, remedy=FORMS)
+        return open_arrays(load_file(path, intake), intake, samples, seed)
+    if FUNCTION.fullmatch(text):
+        return function_dataset(load_function(text), intake, samples)
+    raise InputError("the data does not exist", where=text, remedy=FORMS)
+
+
+def open_arrays(arrays: Mapping[str, NDArray[Any]], intake: Intake, samples: int | None, seed: int) -> Dataset:
+    """Open arrays; where they are not images, every value is looked at once."""
+    dataset = limited(array_dataset(arrays, intake), samples, seed)
+    if any(array.dtype.kind == "f" for array in arrays.values()):
+        for _ in dataset.batches(CHECKED_ROWS):
+            pass
+    return dataset
+
+
+def open_images(folder: Path, intake: Intake, samples: int | None, seed: int, labels: Path | None = None) -> Dataset:
+    """Open a folder of images, with the labels in a file if that is given; the head of every file is looked at once."""
+    if len(intake.inputs) != 1:
+        raise InputError(
+            f"the model has {len(intake.inputs)} inputs, a folder of images feeds one",
+            where=intake.where,
+            remedy="give an .npz with one array per input, or module:function",
+        )
+    files = find_images(folder)
+    target = ImageInput.of(intake.inputs[0], intake.preprocess, intake.where)
+    classes = labels_of(files, folder, labels) if labels else None
+    dataset = Dataset.over(intake.where, image_reader(files, target), len(files), fixed_batch(intake.inputs), classes)
+    dataset = limited(dataset, samples, seed)
+    check_images([files[number] for number in dataset.numbers], target)
+    return dataset
+
+
+def limited(dataset: Dataset, samples: int | None, seed: int) -> Dataset:
+    """Return `samples` samples of a dataset, or all if that is None."""
+    return dataset if samples is None else dataset.sample(samples, seed)
+
+
+def split_labels(text: str) -> tuple[Path, Path | None]:
+    """Split `folder,labels.csv`: the table is looked for as written, then as seen from the folder."""
+    folder, comma, table = text.rpartition(",")
+    if not comma or not table.lower().endswith(".csv"):
+        return Path(text), None
+    inside = Path(folder) / table
+    return Path(folder), inside if inside.is_file() and not Path(table).is_file() else Path(table)
+
+
+def place(source: Any) -> str:
+    """Return a source as messages name it."""
+    if isinstance(source, str | Path):
+        return str(source)
+    return f"function {source.__qualname__}" if hasattr(source, "__qualname__") else "data given as arrays"

@@ -1,0 +1,170 @@
+"""The stream itself: batches, slices, samples, random data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qcompile.data import Dataset, InputInfo, first_batch_summary, open_dataset, random_dataset
+from qcompile.data.dataset import rebatch
+from qcompile.errors import InputError
+
+FLOAT, INT64 = np.dtype(np.float32), np.dtype(np.int64)
+VECTOR = InputInfo("x", ("N", 2), FLOAT)
+
+
+def numbered(count: int, first_dim: int | str = "N") -> Dataset:
+    """`count` samples [i, i] with label i."""
+    rows = np.repeat(np.arange(count, dtype=np.float32)[:, None], 2, axis=1)
+    return open_dataset({"x": rows, "labels": np.arange(count)}, [InputInfo("x", (first_dim, 2), FLOAT)], None)
+
+
+def rows(dataset: Dataset, batch: int = 3) -> list[float]:
+    return [float(row[0]) for piece in dataset.batches(batch) for row in piece["x"]]
+
+
+def test_last_batch_is_ragged_and_iterating_twice_is_the_same() -> None:
+    data = numbered(10)
+    assert [len(batch["x"]) for batch in data.batches(4)] == [4, 4, 2]
+    assert rows(data) == rows(data) == list(range(10))
+
+
+def test_changing_a_batch_does_not_change_the_data() -> None:
+    data = numbered(4)
+    for batch in data.batches(4):
+        batch["x"][:] = -1
+    assert rows(data) == [0, 1, 2, 3]
+
+
+def test_take_is_a_slice_with_its_labels() -> None:
+    part = numbered(10).take(3, 7).take(1, 99)
+    assert rows(part) == [4, 5, 6] and part.labels is not None and part.labels.tolist() == [4, 5, 6]
+    assert part.count == 3
+    assert rows(numbered(3).take(2, 2)) == []
+
+
+def test_sample_is_drawn_by_seed_in_order_with_its_labels() -> None:
+    data = numbered(100)
+    drawn = data.sample(20, seed=1)
+    assert drawn.count == 20 and drawn.labels is not None and rows(drawn) == drawn.labels.tolist()
+    assert rows(drawn) == sorted(set(rows(drawn))) == rows(data.sample(20, seed=1))
+    assert rows(drawn) != rows(data.sample(20, seed=2))
+    assert max(rows(drawn)) > 50  # not the first ones: 20 draws below 51 have a chance of one in two million
+    assert data.sample(1000, seed=1).count == 100
+
+
+@pytest.mark.parametrize("batch", [1, 3, 64])
+def test_fixed_batch_of_one(batch: int) -> None:
+    assert [piece["x"].shape for piece in numbered(3, first_dim=1).batches(batch)] == [(1, 2)] * 3
+
+
+def test_fixed_batch_drops_the_rest_and_says_so() -> None:
+    data = numbered(11, first_dim=4)
+    assert data.count == 8 and "without the last 3" in data.source
+    assert [len(piece["x"]) for piece in data.batches(3)] == [4, 4]
+    assert rows(data.take(0, 6)) + rows(data.take(6, 8)) == list(range(8))  # whole batches on both sides of the cut
+    assert data.sample(5, seed=0).count == data.sample(2, seed=0).count == 4
+
+
+def test_fixed_batch_larger_than_the_data() -> None:
+    with pytest.raises(InputError, match="has 3 samples, the model takes 4 at a time"):
+        numbered(3, first_dim=4)
+
+
+@given(st.lists(st.tuples(st.integers(1, 7), st.integers(1, 2))), st.integers(1, 8))
+def test_rebatch_keeps_every_row_in_order_and_stacks_equal_shapes_only(
+    pieces: list[tuple[int, int]], size: int
+) -> None:
+    values = iter(range(1000))
+    given_ = [{"x": np.array([[next(values)] * width for _ in range(length)])} for length, width in pieces]
+    batches = [batch["x"] for batch in rebatch(given_, size)]
+    assert [row.tolist() for batch in batches for row in batch] == [
+        row.tolist() for item in given_ for row in item["x"]
+    ]
+    assert all(len(batch) <= size for batch in batches)
+    for batch, after in pairwise(batches):
+        assert len(batch) == size or batch.shape[1] != after.shape[1]
+
+
+def test_two_inputs_stay_in_step() -> None:
+    inputs = [InputInfo("ids", ("N", "length"), INT64), InputInfo("weight", ("N",), FLOAT)]
+    data = open_dataset({"weight": np.arange(5.0), "ids": np.arange(10, dtype=np.int32).reshape(5, 2)}, inputs, None)
+    batches = list(data.take(1, 5).batches(3))
+    assert [list(batch) for batch in batches] == [["ids", "weight"]] * 2
+    assert [batch["ids"].dtype for batch in batches] == [INT64] * 2
+    np.testing.assert_array_equal(np.concatenate([batch["ids"][:, 0] for batch in batches]), [2, 4, 6, 8])
+    np.testing.assert_array_equal(np.concatenate([batch["weight"] for batch in batches]), [1, 2, 3, 4])
+
+
+def test_random_data_follows_the_inputs() -> None:
+    inputs = [
+        InputInfo("image", ("N", 3, "H", None), FLOAT),
+        InputInfo("ids", (None, 7), INT64),
+        InputInfo("half", (None,), np.dtype(np.float16)),
+        InputInfo("pixels", (None, 50), np.dtype(np.uint8)),
+        InputInfo("mask", (None, 50), np.dtype(np.bool_)),
+    ]
+    data = random_dataset(inputs, 5, seed=3)
+    batch = next(data.batches(8))
+    assert {name: (array.shape, array.dtype) for name, array in batch.items()} == {
+        "image": ((5, 3, 64, 64), FLOAT),
+        "ids": ((5, 7), INT64),
+        "half": ((5,), np.float16),
+        "pixels": ((5, 50), np.uint8),
+        "mask": ((5, 50), np.bool_),
+    }
+    assert abs(batch["image"].mean()) < 0.02 and abs(batch["image"].std() - 1) < 0.02  # 61440 values: five sigma
+    assert set(np.unique(batch["ids"])) == {0, 1} and set(np.unique(batch["mask"])) == {False, True}
+    assert batch["pixels"].max() > 200
+
+
+def test_random_data_depends_on_the_seed_only() -> None:
+    def image(dataset: Dataset, batch: int) -> np.ndarray:
+        return np.concatenate([piece["x"] for piece in dataset.batches(batch)])
+
+    data = random_dataset([VECTOR], 7, seed=1)
+    np.testing.assert_array_equal(image(data, 2), image(data, 7))
+    assert len(np.unique(image(data, 7))) == 14  # no two samples alike
+    np.testing.assert_array_equal(image(data.take(3, 5), 1), image(data, 7)[3:5])
+    assert not np.array_equal(image(data, 7), image(random_dataset([VECTOR], 7, seed=2), 7))
+
+
+def test_random_data_fills_a_fixed_batch() -> None:
+    assert random_dataset([InputInfo("x", (4, 2), FLOAT)], 5, seed=0).count == 8
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [(((),), "'i0' is a scalar"), (((1, 2), (4, 2)), "do not take the same number of samples: 'i0' 1, 'i1' 4")],
+)
+def test_inputs_that_cannot_be_stacked(shapes: tuple[tuple[int, ...], ...], message: str) -> None:
+    inputs = [InputInfo(f"i{place}", shape, FLOAT) for place, shape in enumerate(shapes)]
+    with pytest.raises(InputError, match=message):
+        random_dataset(inputs, 4, seed=0)
+
+
+def test_summary_has_shape_range_mean_and_std() -> None:
+    lines = first_batch_summary({"a": np.array([[-1.0, 3.0]], np.float32), "b": np.array([0, 2], np.int64)})
+    assert lines == [
+        "a: [1, 2] float32, range -1 .. 3, mean 1, std 2",
+        "b: [2] int64, range 0 .. 2, mean 1, std 1",
+    ]
+
+
+def test_reading_is_lazy() -> None:
+    read = []
+
+    def reader(numbers: np.ndarray, batch: int) -> Iterator[dict[str, np.ndarray]]:
+        for number in numbers:
+            read.append(int(number))
+            yield {"x": np.array([number])}
+
+    data = Dataset.over("counting", reader, 100, None).take(10, 90)
+    assert read == []
+    next(data.batches(4))
+    assert read == [10, 11, 12, 13]

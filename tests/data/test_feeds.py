@@ -1,0 +1,146 @@
+"""ONNX test data and Python functions: sources that give whole feeds."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from qcompile.data import Dataset, InputInfo, open_dataset, open_evaluation
+from qcompile.errors import InputError
+
+FLOAT = np.dtype(np.float32)
+INPUTS = [InputInfo("x", ("N", 2), FLOAT), InputInfo("mask", ("N", "length"), np.dtype(np.int64))]
+Feed = dict[str, np.ndarray]
+
+
+def feed(number: int, rows: int = 1, length: int = 3) -> Feed:
+    return {"x": np.full((rows, 2), number, np.float32), "mask": np.full((rows, length), number)}
+
+
+def firsts(data: Dataset, batch: int = 2) -> list[float]:
+    return [float(row[0]) for item in data.batches(batch) for row in item["x"]]
+
+
+def save_test_data(folder: Path, arrays: list[tuple[str, np.ndarray]]) -> None:
+    folder.mkdir(parents=True)
+    for place, (name, array) in enumerate(arrays):
+        onnx.save_tensor(numpy_helper.from_array(array, name), str(folder / f"input_{place}.pb"))
+
+
+@pytest.fixture
+def sets(tmp_path: Path) -> Path:
+    """Twelve sets, so that 10 follows 9; their inputs in the wrong order but named, or in order without names."""
+    for number in range(12):
+        arrays = feed(number)
+        named = [("mask", arrays["mask"]), ("x", arrays["x"])]
+        unnamed = [("", arrays["x"]), ("", arrays["mask"])]
+        save_test_data(tmp_path / f"test_data_set_{number}", named if number % 2 else unnamed)
+    return tmp_path
+
+
+def test_test_data_in_numerical_order(sets: Path) -> None:
+    data = open_dataset(sets, INPUTS, None)
+    assert data.count == 12 and firsts(data, 5) == firsts(data, 1) == list(range(12))
+    assert firsts(data.take(9, 12)) == [9, 10, 11]
+    assert firsts(open_dataset(sets, INPUTS, None, samples=4)) == data.sample(4, 0).numbers.tolist()
+    assert firsts(open_dataset(sets / "test_data_set_7", INPUTS, None)) == [7]
+
+
+def test_test_data_errors(sets: Path) -> None:
+    (sets / "test_data_set_3/input_1.pb").write_bytes(b"\xff\xff")
+    with pytest.raises(InputError, match=r"cannot read the tensor.*test_data_set_3/input_1.pb"):
+        open_dataset(sets, INPUTS, None)
+    (sets / "test_data_set_3/input_1.pb").unlink()
+    (sets / "test_data_set_3/input_0.pb").unlink()
+    with pytest.raises(InputError, match="no array for the model's input 'x'"):
+        open_dataset(sets, INPUTS, None)
+
+
+def test_function_yields_batches_of_any_size() -> None:
+    def batches() -> Iterator[Feed]:
+        yield feed(0, rows=3)
+        yield feed(1, rows=1)
+        yield feed(2, rows=4)
+
+    data = open_dataset(batches, INPUTS, None)
+    assert [len(item["x"]) for item in data.batches(3)] == [3, 3, 2]
+    assert firsts(data) == firsts(data) == [0, 0, 0, 1, 2, 2, 2, 2]
+    assert firsts(data.take(2, 5)) == [0, 1, 2]
+    assert data.count == 8 and "batches" in data.source
+
+
+def test_sequences_of_differing_length_are_stacked_by_length() -> None:
+    data = open_dataset(lambda: [feed(0), feed(1), feed(2, length=5), feed(3)], INPUTS, None)
+    assert [item["mask"].shape for item in data.batches(4)] == [(2, 3), (1, 5), (1, 3)]
+
+
+def test_endless_function_with_samples() -> None:
+    data = open_dataset(lambda: (feed(number, rows=2) for number in count()), INPUTS, None, samples=5)
+    assert firsts(data) == [0, 0, 1, 1, 2]
+
+
+def test_function_may_yield_images() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3), np.uint8)
+    inputs = [InputInfo("image", (1, 3, 4, 4), FLOAT)]
+    data = open_dataset(lambda: [{"images": images}], inputs, "raw")
+    batches = [item["image"] for item in data.batches(8)]
+    assert [batch.shape for batch in batches] == [(1, 3, 4, 4)] * 2
+    np.testing.assert_array_equal(np.concatenate(batches), images.transpose(0, 3, 1, 2))
+
+
+def fails() -> Iterator[Feed]:
+    yield feed(0)
+    raise KeyError("lost")
+
+
+CALLS = count()
+ONCE = iter([feed(0), feed(1)])
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (fails, "the data function failed: KeyError: 'lost' .*fails"),
+        (lambda: [3], "the data function gives int.*yield"),
+        (lambda: 3, "the data function failed: TypeError"),
+        (list, "the data is empty"),
+        (lambda: [feed(0), feed(0, rows=0)], "the data is empty"),
+        (lambda: [feed(0), {"x": np.zeros((1, 2), np.float32)}], "no array for the model's input 'mask'"),
+        (lambda: [feed(0, rows=2), feed(np.nan)], "'x' has NaN or Inf in sample 2"),
+        (lambda: [feed(next(CALLS))], "gives other data on the second call.*seed"),
+        (lambda: ONCE, "gave 0 of 2 samples when it was read again.*new iterator"),
+    ],
+)
+def test_wrong_functions_are_named(function: Any, message: str) -> None:
+    with np.errstate(invalid="ignore"), pytest.raises(InputError, match=message):
+        open_dataset(function, INPUTS, None)
+
+
+def test_module_and_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "calibration_samples.py").write_text(
+        "import numpy as np\nimport calibration_beside\n"
+        "def batches():\n    for number in range(3):\n"
+        "        yield {'x': np.full((1, 2), number, np.float32), 'mask': np.zeros((1, 3), np.int64)}\n"
+    )
+    (tmp_path / "calibration_beside.py").write_text("")
+    (tmp_path / "calibration_broken.py").write_text("1 / 0\n")
+    monkeypatch.chdir(tmp_path)
+    before = list(sys.path)
+    assert firsts(open_dataset("calibration_samples:batches", INPUTS, None)) == [0, 1, 2]
+    assert sys.path == before
+    with pytest.raises(InputError, match=r"has no function 'batchs' .*did you mean 'batches'"):
+        open_dataset("calibration_samples:batchs", INPUTS, None)
+    with pytest.raises(InputError, match="cannot import 'calibration_missing': ModuleNotFoundError"):
+        open_dataset("calibration_missing:batches", INPUTS, None)
+    with pytest.raises(InputError, match="cannot import 'calibration_broken': ZeroDivisionError"):
+        open_dataset("calibration_broken:batches", INPUTS, None)
+    with pytest.raises(InputError, match="the evaluation data has no labels"):
+        open_evaluation("calibration_samples:batches", INPUTS, None)
