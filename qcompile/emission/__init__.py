@@ -1,0 +1,1 @@
+"""Programs as ONNX files, and the rules that such a file must obey."""

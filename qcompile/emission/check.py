@@ -1,0 +1,325 @@
+"""What an emitted file must satisfy to run on ONNX Runtime's integer kernels, checked on the file itself.
+
+A broken rule goes unnoticed by ONNX Runtime: the file loads, but a node runs in float, twice as slowly, or (a wrong
+bias scale before 1.31) with wrong numbers. Nothing is run here; `runtime.fused` looks at what became of the file.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+COMPUTE: Final = ("Conv", "Gemm", "MatMul")
+FLOAT_OUTPUT: Final = ("Gemm", "MatMul")  # QGemm and MatMulIntegerToFloat
+ROUNDS_LATE: Final = ("Add", "Mul", "AveragePool")  # round after adding the zero point
+CLIPS: Final = ("Relu", "Clip")
+CODES: Final = (TensorProto.UINT8, TensorProto.INT8)
+KEEP_TYPE: Final = frozenset(
+    [
+        *("Clip", "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Pad", "ReduceMax"),
+        *("Reshape", "Resize", "Slice", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze"),
+        *("Add", "BitShift", "BitwiseAnd", "BitwiseOr", "Mul", "Sub"),  # take packed weights apart
+    ]
+)  # operators whose outputs have the type of their first input, of those that meet codes or packed weights
+
+
+@dataclass(frozen=True)
+class Violation:
+    """A broken rule: its name in `RULES`, the node (or tensor) it was found at, and what is wrong there."""
+
+    rule: str
+    node: str
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.node}: {self.detail} [{self.rule}]"
+
+
+Finding = tuple[str, str]  # node name, detail
+
+
+def check(model: onnx.ModelProto, planned: Collection[str] = ()) -> list[Violation]:
+    """Return every violation in an emitted model, in the order of `RULES`.
+
+    Conv, Gemm and MatMul between DequantizeLinear and with a quantized weight are held to the rules always; `planned`
+    names further nodes that are meant to run on integer kernels (an Add between floats is nobody's fault otherwise).
+    """
+    emitted = Emitted(model, planned)
+    return [Violation(name, *finding) for name, rule in RULES.items() for finding in rule(emitted)]
+
+
+def nodes_on_codes(model: onnx.ModelProto) -> set[str]:
+    """Return the names of the nodes that read uint8 or int8 codes themselves: they need no fusion."""
+    emitted = Emitted(model)
+    return {
+        node.name
+        for node in model.graph.node
+        if node.op_type != "DequantizeLinear" and node.input and emitted.kinds.get(node.input[0]) in CODES
+    }
+
+
+class Emitted:
+    """An emitted model with what the rules ask of it: who makes and reads a tensor, constants, element types."""
+
+    def __init__(self, model: onnx.ModelProto, planned: Collection[str] = ()) -> None:
+        graph = model.graph
+        self.nodes = list(graph.node)
+        self.outputs = {output.name for output in graph.output}
+        self.initializers = {tensor.name: tensor for tensor in graph.initializer}
+        self.makers = {name: node for node in self.nodes for name in node.output if name}
+        self.readers: dict[str, list[onnx.NodeProto]] = {}
+        for node in self.nodes:
+            for name in dict.fromkeys([*node.input, *captured(node)]):
+                self.readers.setdefault(name, []).append(node)
+        self.constants: set[str] = set(self.initializers)
+        self.kinds: dict[str, int] = {name: tensor.data_type for name, tensor in self.initializers.items()}
+        self.kinds |= {item.name: item.type.tensor_type.elem_type for item in graph.input}
+        for node in self.nodes:
+            if all(name in self.constants for name in node.input if name):
+                self.constants.update(node.output)
+            self.kinds.update(dict.fromkeys(node.output, self._kind(node)))
+        self.integer = [node for node in self.nodes if node.name in planned or self._quantized_compute(node)]
+
+    def maker(self, name: str, op_type: str) -> onnx.NodeProto | None:
+        """Return the node that makes tensor `name` if it is an `op_type`."""
+        node = self.makers.get(name)
+        return node if node is not None and node.op_type == op_type else None
+
+    def value(self, name: str) -> NDArray[Any] | None:
+        """Return the array of an initializer or a Constant node."""
+        if name in self.initializers:
+            return numpy_helper.to_array(self.initializers[name])
+        node = self.maker(name, "Constant")
+        tensors = [item.t for item in node.attribute if item.name == "value"] if node is not None else []
+        return numpy_helper.to_array(tensors[0]) if tensors else None
+
+    def parameters(self, node: onnx.NodeProto) -> tuple[NDArray[Any] | None, NDArray[Any]]:
+        """Return scale and zero point of a QuantizeLinear or DequantizeLinear; an absent zero point is 0."""
+        zero_point = self.value(node.input[2]) if len(node.input) > 2 and node.input[2] else None
+        return self.value(node.input[1]), np.zeros((), np.uint8) if zero_point is None else zero_point
+
+    def operands(self, node: onnx.NodeProto) -> list[str]:
+        """Return the inputs of `node` that carry data."""
+        count = {"Concat": len(node.input), "Add": 2, "Mul": 2, "MatMul": 2}.get(node.op_type, 1)
+        return list(node.input[:count])
+
+    def weight(self, node: onnx.NodeProto) -> onnx.NodeProto | None:
+        """Return the DequantizeLinear of a compute node's constant weight."""
+        dequantize = self.maker(node.input[1], "DequantizeLinear") if node.op_type in COMPUTE else None
+        return dequantize if dequantize is not None and dequantize.input[0] in self.constants else None
+
+    def _quantized_compute(self, node: onnx.NodeProto) -> bool:
+        return self.weight(node) is not None and self.maker(node.input[0], "DequantizeLinear") is not None
+
+    def _kind(self, node: onnx.NodeProto) -> int:
+        if node.op_type == "QuantizeLinear":
+            return self.kinds.get(node.input[2], TensorProto.UINT8) if len(node.input) > 2 else TensorProto.UINT8
+        if node.op_type == "DequantizeLinear":
+            return self.kinds.get(node.input[1], TensorProto.FLOAT)
+        if node.op_type == "Cast":
+            return int(attribute(node, "to", TensorProto.UNDEFINED))
+        if node.op_type == "Constant":
+            return next((item.t.data_type for item in node.attribute if item.name == "value"), TensorProto.UNDEFINED)
+        known = node.op_type in KEEP_TYPE and bool(node.input)
+        return self.kinds.get(node.input[0], TensorProto.UNDEFINED) if known else TensorProto.UNDEFINED
+
+
+def captured(node: onnx.NodeProto) -> Iterator[str]:
+    """Yield every name that the subgraphs of `node` read."""
+    for item in node.attribute:
+        for graph in [item.g] if item.type == onnx.AttributeProto.GRAPH else item.graphs:
+            yield from (output.name for output in graph.output)
+            for inner in graph.node:
+                yield from inner.input
+                yield from captured(inner)
+
+
+def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
+    """Return the value of an attribute."""
+    return next((helper.get_attribute_value(item) for item in node.attribute if item.name == name), default)
+
+
+# The rules: each yields (node, detail) for every place where it is broken.
+
+
+def dequantized_inputs(emitted: Emitted) -> Iterator[Finding]:
+    """Every operand of an integer node comes from a DequantizeLinear; an operator on codes needs none."""
+    for node in emitted.integer:
+        for name in emitted.operands(node):
+            if emitted.kinds.get(name) not in CODES and emitted.maker(name, "DequantizeLinear") is None:
+                yield node.name, f"its input {name!r} does not come from a DequantizeLinear"
+
+
+def one_quantizer(emitted: Emitted) -> Iterator[Finding]:
+    """The output of an integer node goes to exactly one QuantizeLinear; Gemm and MatMul may have none at all."""
+    for node in emitted.integer:
+        readers = emitted.readers.get(node.output[0], [])
+        quantizers = [reader for reader in readers if reader.op_type == "QuantizeLinear"]
+        if (not quantizers and node.op_type in FLOAT_OUTPUT) or emitted.kinds[node.output[0]] in CODES:
+            continue
+        if len(quantizers) != 1:
+            yield node.name, f"its output has {len(quantizers)} QuantizeLinear behind it"
+        elif len(readers) > 1 or node.output[0] in emitted.outputs:
+            yield node.name, "its output is read in float besides the QuantizeLinear"
+
+
+def no_double_requantization(emitted: Emitted) -> Iterator[Finding]:
+    """ONNX Runtime merges Q -> DQ -> Q -> DQ of unequal parameters into one other pair, unless a Clip follows."""
+    for node in emitted.nodes:
+        dequantize = emitted.maker(node.input[0], "DequantizeLinear") if node.op_type == "QuantizeLinear" else None
+        if dequantize is None or emitted.maker(dequantize.input[0], "QuantizeLinear") is None:
+            continue
+        clipped = all(reader.op_type == "Clip" for reader in emitted.readers.get(node.output[0], []))
+        if not clipped and not same_parameters(emitted, dequantize, node):
+            yield node.name, f"it quantizes {dequantize.output[0]!r} again with other parameters and no Clip behind"
+
+
+def no_float_clip(emitted: Emitted) -> Iterator[Finding]:
+    """No Relu or Clip between an integer node and its QuantizeLinear: the quantizer's range clips."""
+    for node in emitted.integer:
+        for clip in emitted.readers.get(node.output[0], []):
+            behind = emitted.readers.get(clip.output[0], []) if clip.op_type in CLIPS else []
+            if emitted.kinds[node.output[0]] not in CODES and any(item.op_type == "QuantizeLinear" for item in behind):
+                yield node.name, f"{clip.op_type} {clip.name!r} stands in float between it and its QuantizeLinear"
+
+
+def unsigned_activations(emitted: Emitted) -> Iterator[Finding]:
+    """Activations are uint8: int8 ones stay float at every branch and in front of every Clip."""
+    for node in emitted.nodes:
+        if node.op_type == "QuantizeLinear" and emitted.kinds[node.output[0]] != TensorProto.UINT8:
+            yield node.name, f"it makes {type_name(emitted.kinds[node.output[0]])}, not uint8"
+
+
+def signed_weights(emitted: Emitted) -> Iterator[Finding]:
+    """Weights reach DequantizeLinear as int8 with zero point 0 along the output channels: others are float or slow."""
+    for node in emitted.integer:
+        dequantize = emitted.weight(node)
+        if dequantize is None:
+            continue
+        scale, zero_point = emitted.parameters(dequantize)
+        if emitted.kinds[dequantize.input[0]] != TensorProto.INT8:
+            yield node.name, f"its weight is {type_name(emitted.kinds[dequantize.input[0]])}, not int8"
+        elif scale is None or scale.ndim > 1 or zero_point.any():
+            yield node.name, "its weight needs a constant scale per channel (or one) and zero point 0"
+        elif node.op_type == "Gemm" and len(dequantize.input) < 3:  # ONNX Runtime 1.31
+            yield node.name, "its weight's zero point has to be written out"
+        elif scale.ndim == 1 and attribute(dequantize, "axis", 1) not in output_axes(node):
+            yield node.name, "its weight is quantized along another axis than the output channels"
+
+
+def exact_bias(emitted: Emitted) -> Iterator[Finding]:
+    """A bias is int32 with scale float32(input scale * weight scale), zero point 0."""
+    for node in emitted.integer:
+        if node.op_type not in ("Conv", "Gemm") or len(node.input) < 3 or not node.input[2]:
+            continue
+        bias = emitted.maker(node.input[2], "DequantizeLinear")
+        data, weight = emitted.maker(node.input[0], "DequantizeLinear"), emitted.weight(node)
+        if bias is None or emitted.kinds[bias.input[0]] != TensorProto.INT32:
+            yield node.name, "its bias is not int32 behind a DequantizeLinear"
+        elif data is not None and weight is not None:
+            (scale, zero_point), inputs, weights = map(emitted.parameters, (bias, data, weight))
+            if scale is None or inputs[0] is None or weights[0] is None:
+                yield node.name, "a scale of its input, weight or bias is not constant"
+            elif zero_point.any() or not np.array_equal(np.atleast_1d(scale), np.atleast_1d(inputs[0] * weights[0])):
+                yield node.name, "its bias scale is not float32(input scale * weight scale)"
+
+
+def even_zero_points(emitted: Emitted) -> Iterator[Finding]:
+    """Outputs of kernels that round after adding the zero point have an even one: then both orders agree."""
+    for node in emitted.nodes:
+        if node.op_type not in ROUNDS_LATE or any(
+            emitted.maker(name, "DequantizeLinear") is None for name in emitted.operands(node)
+        ):
+            continue
+        for reader in emitted.readers.get(node.output[0], []):
+            if reader.op_type == "QuantizeLinear" and (emitted.parameters(reader)[1] % 2).any():
+                yield node.name, f"its output has the odd zero point {int(emitted.parameters(reader)[1])}"
+
+
+def clip_bounds(emitted: Emitted) -> Iterator[Finding]:
+    """A Clip on codes has two uint8 scalar constants as bounds, and lets the code of zero through."""
+    for node in emitted.nodes:
+        if node.op_type != "Clip" or emitted.kinds.get(node.input[0]) not in CODES:
+            continue
+        bounds = [emitted.value(name) for name in node.input[1:] if name]
+        if len(bounds) != 2 or any(bound is None or bound.ndim or bound.dtype != np.uint8 for bound in bounds):
+            yield node.name, "it clips codes and needs both bounds as uint8 scalar constants"
+            continue
+        quantize = emitted.maker(node.input[0], "QuantizeLinear")
+        zero_point = int(emitted.parameters(quantize)[1]) if quantize is not None else None
+        low, high = (int(bound) for bound in bounds if bound is not None)
+        if low >= high or (zero_point is not None and not low <= zero_point <= high):
+            yield node.name, f"its grid {low}..{high} is empty or leaves out the zero point {zero_point}"
+
+
+def scalar_parameters(emitted: Emitted) -> Iterator[Finding]:
+    """An activation's scale and zero point are constants of rank 0, the scale finite and above 0."""
+    for node in emitted.nodes:
+        if node.op_type not in ("QuantizeLinear", "DequantizeLinear") or node.input[0] in emitted.constants:
+            continue
+        scale, zero_point = emitted.parameters(node)
+        if scale is None or scale.ndim or zero_point.ndim:
+            yield node.name, "scale and zero point are not constants of rank 0"
+        elif not (np.isfinite(scale) and scale > 0):
+            yield node.name, f"its scale is {float(scale)}"
+
+
+def no_unused_initializer(emitted: Emitted) -> Iterator[Finding]:
+    """Every initializer is read: ONNX Runtime warns of each one that is not."""
+    for name in emitted.initializers:
+        if name not in emitted.readers and name not in emitted.outputs:
+            yield name, "nothing reads this initializer"
+
+
+def unique_names(emitted: Emitted) -> Iterator[Finding]:
+    """Every node has a name of its own: kernels are found again by it."""
+    yield from repeated((node.name for node in emitted.nodes), "node")
+    yield from repeated((name for node in emitted.nodes for name in node.output if name), "output")
+
+
+def repeated(names: Iterable[str], what: str) -> Iterator[Finding]:
+    """Yield a finding for every name that is empty or not unique."""
+    for name, count in Counter(names).items():
+        if not name or count > 1:
+            yield name or "(no name)", f"{count} {what}s have this name" if name else f"{count} {what}s have no name"
+
+
+def same_parameters(emitted: Emitted, one: onnx.NodeProto, other: onnx.NodeProto) -> bool:
+    """Say whether two Q/DQ nodes have equal constant scales and zero points."""
+    pairs = zip(emitted.parameters(one), emitted.parameters(other))
+    return all(a is not None and b is not None and np.array_equal(a, b) for a, b in pairs)
+
+
+def output_axes(node: onnx.NodeProto) -> tuple[int, ...]:
+    """Return the output-channel axis of a compute node's weight: counted from the front and from the end."""
+    if node.op_type == "Conv" or (node.op_type == "Gemm" and attribute(node, "transB", 0)):
+        return (0,)
+    return (1, -1)
+
+
+def type_name(kind: int) -> str:
+    """Return the name of an element type."""
+    return str(TensorProto.DataType.Name(kind)).lower()
+
+
+RULES: Final[dict[str, Callable[[Emitted], Iterator[Finding]]]] = {
+    "dequantized-inputs": dequantized_inputs,
+    "one-quantizer": one_quantizer,
+    "no-double-requantization": no_double_requantization,
+    "no-float-clip": no_float_clip,
+    "unsigned-activations": unsigned_activations,
+    "signed-weights": signed_weights,
+    "exact-bias": exact_bias,
+    "even-zero-points": even_zero_points,
+    "clip-bounds": clip_bounds,
+    "scalar-parameters": scalar_parameters,
+    "no-unused-initializer": no_unused_initializer,
+    "unique-names": unique_names,
+}

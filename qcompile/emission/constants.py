@@ -1,0 +1,47 @@
+"""The initializers of an emitted file: equal ones are stored once, under short readable names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+
+class Constants:
+    """Initializers by content. `add` returns the name under which an equal array stands in the file."""
+
+    def __init__(self, taken: set[str]) -> None:
+        self.protos: list[onnx.TensorProto] = []
+        self._taken = taken
+        self._names: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+
+    def add(self, value: NDArray[Any] | np.generic, stem: str) -> str:
+        """Store `value` and return its name: `stem`, or that of an equal array stored before."""
+        array = np.asarray(value)
+        key = (array.dtype.str, array.shape, array.tobytes())
+        if key not in self._names:
+            self._names[key] = name = self.unique(stem)
+            self.protos.append(numpy_helper.from_array(array, name))
+        return self._names[key]
+
+    def scalar(self, value: int, dtype: type[np.generic]) -> str:
+        """Store a scalar under a name made of its type and value."""
+        return self.add(dtype(value), f"{np.dtype(dtype).name}_{value}".replace("-", "m"))
+
+    def proto(self, proto: onnx.TensorProto) -> str:
+        """Store a tensor that numpy cannot hold; return its name."""
+        proto.name = self.unique(proto.name)
+        self.protos.append(proto)
+        return str(proto.name)
+
+    def unique(self, stem: str) -> str:
+        """Return `stem`, or `stem_2`, `stem_3` ...: a name not yet taken, which is taken now."""
+        name, count = stem, 1
+        while name in self._taken:
+            count += 1
+            name = f"{stem}_{count}"
+        self._taken.add(name)
+        return name

@@ -1,0 +1,274 @@
+"""Write a program as an ONNX file: QuantizeLinear, integer Clip, DequantizeLinear around the float operators.
+
+ONNX Runtime turns DequantizeLinear -> operator -> QuantizeLinear into an integer kernel when it loads the file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from qcompile.emission import pack
+from qcompile.emission.bias import integer_bias
+from qcompile.emission.constants import Constants
+from qcompile.ir import Constant, Graph, Node, Tensor, constant_value, node_proto, value_info
+from qcompile.program.forms import HALF, HARD_SIGMOID, HARD_SWISH_SLOPE, clip_bounds, float_bias, operands
+from qcompile.program.lower import Kind, Program, Step, Value
+from qcompile.quant.arithmetic import quantize
+from qcompile.quant.params import Quantizer, WeightQuantizer
+from qcompile.quant.plan import Plan
+
+INT4_OPSET, INT4_IR = 21, 10
+QUANTIZED_AT_LOAD = {"Conv", "ConvTranspose", "Gemm"}  # by ONNX Runtime, where their weight is float
+
+
+@dataclass
+class Emitter:
+    """Writes one program. `packing` is "planes", "int4" or "none"; `fake` keeps weights and biases in float.
+
+    The fake form is the float simulation: the same nodes around float weights, to be run without Q/DQ fusion.
+    """
+
+    graph: Graph
+    plan: Plan
+    program: Program
+    packing: str = "planes"
+    fake: bool = False
+    nodes: list[onnx.NodeProto] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.tensors: dict[str, Tensor] = self.graph.tensors()
+        codes = {value.name for step in self.program.steps for value in step.outputs}
+        kept = {name for name, tensor in self.tensors.items() if not isinstance(tensor, Constant)}
+        self.constants = Constants(kept | codes)
+        self.names = {node.name for node in self.graph.nodes}
+        self.dequantized: dict[str, str] = {}  # codes -> their float reading for integer kernels
+        self.sources: dict[str, Value] = {}  # float tensor -> the codes it was read from
+        self.opset, self.ir_version = self.graph.opset, 8
+
+    def model(self) -> onnx.ModelProto:
+        """Return the whole program as a model with the graph's own inputs and outputs."""
+        inputs = [value_info(tensor) for tensor in self.graph.inputs]
+        return self.fragment(inputs, [value_info(tensor) for tensor in self.graph.outputs])
+
+    def fragment(self, inputs: list[onnx.ValueInfoProto], outputs: list[onnx.ValueInfoProto]) -> onnx.ModelProto:
+        """Return the program's steps as a model with other inputs and outputs."""
+        for step in self.program.steps:
+            WRITERS[step.kind](self, step)
+        self._drop_unread({output.name for output in outputs})
+        graph = helper.make_graph(self.nodes, self.graph.name or "graph", inputs, outputs, self.constants.protos)
+        domains = {entry.domain: entry.version for entry in self.graph.import_domains or []} | {"": self.opset}
+        imports = [helper.make_opsetid(domain, version) for domain, version in domains.items() if domain != "ai.onnx"]
+        return helper.make_model(graph, opset_imports=imports, ir_version=self.ir_version, producer_name="qcompile")
+
+    def _drop_unread(self, outputs: set[str]) -> None:
+        """Drop a DequantizeLinear whose only reader took another way to the codes."""
+        read = outputs | {name for node in self.nodes for name in node.input}
+        self.nodes = [node for node in self.nodes if node.op_type != "DequantizeLinear" or node.output[0] in read]
+
+    # one writer per kind of step
+
+    def quantize(self, step: Step) -> None:
+        """Float32 or codes -> codes; a constant becomes an initializer of codes."""
+        (source,), (target,) = step.inputs, step.outputs
+        tensor = self.tensors.get(source.name)
+        if isinstance(tensor, Constant) and target.quantizer is not None:
+            name = self.constants.add(quantize(tensor.values, target.quantizer), target.name)
+            self.dequantized[target.name] = self._dequantize(name, target.quantizer, f"{target.name}_dq")
+            return
+        self._codes_of(self._float_of(source) if source.quantizer else source.name, target)
+
+    def dequantize(self, step: Step) -> None:
+        """Codes -> float32 for readers that are float, and for outputs of the graph."""
+        (source,), (target,) = step.inputs, step.outputs
+        assert source.quantizer is not None
+        self.sources[target.name] = source
+        self._dequantize(source.name, source.quantizer, target.name)
+
+    def compute(self, step: Step) -> None:
+        """Conv, Gemm or MatMul between DequantizeLinear and QuantizeLinear, int8 weight, int32 bias."""
+        assert step.node is not None
+        inputs = [self._float_of(value) for value in step.inputs]
+        weight = self.plan.weights.get(step.node.name)
+        if weight is not None:
+            inputs.append(self._weight(step.node, weight))
+            inputs += self._bias(step.node, step.inputs[0], weight)
+        self._operator(step, inputs)
+
+    def arithmetic(self, step: Step) -> None:
+        """An operator between DequantizeLinear and QuantizeLinear."""
+        assert step.node is not None
+        if step.node.op == "HardSigmoid":
+            self._hard_sigmoid(step.inputs[0], step.outputs[0].name, step.node.attrs.get("alpha", 0.2), step.node.name)
+        elif step.node.op == "HardSwish":
+            gate = Value(self.constants.unique(f"{step.outputs[0].name}_gate"), HARD_SIGMOID)
+            self._hard_sigmoid(step.inputs[0], gate.name, HARD_SWISH_SLOPE, self._name(f"{step.node.name}/HardSigmoid"))
+            product = self.constants.unique(f"{step.outputs[0].name}_f")
+            factors = [self._float_of(step.inputs[0]), self._float_of(gate)]
+            self.nodes.append(helper.make_node("Mul", factors, [product], step.node.name))
+            self._codes_of(product, step.outputs[0])
+        else:
+            self._operator(step, [self._float_of(value) for value in step.inputs] + self._rest(step.node))
+
+    def codes(self, step: Step) -> None:
+        """An operator on uint8: no float in between, nothing to fuse."""
+        node, source = step.node, step.inputs[0]
+        assert node is not None and source.quantizer is not None
+        outputs = [value.name for value in step.outputs]
+        if (bounds := clip_bounds(node)) and node.op in ("Relu", "Clip"):
+            low, high = quantize(np.array(bounds, np.float32), source.quantizer)
+            self.nodes.append(self._clip(source.name, int(low), int(high), outputs[0], node.name))
+            return
+        if node.op == "Pad" and node.attrs.get("mode", "constant") == "constant":
+            zero = self.constants.scalar(source.quantizer.zero_point, np.uint8)
+            rest = [self._input(node.inputs[1]), zero, *map(self._input, node.inputs[3:])]  # not the float 0
+        else:
+            rest = self._rest(node)
+        self.nodes.append(node_proto(node, [source.name, *rest], outputs))
+
+    def float(self, step: Step) -> None:
+        """An operator as it stands."""
+        node = step.node
+        assert node is not None
+        inputs = [self._input(tensor) for tensor in node.inputs]
+        if node.op in QUANTIZED_AT_LOAD and node.inputs[0].name in self.sources:
+            inputs[0] = self._guarded(node, self.sources[node.inputs[0].name])
+        self.nodes.append(node_proto(node, inputs, [tensor.name for tensor in node.outputs]))
+
+    def _guarded(self, node: Node, codes: Value) -> str:
+        """Read codes through a scale per channel, all equal: ONNX Runtime then leaves a float weight as it is.
+
+        From 1.22 on it rounds the float weight of an operator between DequantizeLinear and QuantizeLinear to int8 per
+        tensor, but only behind a scalar scale.
+        """
+        weight, quantizer = constant_value(node.inputs[1]), codes.quantizer
+        if weight is None or quantizer is None:
+            return str(node.inputs[0].name)
+        axis = {"Conv": 1, "ConvTranspose": 0, "Gemm": 1 if node.attrs.get("transB", 0) else 0}[node.op]
+        channels = weight.shape[axis] * (node.attrs.get("group", 1) if node.op == "Conv" else 1)
+        scale = self.constants.add(np.full(channels, quantizer.scale, np.float32), f"{codes.name}_scales")
+        zeros = self.constants.add(np.full(channels, quantizer.zero_point, np.uint8), f"{codes.name}_zeros")
+        return self._add("DequantizeLinear", [codes.name, scale, zeros], codes.name, axis=1)
+
+    def _hard_sigmoid(self, source: Value, codes: str, slope: float, name: str) -> None:
+        """Write codes of clip(slope*x + 1/2, 0, 1): a product with the slope whose zero point is the half."""
+        factor = self.constants.unique(f"{codes}_slope")
+        self._dequantize(self.constants.scalar(1, np.uint8), Quantizer(8, slope, 0), factor)
+        product = self.constants.unique(f"{codes}_f")
+        self.nodes.append(helper.make_node("Mul", [self._float_of(source), factor], [product], name))
+        parameters = self._parameters(replace(HARD_SIGMOID, zero_point=HALF), codes)
+        self.nodes.append(helper.make_node("QuantizeLinear", [product, *parameters], [codes], self._name(f"{codes}/Q")))
+
+    # the pieces they share
+
+    def _operator(self, step: Step, inputs: list[str]) -> None:
+        (target,), node = step.outputs, step.node
+        assert node is not None
+        output = self.constants.unique(f"{target.name}_f") if target.quantizer else target.name
+        self.nodes.append(node_proto(node, inputs, [output]))
+        if target.quantizer:
+            self._codes_of(output, target)
+
+    def _codes_of(self, source: str, target: Value) -> None:
+        quantizer = target.quantizer
+        assert quantizer is not None
+        narrow = quantizer.bits < 8
+        codes = self.constants.unique(f"{target.name}_u8") if narrow else target.name
+        parameters = self._parameters(quantizer, target.name)
+        self.nodes.append(
+            helper.make_node("QuantizeLinear", [source, *parameters], [codes], self._name(f"{target.name}/Q"))
+        )
+        if narrow:
+            self.nodes.append(self._clip(codes, 0, quantizer.levels, target.name, self._name(f"{target.name}/Clip")))
+
+    def _float_of(self, value: Value) -> str:
+        """Return the float32 reading of codes for integer kernels, one DequantizeLinear for all of them."""
+        assert value.quantizer is not None
+        if value.name not in self.dequantized:
+            name = self.constants.unique(f"{value.name}_dq")
+            self.dequantized[value.name] = self._dequantize(value.name, value.quantizer, name)
+        return self.dequantized[value.name]
+
+    def _dequantize(self, source: str, quantizer: Quantizer, output: str) -> str:
+        parameters = self._parameters(quantizer, source)
+        self.nodes.append(
+            helper.make_node("DequantizeLinear", [source, *parameters], [output], self._name(f"{output}/DQ"))
+        )
+        return output
+
+    def _parameters(self, quantizer: Quantizer, stem: str) -> list[str]:
+        scale = self.constants.add(np.float32(quantizer.scale), f"{stem}_scale")
+        return [scale, self.constants.scalar(quantizer.zero_point, np.uint8)]
+
+    def _clip(self, source: str, low: int, high: int, output: str, name: str) -> onnx.NodeProto:
+        bounds = [self.constants.scalar(bound, np.uint8) for bound in (low, high)]
+        return helper.make_node("Clip", [source, *bounds], [output], name)
+
+    def _weight(self, node: Node, weight: WeightQuantizer) -> str:
+        stem = node.inputs[1].name
+        if self.fake:
+            return self.constants.add(weight.dequantize(), stem)
+        scale = self.constants.add(weight.scale, f"{stem}_scale")
+        integers = self._integers(weight, stem)
+        output = self.constants.unique(f"{stem}_dq")
+        zeros = self.constants.add(np.zeros(weight.scale.shape, np.int8), "zeros")  # a Gemm without them stays float
+        self._add("DequantizeLinear", [integers, scale, zeros], output, axis=weight.axis, output=output)
+        return output
+
+    def _integers(self, weight: WeightQuantizer, stem: str) -> str:
+        if self.packing == "int4" and pack.fits_int4(weight):
+            self.opset, self.ir_version = max(self.opset, INT4_OPSET), max(self.ir_version, INT4_IR)
+            nibbles = self.constants.proto(pack.int4_initializer(weight.integers(), f"{stem}_int4"))
+            return self._add("Cast", [nibbles], stem, to=TensorProto.INT8)
+        if self.packing != "none" and pack.worth_packing(weight):
+            return pack.unpack_planes(weight, stem, self.constants, self._add)
+        return self.constants.add(weight.integers(), f"{stem}_int8")
+
+    def _bias(self, node: Node, data: Value, weight: WeightQuantizer) -> list[str]:
+        bias = self.plan.biases.get(node.name)
+        if bias is None:
+            return []
+        assert data.quantizer is not None
+        codes, scale = integer_bias(bias, data.quantizer.scale, weight.scale)
+        stem = node.inputs[2].name if float_bias(node) is not None else f"{node.name}_bias"
+        if self.fake:
+            return [self.constants.add(codes.astype(np.float32) * scale, stem)]
+        inputs = [self.constants.add(codes, f"{stem}_int32"), self.constants.add(scale, f"{stem}_scale")]
+        output = self.constants.unique(f"{stem}_dq")
+        return [self._add("DequantizeLinear", inputs, output, axis=0, output=output)]
+
+    def _rest(self, node: Node) -> list[str]:
+        """Return the inputs behind the operands: shapes, indices, bounds."""
+        return [self._input(tensor) for tensor in node.inputs[len(operands(node)) :]]
+
+    def _input(self, tensor: Tensor) -> str:
+        if not isinstance(tensor, Constant):
+            return str(tensor.name)
+        return self.constants.add(np.asarray(tensor.values), str(tensor.name))
+
+    def _add(self, op: str, inputs: list[str], stem: str, *, output: str = "", **attributes: Any) -> str:
+        output = output or self.constants.unique(f"{stem}_u")
+        self.nodes.append(helper.make_node(op, inputs, [output], self._name(f"{stem}/{op}"), **attributes))
+        return output
+
+    def _name(self, stem: str) -> str:
+        name, count = stem, 1
+        while name in self.names:
+            name, count = f"{stem}_{count}", count + 1
+        self.names.add(name)
+        return name
+
+
+WRITERS = {
+    Kind.QUANTIZE: Emitter.quantize,
+    Kind.REQUANTIZE: Emitter.quantize,
+    Kind.DEQUANTIZE: Emitter.dequantize,
+    Kind.COMPUTE: Emitter.compute,
+    Kind.ARITHMETIC: Emitter.arithmetic,
+    Kind.CODES: Emitter.codes,
+    Kind.FLOAT: Emitter.float,
+}

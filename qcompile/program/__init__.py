@@ -1,0 +1,1 @@
+"""From graph and plan to a program: the activation DAG, operator forms, lowering."""

@@ -1,0 +1,146 @@
+"""Lower graph and plan to a program: the one list of steps that the emitted file and both simulations are made from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from qcompile.ir import Constant, Graph, Node, Tensor, captured_names, topological
+from qcompile.program.forms import data_inputs, operands
+from qcompile.quant.params import Quantizer
+from qcompile.quant.plan import Form, Plan
+
+
+class Kind(StrEnum):
+    """What a step does with its values."""
+
+    QUANTIZE = "quantize"  # float32 -> codes
+    REQUANTIZE = "requantize"  # codes -> codes of a narrower quantizer
+    DEQUANTIZE = "dequantize"  # codes -> float32
+    COMPUTE = "compute"  # codes -> codes, or float32 where the kernel gives it
+    ARITHMETIC = "arithmetic"  # codes -> codes
+    CODES = "codes"  # codes -> codes of the same quantizer
+    FLOAT = "float"
+
+
+@dataclass(frozen=True)
+class Value:
+    """A value of the program: uint8 codes of a quantizer, or (without one) a tensor of the float graph."""
+
+    name: str
+    quantizer: Quantizer | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step: `inputs` are its data (codes where the kind says so, constants as they stand in the node)."""
+
+    kind: Kind
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    node: Node | None = None
+
+
+@dataclass(frozen=True)
+class Program:
+    """Steps in executable order; every value is made before it is read. `codes` maps tensors to their codes' names."""
+
+    steps: tuple[Step, ...]
+    codes: dict[str, str]
+
+
+def lower(graph: Graph, plan: Plan) -> Program:
+    """Lower `graph` as `plan` decides; the plan's quantizers must have been calibrated."""
+    lowering = _Lowering(graph, plan)
+    for node in topological(graph):
+        lowering.add(node)
+    for tensor in graph.outputs:
+        lowering.real(tensor)
+    return Program(tuple(lowering.steps), lowering.code_names)
+
+
+@dataclass
+class _Lowering:
+    graph: Graph
+    plan: Plan
+    steps: list[Step] = field(default_factory=list)
+    coded: dict[tuple[str, str], Value] = field(default_factory=dict)  # (tensor, quantizer key) -> codes
+    floats: set[str] = field(default_factory=set)  # tensors whose float value exists
+    code_names: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.tensors = self.graph.tensors()
+        self.taken = set(self.tensors)
+        self.floats.update(tensor.name for tensor in self.graph.inputs)
+
+    def add(self, node: Node) -> None:
+        """Add the steps of one node, behind those that make what it reads."""
+        form = self.plan.form(node.name)
+        if form is Form.FLOAT:
+            names = [tensor.name for tensor in node.inputs] + sorted(captured_names(node) & set(self.tensors))
+            values = tuple(self.real(self.tensors[name]) for name in names if name)
+            self.floats.update(tensor.name for tensor in node.outputs)
+            self._step(Kind.FLOAT, values, tuple(Value(tensor.name) for tensor in node.outputs), node)
+        elif form is Form.CODES:
+            (source,) = data_inputs(node)
+            outputs = tuple(self._new_codes(tensor, self.plan.key(tensor.name)) for tensor in node.outputs)
+            self._step(Kind.CODES, (self.codes(source),), outputs, node)
+        elif form in (Form.COMPUTE, Form.ARITHMETIC):
+            bits = self.plan.nodes[node.name].input_bits if form is Form.COMPUTE else None
+            data = data_inputs(node) if form is Form.COMPUTE else operands(node)
+            inputs = tuple(self.codes(tensor, bits) for tensor in data)
+            end = self._absorbed_end(node.outputs[0])
+            if end.name in self.plan.groups:
+                output = self._new_codes(end, self.plan.key(end.name))
+            else:
+                output = Value(end.name)
+                self.floats.add(end.name)
+            self._step(Kind(form.value), inputs, (output,), node)
+
+    def codes(self, tensor: Tensor, bits: int | None = None) -> Value:
+        """Return the codes of `tensor` that a reader sees who asks for `bits` (None: the tensor's own)."""
+        key = self.plan.key(tensor.name, bits)
+        if (tensor.name, key) in self.coded:
+            return self.coded[tensor.name, key]
+        own = self.plan.key(tensor.name)
+        if key != own and (tensor.name, own) in self.coded:
+            source, kind = self.coded[tensor.name, own], Kind.REQUANTIZE
+        else:
+            source, kind = self.real(self._absorbed_start(tensor)), Kind.QUANTIZE
+        codes = self._new_codes(tensor, key)
+        self._step(kind, (source,), (codes,))
+        return codes
+
+    def real(self, tensor: Tensor) -> Value:
+        """Return the float value of `tensor`."""
+        if tensor.name not in self.floats and not isinstance(tensor, Constant) and tensor.name in self.plan.groups:
+            self._step(Kind.DEQUANTIZE, (self.codes(tensor),), (Value(tensor.name),))
+            self.floats.add(tensor.name)
+        return Value(tensor.name)
+
+    def _absorbed_end(self, tensor: Tensor) -> Tensor:
+        while len(tensor.outputs) == 1 and self.plan.form(tensor.outputs[0].name) is Form.ABSORBED:
+            tensor = tensor.outputs[0].outputs[0]
+        return tensor
+
+    def _absorbed_start(self, tensor: Tensor) -> Tensor:
+        while tensor.inputs and self.plan.form(tensor.inputs[0].name) is Form.ABSORBED:
+            tensor = data_inputs(tensor.inputs[0])[0]
+        return tensor
+
+    def _new_codes(self, tensor: Tensor, key: str) -> Value:
+        quantizer = self.plan.quantizers[key]
+        stem = f"{tensor.name}_q{quantizer.bits}"
+        name, count = stem, 1
+        while name in self.taken:
+            name, count = f"{stem}_{count}", count + 1
+        self.taken.add(name)
+        value = self.coded[tensor.name, key] = Value(name, quantizer)
+        if key == self.plan.key(tensor.name):
+            self.code_names[tensor.name] = name
+        return value
+
+    def _step(
+        self, kind: Kind, inputs: tuple[Value, ...], outputs: tuple[Value, ...], node: Node | None = None
+    ) -> None:
+        self.steps.append(Step(kind, inputs, outputs, node))

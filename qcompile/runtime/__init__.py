@@ -1,0 +1,1 @@
+"""Running models: sessions, agreement, timing, the kernels that ONNX Runtime made."""

@@ -1,0 +1,43 @@
+"""Which kernels ONNX Runtime made of a file: read from the graph that it optimized."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import onnx
+
+from qcompile.runtime.session import Session
+
+INTEGER = ("QLinear", "QGemm", "MatMulInteger", "MatMulNBits", "ConvInteger", "DynamicQuantizeMatMul", "NhwcMaxPool")
+GONE = "gone"  # folded, merged into a neighbour, or never in the file
+
+
+def optimized_nodes(model: onnx.ModelProto | str | Path) -> list[tuple[str, str]]:
+    """Return (name, op_type) of every node of the optimized graph.
+
+    At level EXTENDED, where an integer kernel keeps the name of the node it replaces. ALL, the level to run at, moves
+    to channels-last, which renames; both compute the same bytes.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        saved = Path(folder) / "optimized.onnx"
+        Session(model, level="extended", threads=1, save_optimized=saved)
+        return [(node.name, node.op_type) for node in onnx.load(saved, load_external_data=False).graph.node]
+
+
+def fused_kernels(model: onnx.ModelProto | str | Path, wanted: Iterable[str]) -> dict[str, str]:
+    """Return {node name: op_type in the optimized graph} for the `wanted` nodes; GONE for those not found there."""
+    made = dict(optimized_nodes(model))
+    return {name: made.get(name, GONE) for name in wanted}
+
+
+def is_integer(op_type: str) -> bool:
+    """Say whether an operator of the optimized graph is an integer kernel."""
+    return op_type.startswith(INTEGER)
+
+
+def kernel_counts(nodes: Iterable[tuple[str, str]]) -> dict[str, int]:
+    """Return {op_type: number of nodes}, the most frequent first."""
+    return dict(Counter(op_type for _, op_type in nodes).most_common())

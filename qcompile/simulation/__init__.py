@@ -1,0 +1,31 @@
+"""What a plan computes, in two forms: exact integers, and float fake-quant."""
+
+from __future__ import annotations
+
+from typing import Literal, overload
+
+import onnx
+
+from qcompile.emission.qdq import Emitter
+from qcompile.ir import Graph
+from qcompile.program.lower import lower
+from qcompile.quant.plan import Plan
+from qcompile.simulation.integer import IntegerReference
+
+__all__ = ["IntegerReference", "simulate"]
+
+
+@overload
+def simulate(graph: Graph, plan: Plan, form: Literal["integer"]) -> IntegerReference: ...
+@overload
+def simulate(graph: Graph, plan: Plan, form: Literal["float"]) -> onnx.ModelProto: ...
+def simulate(graph: Graph, plan: Plan, form: Literal["integer", "float"]) -> IntegerReference | onnx.ModelProto:
+    """Return the simulation of a calibrated plan.
+
+    "integer" is an interpreter whose codes equal those of the emitted file; "float" an ONNX model with the file's own
+    quantizers around float weights, which training differentiates. Run the latter with `fuse_qdq=False`.
+    """
+    program = lower(graph, plan)
+    if form == "integer":
+        return IntegerReference(graph, plan, program)
+    return Emitter(graph, plan, program, packing="none", fake=True).model()
