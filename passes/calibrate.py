@@ -1,0 +1,76 @@
+"""Give every quantizer its numbers: activation ranges from samples, weights by rounding to nearest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from qcompile.calibration.collect import collect, with_outputs
+from qcompile.calibration.observers import Histogram, MinMax
+from qcompile.calibration.ranges import choose
+from qcompile.config import CalibrationMethod, Config
+from qcompile.emission.bias import with_room_for_bias
+from qcompile.errors import InputError
+from qcompile.ir import Constant, constant_value, to_model
+from qcompile.program.forms import float_bias, weight_axis
+from qcompile.qmodel import QModel
+from qcompile.quant.params import ActivationSpec
+from qcompile.quant.plan import Form
+from qcompile.quant.scales import quantize_weight
+from qcompile.runtime.session import Session
+
+
+@dataclass(frozen=True)
+class Calibrate:
+    """Choose scale and zero point of every placed quantizer.
+
+    Activations: one streaming observer per tensor, all in one run of the float model over the samples; the method is
+    that of the configuration, by default max at 8 bits and the error search below (`qcompile.calibration.ranges`).
+    """
+
+    name: ClassVar[str] = "calibrate"
+    requires: ClassVar[tuple[str, ...]] = ("place-quantizers",)
+
+    def run(self, model: QModel) -> int:
+        """Fill `plan.quantizers`, `plan.weights` and `plan.biases`; return the number of quantizers and weights."""
+        plan = model.plan
+        roots = {key: root for root in plan.groups.values() for key in (root, *plan.narrow_keys(root))}
+        methods = {key: calibration_method(model.config, spec) for key, spec in plan.specs.items()}
+        searched = {roots[key] for key, method in methods.items() if method != "max"}
+        observers = {root: Histogram(root) if root in searched else MinMax(root) for root in roots.values()}
+        self._observe(model, observers)
+        for key, spec in plan.specs.items():
+            plan.quantizers[key] = choose(observers[roots[key]], spec, methods[key], model.config.percentile)
+        for node in model.graph.nodes:
+            placed = plan.nodes[node.name]
+            if placed.form is not Form.COMPUTE or not placed.weight_bits:
+                continue
+            weight = constant_value(node.inputs[1])
+            assert weight is not None
+            quantized = quantize_weight(weight, bits=placed.weight_bits, axis=weight_axis(node))
+            bias = float_bias(node)
+            if bias is not None:
+                plan.biases[node.name] = bias
+                data = plan.quantizers[plan.key(node.inputs[0].name, placed.input_bits)]
+                quantized = with_room_for_bias(quantized, bias, data.scale)
+            plan.weights[node.name] = quantized
+        return len(plan.quantizers) + len(plan.weights)
+
+    def _observe(self, model: QModel, observers: dict[str, Histogram | MinMax]) -> None:
+        """Show every observer its tensor: constants at once, activations over all samples."""
+        tensors = model.graph.tensors()
+        constants = {name for name in observers if isinstance(tensors[name], Constant)}
+        for name in constants:
+            observers[name].update(np.asarray(tensors[name].values, np.float32))
+        if model.data is None:
+            raise InputError("no calibration data", remedy="give samples with --data, or ask for --random-data")
+        live = {name: observer for name, observer in observers.items() if name not in constants}
+        session = Session(with_outputs(to_model(model.graph), list(live)), threads=model.config.threads)
+        collect(session, model.data, live, batch=model.config.batch, label="calibrate")
+
+
+def calibration_method(config: Config, spec: ActivationSpec) -> CalibrationMethod:
+    """Return the method for one tensor: as configured, else max at 8 bits and mse below."""
+    return config.calibration_method or ("max" if spec.bits == 8 else "mse")

@@ -1,0 +1,80 @@
+"""Run the float model on the first samples, before any long work: do data, preprocessing and model belong together?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qcompile.data.dataset import first_batch_summary
+from qcompile.errors import InputError, QCompileError
+from qcompile.qmodel import Arrays, QModel
+from qcompile.runtime.agreement import class_axis
+from qcompile.runtime.session import Session
+
+SAMPLES = 16  # enough to see that all outputs are the same, few enough to cost nothing
+
+
+@dataclass(frozen=True)
+class CheckData:
+    """Note what the first batch looks like, and warn about outputs that no trained model gives on its own kind of data.
+
+    NaN and Inf in the outputs are errors: no quantizer could be calibrated on them.
+    """
+
+    name: ClassVar[str] = "check-data"
+    requires: ClassVar[tuple[str, ...]] = ("normalize-graph",)
+
+    def run(self, model: QModel) -> int:
+        """Change nothing."""
+        if model.data is None:
+            return 0
+        batch = next(model.data.batches(min(SAMPLES, model.data.count)))
+        outputs = open_session(model).run(batch)
+        model.journal.note(self.name, "first batch", inputs=first_batch_summary(batch))
+        for name, values in outputs.items():
+            if values.dtype.kind == "f" and not np.isfinite(values).all():
+                raise InputError(
+                    f"the float model gives NaN or Inf on these samples in its output {name!r}",
+                    where=model.data.source,
+                    remedy="check the model, --data and --preprocess",
+                )
+            if problem := degenerate(values):
+                text = f"the float model's output {name!r} {problem}; check --preprocess and --data"
+                model.journal.note(self.name, "warning", text=text)
+        if model.evaluation is not None and model.evaluation.labels is not None:
+            check_labels(model.evaluation.labels, outputs)
+        return 0
+
+
+def check_labels(labels: NDArray[np.int64], outputs: Arrays) -> None:
+    """Raise InputError unless an output [samples, classes] can be compared with `labels`."""
+    classes = [values.shape[1] for values in outputs.values() if values.ndim == 2 and class_axis(values) is not None]
+    if not classes:
+        shapes = ", ".join(f"{name} {list(values.shape)}" for name, values in outputs.items())
+        raise InputError(f"the labels cannot be compared with the outputs {shapes}", remedy="leave --eval out")
+    if not 0 <= labels.min() <= labels.max() < classes[0]:
+        what = f"the labels go from {labels.min()} to {labels.max()}, the model has classes 0 to {classes[0] - 1}"
+        raise InputError(what, remedy="give the labels as numbers of the model's classes")
+
+
+def open_session(model: QModel) -> Session:
+    """Return the float model ready to run; raise InputError where ONNX Runtime does not take it."""
+    try:
+        return Session(model.source, threads=model.config.threads)
+    except QCompileError as error:
+        raise InputError(error.what, remedy="check that the float model runs on this ONNX Runtime") from error
+
+
+def degenerate(outputs: NDArray[Any]) -> str:
+    """Say what is wrong with float outputs [samples, ...]: all the same, or all of one class; "" if nothing."""
+    if outputs.dtype.kind != "f" or outputs.ndim == 0 or len(outputs) < 2:
+        return ""
+    if np.ptp(outputs, axis=0).max(initial=0.0) <= 1e-6 * np.abs(outputs).max(initial=0.0):
+        return f"is the same for all of the first {len(outputs)} samples"
+    # Fewer than eight samples of one class are no sign of anything.
+    if outputs.ndim == 2 and outputs.shape[1] > 2 and len(outputs) >= 8 and len(set(outputs.argmax(axis=1))) == 1:
+        return f"says class {outputs[0].argmax()} for all of the first {len(outputs)} samples"
+    return ""

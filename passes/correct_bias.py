@@ -1,0 +1,195 @@
+"""Correct scale and bias of every layer against the float model, layer after layer; no gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qcompile.calibration.affine import AffineKernels, Fit
+from qcompile.emission.bias import with_room_for_bias
+from qcompile.emission.fragment import boundary, fragment
+from qcompile.errors import InputError
+from qcompile.ir import Constant, Node, Tensor, topological
+from qcompile.program.lower import Kind, Step, Value, lower
+from qcompile.progress import track
+from qcompile.qmodel import QModel
+from qcompile.quant.params import Quantizer
+from qcompile.runtime.session import Session
+from qcompile.runtime.spool import Spool
+
+SAMPLES = 256  # more change the result less than their choice does
+BATCH_BYTES = 16 << 20  # of the inputs of one batch
+RAW = "/raw"  # suffix of a layer's output before its quantizer
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class CorrectBias:
+    """Fit, per layer and output channel, the affine map from the quantized pre-activation to the float one.
+
+    Each layer sees the codes that the corrected layers before it make, so errors are corrected where they arise and as
+    they accumulate. Where the output enters a residual Add, the bias also takes up the mean error of the other operand.
+    Layers run once on each side; what later layers need is kept on disk, so memory does not grow with the samples.
+    A model at 8 bits throughout is left alone: its error is below that of the fit.
+    """
+
+    name: ClassVar[str] = "correct-bias"
+    requires: ClassVar[tuple[str, ...]] = ("calibrate",)
+
+    def run(self, model: QModel) -> int:
+        """Correct `plan.weights` and `plan.biases`; return the number of layers."""
+        placed = [node for node in model.plan.nodes.values() if node.weight_bits]
+        if all(node.weight_bits == 8 and node.input_bits == 8 for node in placed):
+            model.journal.note(self.name, "left alone", reason="8 bits throughout")
+            return 0
+        if model.data is None:
+            raise InputError("no calibration data", remedy="give samples with --data, or ask for --random-data")
+        with Spool() as spool:
+            correction = _Correction(model, spool)
+            for layer in track(correction.layers, "correct bias", len(correction.layers)):
+                correction.correct(layer)
+        return len(correction.layers)
+
+
+@dataclass
+class _Correction:
+    """Two executions side by side, float and quantized, advanced one layer at a time over all batches."""
+
+    model: QModel
+    spool: Spool
+    at: int = 0  # program steps done
+    float_at: int = 0  # nodes of the float graph done
+    batches: int = 0
+
+    def __post_init__(self) -> None:
+        model = self.model
+        program = lower(model.graph, model.plan)
+        self.steps = program.steps
+        self.tensor_of = {codes: tensor for tensor, codes in program.codes.items()}
+        self.constants = {name for name, tensor in model.graph.tensors().items() if isinstance(tensor, Constant)}
+        self.nodes = topological(model.graph)
+        self.floats = [Step(Kind.FLOAT, values(node.inputs), values(node.outputs), node) for node in self.nodes]
+        self.layers = [k for k, step in enumerate(self.steps) if self._correctable(step)]
+        self.kernels = AffineKernels(model.config.threads)
+        self._spool_inputs()
+
+    def _correctable(self, step: Step) -> bool:
+        return (
+            step.kind is Kind.COMPUTE
+            and step.node is not None
+            and step.node.op != "MatMul"
+            and step.node.name in self.model.plan.weights
+        )
+
+    def _spool_inputs(self) -> None:
+        data = self.model.data
+        assert data is not None
+        data = data.take(0, min(SAMPLES, data.count))
+        one = sum(array.nbytes for array in next(iter(data.batches(1))).values())
+        for feeds in data.batches(max(1, min(64, BATCH_BYTES // max(one, 1) // 4))):
+            for name, array in feeds.items():
+                for side in ("f", "q"):
+                    self.spool.put(f"{side}:{name}", self.batches, array)
+            self.batches += 1
+
+    def correct(self, index: int) -> None:
+        """Run both sides up to and including the layer at step `index`, fit it, and store its corrected output."""
+        step = self.steps[index]
+        assert step.node is not None
+        target, node = step.outputs[0], step.node
+        raw = Value(target.name + RAW)
+        steps = [*self.steps[self.at : index], replace(step, outputs=(raw,))]
+        float_end = next(k for k, item in enumerate(self.nodes) if item is node) + 1
+        exact = node.outputs[0].name
+        fit = Fit()
+        quantized_run = self._segment("q", steps, self.steps[index + 1 :], {raw.name})
+        float_steps = self.floats[self.float_at : float_end]
+        float_run = self._segment("f", float_steps, self.floats[float_end:], {exact})
+        for batch in range(self.batches):
+            f, q = float_run(batch)[exact], quantized_run(batch)[raw.name]
+            self.kernels.moments(by_channel(f), by_channel(q), fit)
+            self.spool.put(f"q:{raw.name}", batch, q)
+        slope, shift = fit.solve()
+        shift = shift + self._skip_error(step, index)
+        self._store(node, step.inputs[0].quantizer, slope, shift)
+        self.at, self.float_at = index + 1, float_end
+        for batch in range(self.batches):
+            q = self.spool.get(f"q:{raw.name}", batch)
+            self.spool.put(
+                f"q:{target.name}",
+                batch,
+                self.kernels.apply(by_channel(q), slope, shift, target.quantizer).reshape(q.shape),
+            )
+        self._forget("q", self.steps[self.at :])
+        self._forget("f", self.floats[self.float_at :])
+
+    def _forget(self, side: str, later: Sequence[Step]) -> None:
+        """Drop what no later step of one side reads."""
+        needed = {f"{side}:{value.name}" for step in later for value in step.inputs}
+        for name in [name for name in self.spool.names() if name.startswith(f"{side}:") and name not in needed]:
+            self.spool.drop(name)
+
+    def _segment(self, side: str, steps: Sequence[Step], later: Sequence[Step], wanted: set[str]) -> Any:
+        """Return a function batch -> outputs that runs `steps` on spooled values and spools what `later` reads."""
+        inputs, made = boundary(steps)
+        inputs = [value for value in inputs if value.name and value.name not in self.constants]
+        needed = {value.name for step in later for value in step.inputs}
+        keep = sorted(made & needed)
+        outputs = sorted(wanted | set(keep))
+        content = fragment(self.model.graph, self.model.plan, steps, inputs, outputs)
+        session = Session(content, threads=self.model.config.threads, fuse_qdq=False)
+
+        def run(batch: int) -> dict[str, Array]:
+            feeds = {value.name: self.spool.get(f"{side}:{value.name}", batch) for value in inputs}
+            results = session.run(feeds)
+            for name in keep:
+                self.spool.put(f"{side}:{name}", batch, results[name])
+            return results
+
+        return run
+
+    def _skip_error(self, step: Step, index: int) -> NDArray[np.float64] | float:
+        """Return the mean error [C] of the other operand of the Add that this layer's output enters, or 0."""
+        target = step.outputs[0]
+        readers = [item for item in self.steps[index + 1 :] if target in item.inputs]
+        if len(readers) != 1 or readers[0].node is None or readers[0].node.op != "Add" or len(readers[0].inputs) != 2:
+            return 0.0
+        (other,) = [value for value in readers[0].inputs if value != target] or [target]
+        exact, codes = f"f:{self.tensor_of.get(other.name, '')}", f"q:{other.name}"
+        if other.quantizer is None or not (self.spool.has(exact) and self.spool.has(codes)):
+            return 0.0
+        total: NDArray[np.float64] | float = 0.0
+        weight = 0.0
+        for batch in range(self.batches):
+            f, q = by_channel(self.spool.get(exact, batch)), by_channel(self.spool.get(codes, batch))
+            mean = (q.mean((0, 2), dtype=np.float64) - other.quantizer.zero_point) * other.quantizer.scale
+            total = total + (f.mean((0, 2), dtype=np.float64) - mean) * (f.size / f.shape[1])
+            weight += f.size / f.shape[1]
+        return total / weight
+
+    def _store(
+        self, node: Node, data: Quantizer | None, slope: NDArray[np.float64], shift: NDArray[np.float64]
+    ) -> None:
+        """Write the corrected scale and bias: y = a*(W x + old) + shift."""
+        plan = self.model.plan
+        assert data is not None
+        weight = plan.weights[node.name]
+        old = plan.biases.get(node.name)
+        old = np.zeros(len(slope), np.float32) if old is None else old
+        plan.biases[node.name] = bias = (slope * old + shift).astype(np.float32)
+        scaled = replace(weight, scale=(weight.scale * slope).astype(np.float32))
+        plan.weights[node.name] = with_room_for_bias(scaled, bias, data.scale)
+
+
+def values(tensors: Iterable[Tensor]) -> tuple[Value, ...]:
+    """Return tensors of the float graph as values."""
+    return tuple(Value(tensor.name) for tensor in tensors)
+
+
+def by_channel(array: Array) -> Array:
+    """View [N, C, ...] as [N, C, L]."""
+    return array.reshape(array.shape[0], array.shape[1], -1)

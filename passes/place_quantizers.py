@@ -1,0 +1,257 @@
+"""Decide which nodes run on integers and where quantizers stand; no numbers yet."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import numpy as np
+
+from qcompile.errors import InputError, nearest
+from qcompile.ir import Node, Tensor, activation_inputs, constant_value, consumers, is_output, topological
+from qcompile.program.forms import clip_bounds, data_inputs, dictated, integer_form, operands
+from qcompile.qmodel import QModel
+from qcompile.quant.params import ActivationSpec
+from qcompile.quant.plan import Form, NodePlan, narrow_key
+
+WIDE = 8  # the container of every activation code is uint8
+
+
+@dataclass(frozen=True)
+class PlaceQuantizers:
+    """Give every node a form and every tensor on integers a quantizer without numbers.
+
+    1. Compute nodes run on integers where the target has a kernel for their form.
+    2. Light nodes (arithmetic, movers, clips) do where their inputs are codes and codes are wanted behind them.
+    3. A clip whose input nobody else reads is absorbed by the quantizer in its place.
+    4. Movers share the quantizer of their input; every other tensor on integers has its own.
+    5. A tensor has the bits its compute readers ask for; one that others read too is wide and gets a second, narrow
+       quantizer in front of the compute nodes.
+    """
+
+    name: ClassVar[str] = "place-quantizers"
+    requires: ClassVar[tuple[str, ...]] = ("normalize-graph",)
+
+    def run(self, model: QModel) -> int:
+        """Fill `plan.nodes`, `plan.groups` and `plan.specs`; return the number of compute nodes on integers."""
+        placement = _Placement(model)
+        placement.decide_forms()
+        placement.absorb_clips()
+        placement.decide_bits()
+        placement.group_tensors()
+        placement.specify()
+        for name, node in model.plan.nodes.items():
+            if node.form is Form.FLOAT:
+                model.journal.note(self.name, "kept float", node=name, reason=node.reason)
+        placed = sum(node.form is Form.COMPUTE for node in model.plan.nodes.values())
+        if not placed:
+            reasons = sorted({n.reason for n in model.plan.nodes.values() if n.reason})
+            raise InputError(
+                "nothing to quantize: no Conv, Gemm or MatMul can run on integers",
+                where="; ".join(reasons[:3]),
+                remedy="check --keep-float, or whether the model has float32 weights",
+            )
+        return placed
+
+
+@dataclass
+class _Placement:
+    """The work in progress of one run: forms by node name, shared by the five steps."""
+
+    model: QModel
+    forms: dict[str, Form] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.graph = self.model.graph
+        self.nodes = topological(self.graph)
+        self.candidates = {node.name: integer_form(node, self.model.target) for node in self.nodes}
+        self._keep_float()
+
+    def _keep_float(self) -> None:
+        for pattern in self.model.config.keep_float:
+            matching = [node.name for node in self.nodes if re.search(pattern, node.name)]
+            if not matching:
+                raise no_match("--keep-float", pattern, self.nodes)
+            for name in matching:
+                self.candidates[name] = (Form.FLOAT, f"--keep-float {pattern}")
+
+    def decide_forms(self) -> None:
+        """Backward: which light nodes lead to integers. Forward: which have codes to work on."""
+        wanted: dict[str, bool] = {}
+        for node in reversed(self.nodes):
+            form, _ = self.candidates[node.name]
+            readers = [reader for tensor in node.outputs for reader in tensor.outputs]
+            ahead = any(wanted[reader.name] and _reads_data(reader, node) for reader in readers)
+            wanted[node.name] = form is Form.COMPUTE or (form is not Form.FLOAT and ahead)
+        for node in self.nodes:
+            form, reason = self.candidates[node.name]
+            if form not in (Form.FLOAT, Form.COMPUTE):
+                coded = [self._is_coded(tensor) for tensor in data_inputs(node)]
+                leads = any(wanted[reader.name] for tensor in node.outputs for reader in tensor.outputs)
+                if form is Form.ARITHMETIC and not (leads and any(coded)):
+                    form, reason = Form.FLOAT, "its neighbours are float: quantizing it alone costs time and accuracy"
+                elif form is Form.CODES and not (all(coded) or self._only_integer_readers(node, wanted)):
+                    form, reason = Form.FLOAT, "moves float values"
+            self.forms[node.name], self.reasons[node.name] = form, reason
+
+    def _is_coded(self, tensor: Tensor) -> bool:
+        """Say whether `tensor` has codes anyway: an integer node makes it, or a compute node reads it."""
+        made_by = tensor.inputs[0] if tensor.inputs else None
+        if made_by is not None and self.forms[made_by.name] is not Form.FLOAT and not self._float_output(made_by):
+            return True
+        return any(self.candidates[n.name][0] is Form.COMPUTE and _reads(n, tensor) for n in consumers(tensor))
+
+    def _only_integer_readers(self, node: Node, wanted: dict[str, bool]) -> bool:
+        tensors = node.outputs
+        readers = [reader for tensor in tensors for reader in tensor.outputs]
+        return (
+            bool(readers)
+            and all(wanted[reader.name] for reader in readers)
+            and not any(is_output(self.graph, tensor) for tensor in tensors)
+        )
+
+    def _float_output(self, node: Node) -> bool:
+        """Say whether a compute node gives float32 at once: its kernel can, and no integer node reads it."""
+        if self.candidates[node.name][0] is not Form.COMPUTE or node.op not in self.model.target.float_output:
+            return False
+        return all(self.candidates[reader.name][0] is Form.FLOAT for reader in consumers(node.outputs[0]))
+
+    def absorb_clips(self) -> None:
+        """Absorb a clip that is the only reader of its input: its bounds become those of the quantizer."""
+        for node in self.nodes:
+            if self.forms[node.name] is not Form.CODES or node.op not in self.model.target.clips:
+                continue
+            (source,) = data_inputs(node)
+            made_by = source.inputs[0] if source.inputs else None
+            alone = len(source.outputs) == 1 and not is_output(self.graph, source)
+            # Behind a mover the clip stays: the codes it clips belong to a tensor that others may read.
+            if made_by is not None and alone and self.forms[made_by.name] is not Form.CODES:
+                self.forms[node.name] = Form.ABSORBED
+
+    def decide_bits(self) -> None:
+        """Write the node plans: weight and input bits of compute nodes, by --w, --a, first, last and --bits."""
+        config, plan = self.model.config, self.model.plan
+        compute = [node for node in self.nodes if self.forms[node.name] is Form.COMPUTE]
+        ends = _first_and_last(self.nodes, {node.name for node in compute})
+        for node in self.nodes:
+            plan.nodes[node.name] = NodePlan(self.forms[node.name], self.reasons[node.name])
+        for node in compute:
+            edge = config.first_last_bits if node.name in ends else None
+            weight_bits = (edge or config.w) if constant_value(node.inputs[1]) is not None else 0
+            plan.nodes[node.name] = NodePlan(
+                Form.COMPUTE, "first or last" if edge else "", weight_bits, edge or config.a
+            )
+        for pattern, weight_bits, input_bits in config.bits:
+            matching = [node.name for node in compute if re.search(pattern, node.name)]
+            if not matching:
+                raise no_match("--bits", pattern, compute)
+            for name in matching:
+                old = plan.nodes[name]
+                plan.nodes[name] = replace(
+                    old,
+                    reason=f"--bits {pattern}",
+                    weight_bits=weight_bits if old.weight_bits else 0,
+                    input_bits=input_bits,
+                )
+
+    def group_tensors(self) -> None:
+        """Map every tensor on integers to the tensor whose quantizer it shares; clips in between share their end's."""
+        groups = self.model.plan.groups
+        for node in self.nodes:
+            form = self.forms[node.name]
+            if form in (Form.COMPUTE, Form.ARITHMETIC, Form.CODES):
+                for tensor in operands(node) if form is Form.ARITHMETIC else data_inputs(node):
+                    groups.setdefault(tensor.name, tensor.name)
+            if form is Form.CODES:
+                (source,) = data_inputs(node)
+                groups.update({tensor.name: groups[source.name] for tensor in node.outputs})
+            elif form is Form.ARITHMETIC or (form is Form.COMPUTE and not self._float_output(node)):
+                end = self.absorbed_end(node.outputs[0])
+                groups.setdefault(end.name, end.name)
+
+    def absorbed_end(self, tensor: Tensor) -> Tensor:
+        """Follow absorbed clips from the tensor a node makes to the one whose quantizer stands in its place."""
+        while len(tensor.outputs) == 1 and self.forms[tensor.outputs[0].name] is Form.ABSORBED:
+            tensor = tensor.outputs[0].outputs[0]
+        return tensor
+
+    def specify(self) -> None:
+        """Write one spec per group, and one per narrow quantizer in front of compute nodes."""
+        plan, config = self.model.plan, self.model.config
+        tensors = self.graph.tensors()
+        asked: dict[str, set[int]] = {}
+        shared: set[str] = set()
+        for name, root in plan.groups.items():
+            tensor = tensors[name]
+            bits = asked.setdefault(root, set())
+            for reader in consumers(tensor):
+                form = self.forms[reader.name]
+                if form is Form.COMPUTE and _reads(reader, tensor):
+                    bits.add(plan.nodes[reader.name].input_bits)
+                elif form is not Form.CODES:
+                    shared.add(root)
+            if is_output(self.graph, tensor):
+                shared.add(root)
+        for root, bits in asked.items():
+            wide = max(bits, default=WIDE)
+            if root in shared:
+                wide = max(wide, config.residual_bits) if bits else WIDE
+            plan.specs[root] = spec = self._spec(tensors[root], wide)
+            if spec.fixed:
+                wide = spec.fixed.bits
+                plan.specs[root] = replace(spec, bits=wide)
+            for narrow in sorted(bits - {wide}):
+                plan.specs[narrow_key(root, narrow)] = replace(
+                    plan.specs[root], bits=narrow, even_zero_point=False, fixed=None
+                )
+
+    def _spec(self, tensor: Tensor, bits: int) -> ActivationSpec:
+        lower, upper = -np.inf, np.inf
+        node = tensor.inputs[0] if tensor.inputs else None
+        while node is not None and self.forms[node.name] is Form.ABSORBED:
+            bounds = clip_bounds(node)
+            assert bounds is not None
+            lower, upper = max(lower, bounds[0]), min(upper, bounds[1])
+            source = data_inputs(node)[0]
+            node = source.inputs[0] if source.inputs else None
+        even = (
+            node is not None
+            and node.op in self.model.target.even_zero_point
+            and self.forms[node.name] is Form.ARITHMETIC
+        )
+        fixed = dictated(node) if node is not None and self.forms[node.name] is Form.ARITHMETIC else None
+        return ActivationSpec(bits, lower, upper, even, fixed)
+
+
+def _reads(node: Node, tensor: Tensor) -> bool:
+    return any(tensor is item for item in data_inputs(node))
+
+
+def _reads_data(reader: Node, node: Node) -> bool:
+    return any(_reads(reader, tensor) for tensor in node.outputs)
+
+
+def _first_and_last(nodes: list[Node], compute: set[str]) -> set[str]:
+    """Return the compute nodes with no compute node before them, or none behind."""
+    before: dict[int, bool] = {}
+    for node in nodes:
+        before[id(node)] = any(
+            before[id(source)] or source.name in compute
+            for tensor in activation_inputs(node)
+            for source in tensor.inputs
+        )
+    behind: dict[int, bool] = {}
+    for node in reversed(nodes):
+        behind[id(node)] = any(
+            behind[id(reader)] or reader.name in compute for tensor in node.outputs for reader in tensor.outputs
+        )
+    return {node.name for node in nodes if node.name in compute and not (before[id(node)] and behind[id(node)])}
+
+
+def no_match(flag: str, pattern: str, nodes: list[Node]) -> InputError:
+    """Return the error for a regular expression that no node name matches."""
+    return InputError(
+        f"{flag} {pattern!r} matches no node", remedy=nearest(pattern, [node.name for node in nodes[:200]])
+    )

@@ -1,0 +1,216 @@
+"""Check and run the emitted model: what the user gets has been run before."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from qcompile.data.dataset import Dataset
+from qcompile.emission.check import check, nodes_on_codes
+from qcompile.errors import EmissionError, InputError, QCompileError
+from qcompile.progress import track
+from qcompile.qmodel import Arrays, QModel
+from qcompile.quant.plan import Form
+from qcompile.runtime.agreement import Agreement, class_axis
+from qcompile.runtime.fused import GONE, is_integer, kernel_counts, optimized_nodes
+from qcompile.runtime.session import Session, version
+from qcompile.runtime.timing import compare
+
+SAMPLES = 64  # compared with the float model, at most
+ELEMENTS = 32 * 3 * 224 * 224  # of all inputs together that are compared: keeps the cost of large images in bounds
+BATCH_ELEMENTS = 3 * 224 * 224  # of one batch: keeps memory in bounds
+UNOPTIMIZED_BATCHES = 2  # five times slower
+EVALUATION_BATCH = 16
+TIMING_SECONDS = 0.4
+UNKNOWN = "no rule of the emitted file explains it"
+
+
+@dataclass(frozen=True)
+class Validate:
+    """Check the emitted model against the rules of its target, look up its kernels, run it and compare it with float.
+
+    Writes one journal entry, "audit". Shares are in 0..1, sizes in bytes, times in seconds of one run:
+
+    onnxruntime   version it was run on
+    bits          {"weights": {bits: tensors}, "activations": {bits: quantizers}}, bits as text
+    float_nodes   [{"node", "op", "reason"}]: those that the plan keeps float
+    kernels       {op_type: nodes} of ONNX Runtime's optimized graph
+    fused         {"planned": nodes that should run on integer kernels, "integer": those that do,
+                  "missing": [{"node", "kernel", "rule"}]}; kernel "gone" if the node is not in the optimized graph
+    size          {"float", "emitted"}
+    agreement     with the float model: {"samples", "outputs": {name: figures}}, or None without samples
+    unoptimized   of the run with all optimizations off with the optimized run, in the same form
+    speed         {"float", "emitted", "speedup", "rounds", "batch", "threads"}, or None without samples
+    top1          {"samples", "float", "emitted"} in percent, or None without labels
+
+    The figures of an output are those of `Agreement.summary`: sqnr_db, cosine, largest_difference, argmax.
+    Raises EmissionError for a broken rule or NaN in an output of the emitted model.
+    """
+
+    name: ClassVar[str] = "validate"
+    requires: ClassVar[tuple[str, ...]] = ("insert-qdq",)
+
+    def run(self, model: QModel) -> int:
+        """Validate `model.emitted`; nothing is changed."""
+        if model.emitted is None:
+            raise QCompileError("there is no emitted model to validate", remedy="let a pass emit one first")
+        violations = check(model.emitted)
+        if violations:
+            raise EmissionError(
+                f"the emitted model breaks {len(violations)} rules of {model.target.name}: {violations[0]}",
+                remedy="please report it; --keep-float on this node avoids it",
+            )
+        nodes = optimized_nodes(model.emitted)
+        if names := unasked(model, nodes):
+            text = (
+                "kept float, yet on integer kernels, since ONNX Runtime quantizes what stands between quantized nodes"
+            )
+            model.journal.note(self.name, "warning", text=f"{text}: {', '.join(names)}")
+        model.journal.note(
+            self.name,
+            "audit",
+            onnxruntime=version(),
+            bits=bit_counts(model),
+            float_nodes=float_nodes(model),
+            kernels=kernel_counts(nodes),
+            fused=fused(model, model.emitted, dict(nodes)),
+            size={"float": model.source.ByteSize(), "emitted": model.emitted.ByteSize()},
+            **comparison(model, model.emitted),
+            top1=top1(model, model.emitted),
+        )
+        return 0
+
+
+def bit_counts(model: QModel) -> dict[str, dict[str, int]]:
+    """Return how many weights and activation quantizers have how many bits."""
+    weights = Counter(weight.bits for weight in model.plan.weights.values())
+    activations = Counter(quantizer.bits for quantizer in model.plan.quantizers.values())
+    groups = {"weights": weights, "activations": activations}
+    return {name: {str(bits): counts[bits] for bits in sorted(counts)} for name, counts in groups.items()}
+
+
+def float_nodes(model: QModel) -> list[dict[str, str]]:
+    """Return the nodes that the plan keeps float, with reasons."""
+    placed = ((node, model.plan.nodes.get(node.name)) for node in model.graph.nodes)
+    return [
+        {"node": node.name, "op": node.op, "reason": plan.reason if plan else "no pass has placed it"}
+        for node, plan in placed
+        if plan is None or plan.form is Form.FLOAT
+    ]
+
+
+def fused(model: QModel, emitted: onnx.ModelProto, made: dict[str, str]) -> dict[str, Any]:
+    """Look up every node planned as integer among those ONNX Runtime `made`; name the rule that a missing one broke."""
+    planned = [name for name, node in model.plan.nodes.items() if node.form in (Form.COMPUTE, Form.ARITHMETIC)]
+    on_codes = nodes_on_codes(emitted)
+    missing = [name for name in planned if name not in on_codes and not is_integer(made.get(name, GONE))]
+    rules: dict[str, str] = {}
+    for violation in check(emitted, planned=missing) if missing else []:
+        rules.setdefault(violation.node, f"{violation.detail} [{violation.rule}]")
+    rows = [{"node": name, "kernel": made.get(name, GONE), "rule": rules.get(name, UNKNOWN)} for name in missing]
+    return {"planned": len(planned), "integer": len(planned) - len(missing), "missing": rows}
+
+
+def unasked(model: QModel, nodes: list[tuple[str, str]]) -> list[str]:
+    """Return the nodes that the plan keeps float and ONNX Runtime quantized.
+
+    Between DequantizeLinear and QuantizeLinear it does so with an Add and, from 1.22 on, with a Conv of float weight.
+    """
+    kept = {name for name, node in model.plan.nodes.items() if node.form is Form.FLOAT}
+    return [name for name, op_type in nodes if name in kept and is_integer(op_type)]
+
+
+def comparison(model: QModel, emitted: onnx.ModelProto) -> dict[str, Any]:
+    """Run float and emitted model on held-back samples: agreement, speed, and what optimizations change."""
+    reference, optimized = Session(model.source, threads=1), Session(emitted, threads=1)
+    data = model.held_back or model.data
+    if data is None:  # compiled from a saved plan
+        return {"agreement": None, "unoptimized": None, "speed": None}
+    agreement, unoptimized = Comparison("the emitted model"), Comparison("the emitted model without optimizations")
+    first: list[tuple[Arrays, Arrays]] = []
+    for feeds in track(batches(data), "validate"):
+        outputs = optimized.run(feeds)
+        agreement.add(reference.run(feeds), outputs)
+        if len(first) < UNOPTIMIZED_BATCHES:
+            first.append((feeds, outputs))
+    one = {name: array[: data.fixed_batch or 1] for name, array in first[0][0].items()}
+    speed = speed_of(reference, optimized, one)
+    del reference, optimized  # before the next one is loaded
+    plain = Session(emitted, level="off", threads=1)
+    for feeds, outputs in first:
+        unoptimized.add(outputs, plain.run(feeds))
+    return {"agreement": agreement.summary(), "unoptimized": unoptimized.summary(), "speed": speed}
+
+
+def batches(data: Dataset) -> Iterator[Arrays]:
+    """Yield the first samples in small batches: the number depends on the samples' size alone, never on the time."""
+    elements = sum(array.size for array in next(data.take(0, data.fixed_batch or 1).batches(1)).values())
+    step = data.fixed_batch or 1
+    count = min(SAMPLES, max(ELEMENTS // max(elements // step, 1), 1), data.count)
+    yield from data.take(0, max(count, step)).batches(max(min(BATCH_ELEMENTS // max(elements, 1), SAMPLES), 1))
+
+
+class Comparison:
+    """Agreement of every output of `subject` with a reference."""
+
+    def __init__(self, subject: str) -> None:
+        self.subject = subject
+        self.outputs: dict[str, Agreement] = {}
+
+    def add(self, reference: Arrays, outputs: Arrays) -> None:
+        """Add the outputs of one batch; raise where one holds NaN."""
+        for name, values in outputs.items():
+            if has_nan(reference[name]):
+                raise InputError(f"output {name!r} of the float model holds NaN", remedy="check the model and its data")
+            if has_nan(values):
+                raise EmissionError(f"output {name!r} of {self.subject} holds NaN where the float model does not")
+            self.outputs.setdefault(name, Agreement()).add(reference[name], values)
+
+    def summary(self) -> dict[str, Any]:
+        """Return the number of samples and the figures of each output."""
+        samples = max(found.samples for found in self.outputs.values())
+        return {"samples": samples, "outputs": {name: found.summary() for name, found in self.outputs.items()}}
+
+
+def has_nan(values: NDArray[Any]) -> bool:
+    """Say whether a float array holds NaN."""
+    return values.dtype.kind == "f" and bool(np.isnan(values).any())
+
+
+def speed_of(reference: Session, emitted: Session, feeds: Arrays) -> dict[str, float]:
+    """Time one inference of both in turn, on one thread."""
+    timing = compare(reference, emitted, feeds, seconds=TIMING_SECONDS)
+    batch = len(next(iter(feeds.values())))
+    facts = {"float": timing.first, "emitted": timing.second, "speedup": timing.speedup}
+    return facts | {"rounds": timing.rounds, "batch": batch, "threads": 1}
+
+
+def top1(model: QModel, emitted: onnx.ModelProto) -> dict[str, float] | None:
+    """Score both models on the labelled samples, by the first output that scores classes."""
+    data = model.evaluation
+    if data is None or data.labels is None:
+        return None
+    sessions = {"float": Session(model.source, threads=model.config.threads)}
+    sessions["emitted"] = Session(emitted, threads=model.config.threads)
+    hits, done = dict.fromkeys(sessions, 0), 0
+    for feeds in track(data.batches(model.config.batch or EVALUATION_BATCH), "evaluate"):
+        rows = len(next(iter(feeds.values())))
+        for name, session in sessions.items():
+            hits[name] += int((decisions(session.run(feeds)) == data.labels[done : done + rows]).sum())
+        done += rows
+    return {"samples": done} | {name: 100 * count / done for name, count in hits.items()}
+
+
+def decisions(outputs: Arrays) -> NDArray[np.int64]:
+    """Return the class [N] of each sample."""
+    for values in outputs.values():
+        if values.ndim == 2 and class_axis(values) is not None:
+            return np.asarray(values.argmax(1), np.int64)
+    shapes = ", ".join(f"{name} {list(values.shape)}" for name, values in outputs.items())
+    raise InputError(f"the labels cannot be compared with the outputs {shapes}", remedy="leave --eval out")

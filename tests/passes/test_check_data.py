@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+
+from qcompile.api import open_model
+from qcompile.errors import InputError
+from qcompile.passes.check_data import CheckData, degenerate
+
+RANDOM = np.random.default_rng(0)
+Data = dict[str, NDArray[Any]]
+
+
+@pytest.mark.parametrize(
+    ("outputs", "problem"),
+    [
+        (RANDOM.standard_normal((16, 10)), ""),
+        (np.ones((16, 10)), "is the same for all of the first 16 samples"),
+        (RANDOM.standard_normal((16, 10)) + 9 * np.eye(10)[3], "says class 3 for all of the first 16 samples"),
+        (RANDOM.standard_normal((4, 10)) + 9 * np.eye(10)[3], ""),  # four of one class are no sign
+        (RANDOM.standard_normal((16, 2)) + 9 * np.eye(2)[1], ""),  # nor is the common one of two classes
+        (RANDOM.standard_normal((1, 10)), ""),
+        (np.zeros((16, 10), np.int64), ""),
+        (np.float32(3), ""),
+        (np.zeros((16, 0, 4), np.float32), "is the same for all of the first 16 samples"),  # no boxes at all
+    ],
+)
+def test_degenerate(outputs: NDArray[Any], problem: str) -> None:
+    assert degenerate(np.asarray(outputs)) == problem
+
+
+def test_first_batch_is_noted_and_nothing_else(residual_model: onnx.ModelProto, residual_data: Data) -> None:
+    model = open_model(residual_model, data=residual_data)
+    assert CheckData().run(model) == 0
+    assert [entry["what"] for entry in model.journal.entries] in (["first batch"], ["first batch", "warning"])
+    assert "[16, 3, 8, 8]" in model.journal.entries[0]["inputs"][0]
+
+
+def test_wrong_preprocessing_is_warned_about(residual_model: onnx.ModelProto, residual_data: Data) -> None:
+    model = open_model(residual_model, data={"image": np.full_like(residual_data["image"], 1e4)})
+    CheckData().run(model)
+    assert "check --preprocess" in model.journal.entries[-1]["text"]
+
+
+def test_nan_in_an_output_is_an_error(residual_model: onnx.ModelProto, residual_data: Data) -> None:
+    residual_model.graph.node[-1].op_type = "Log"
+    model = open_model(residual_model, data=residual_data)
+    with pytest.raises(InputError, match="NaN or Inf on these samples in its output 'scores'"):
+        CheckData().run(model)
+
+
+def test_an_operator_that_the_runtime_lacks_is_bad_input(residual_model: onnx.ModelProto, residual_data: Data) -> None:
+    residual_model.graph.node[-1].domain = "example.custom"
+    residual_model.opset_import.append(onnx.helper.make_opsetid("example.custom", 1))
+    model = open_model(residual_model, data=residual_data)
+    with pytest.raises(InputError, match="cannot load the model"):
+        CheckData().run(model)
+
+
+def test_without_data_there_is_nothing_to_check(residual_model: onnx.ModelProto) -> None:
+    model = open_model(residual_model)
+    assert CheckData().run(model) == 0
+    assert not model.journal.entries
+
+
+def test_labels_are_checked_before_the_work(residual_model: onnx.ModelProto, residual_data: Data) -> None:
+    labels = np.arange(40) % 5
+    model = open_model(residual_model, data=residual_data, evaluation={**residual_data, "labels": labels})
+    CheckData().run(model)
+    model = open_model(residual_model, data=residual_data, evaluation={**residual_data, "labels": labels + 1})
+    with pytest.raises(InputError, match="labels go from 1 to 5, the model has classes 0 to 4"):
+        CheckData().run(model)
+    del residual_model.graph.node[-3:]  # the outputs are feature maps now
+    residual_model.graph.output[0].name = "pooled"
+    residual_model.graph.output[0].type.tensor_type.ClearField("shape")
+    model = open_model(residual_model, data=residual_data, evaluation={**residual_data, "labels": labels})
+    with pytest.raises(InputError, match="cannot be compared with the outputs pooled"):
+        CheckData().run(model)

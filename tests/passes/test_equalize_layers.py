@@ -1,0 +1,133 @@
+"""EqualizeLayers: equal ranges on both sides, the same function, and hands off everything that is not exact."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from onnx import ModelProto, numpy_helper
+
+from qcompile.ir.affine import open_layer
+from qcompile.ir.load import load_model
+from qcompile.passes.equalize_layers import SETTLED, EqualizeLayers
+from qcompile.passes.fold_batch_norm import FoldBatchNorm
+from qcompile.passes.normalize_graph import NormalizeGraph
+from qcompile.qmodel import QModel
+
+Build = Callable[..., ModelProto]
+AsQModel = Callable[[ModelProto], QModel]
+Same = Callable[..., None]
+
+MAP = [{"x": (1, 4, 6, 5)}, {"x": (3, 4, 7, 9)}]
+ROWS = [{"x": (1, 6)}, {"x": (5, 6)}]
+IMAGE = "g (float[N,4,H,W2] x, float[6,4,3,3] W, float[6] B"
+
+# name: graph, inputs, pairs
+PAIRS = {
+    "nothing between": (f"{IMAGE}, float[5,6,1,1] U) => (float[N,5,P,Q] y) {{ a = Conv(x, W, B) y = Conv(a, U) }}", MAP, 1),
+    "Relu between, padding, groups": (
+        f"{IMAGE}, float[4,3,3,3] U) => (float[N,4,P,Q] y)"
+        "{ a = Conv(x, W, B) r = Relu(a) y = Conv<group = 2, pads = [1,1,1,1]>(r, U) }", MAP, 1),
+    "LeakyRelu between": (
+        f"{IMAGE}, float[6,3,2,2] U) => (float[N,3,P,Q] y) {{ a = Conv(x, W, B) r = LeakyRelu(a) y = ConvTranspose(r, U) }}",
+        MAP, 1),
+    "depthwise triple": (
+        f"{IMAGE}, float[6,1,3,3] D, float[5,6,1,1] U) => (float[N,5,P,Q] y)"
+        "{ a = Conv(x, W, B) r = Relu(a) d = Conv<group = 6>(r, D) s = Relu(d) y = Conv(s, U) }", MAP, 2),
+    "Gemm and Gemm": (
+        "g (float[N,6] x, float[4,6] W, float[4] B, float[4,3] U) => (float[N,3] y)"
+        "{ a = Gemm<transB = 1>(x, W, B) r = Relu(a) y = Gemm(r, U) }", ROWS, 1),
+    "shared weight": (
+        "g (float[N,6] x, float[6,6] W) => (float[N,6] y) { a = MatMul(x, W) r = Relu(a) y = MatMul(r, W) }", ROWS, 1),
+    "Clip between": (
+        f"{IMAGE}, float[5,6,1,1] U) => (float[N,5,P,Q] y) <float lo = {{0}}, float hi = {{6}}>"
+        "{ a = Conv(x, W, B) r = Clip(a, lo, hi) y = Conv(r, U) }", MAP, 0),
+    "two readers": (
+        f"{IMAGE}, float[6,6,1,1] U) => (float[N,6,P,Q] y) {{ a = Conv(x, W, B) b = Conv(a, U) y = Add(a, b) }}", MAP, 0),
+    "a result that is an output": (
+        f"{IMAGE}, float[5,6,1,1] U) => (float[N,5,P,Q] y, float[N,6,R,S] a) {{ a = Conv(x, W, B) y = Conv(a, U) }}", MAP, 0),
+    "the second reads it as a bias": (
+        "g (float[N,6] x, float[6,4] W, float[6,4] U) => (float[N,4] y) { a = Gemm(x, W) y = Gemm(x, U, a) }", ROWS, 0),
+    "the second reads it transposed": (
+        "g (float[4,6] x, float[6,4] W, float[4,3] U) => (float[4,3] y) { a = Gemm(x, W) y = Gemm<transA = 1>(a, U) }",
+        [{"x": (4, 6)}], 0),
+}  # fmt: skip
+
+
+def equalizable(source: ModelProto, as_qmodel: AsQModel) -> QModel:
+    model = as_qmodel(source)
+    NormalizeGraph().run(model)
+    FoldBatchNorm().run(model)
+    return model
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_pairs(name: str, model_of: Build, as_qmodel: AsQModel, same_outputs: Same) -> None:
+    text, shapes, pairs = PAIRS[name]
+    source = model_of(text)
+    model = equalizable(source, as_qmodel)
+    assert EqualizeLayers().run(model) == pairs
+    notes = [entry["pairs"] for entry in model.journal.by("equalize-layers")]
+    assert notes == ([pairs] if pairs else [])
+    same_outputs(source, model.graph, shapes)  # 1e-5: float32 weights rounded once more
+    assert EqualizeLayers().run(model) == 0
+
+
+def ranges(model: QModel, first: int, second: int) -> tuple[np.ndarray, np.ndarray]:
+    layers = [open_layer(model.graph.nodes[position]) for position in (first, second)]
+    assert layers[0] is not None
+    assert layers[1] is not None
+    return np.abs(layers[0].weight).max((2, 3)).ravel(), np.abs(layers[1].weight).max((1, 3)).ravel()
+
+
+def test_ranges_are_equal_afterwards_even_along_a_chain(model_of: Build, as_qmodel: AsQModel) -> None:
+    model = equalizable(model_of(PAIRS["depthwise triple"][0]), as_qmodel)
+    EqualizeLayers().run(model)
+    for first, second in ((0, 2), (2, 4)):
+        r1, r2 = ranges(model, first, second)
+        np.testing.assert_allclose(r1, r2, rtol=2.1 * SETTLED)  # r1 / r2 is the square of the last scale
+
+
+def test_dead_channels_are_left_alone(model_of: Build, as_qmodel: AsQModel, same_outputs: Same) -> None:
+    source = model_of(PAIRS["nothing between"][0])
+    for tensor in source.graph.initializer:
+        values = numpy_helper.to_array(tensor).copy()
+        if tensor.name == "W":
+            values[0], values[1] = 0, 1e-30
+        if tensor.name == "U":
+            values[:, 2] = 0
+        tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    model = equalizable(source, as_qmodel)
+    bias = np.array(model.graph.nodes[0].inputs[2].values)
+    EqualizeLayers().run(model)
+    np.testing.assert_array_equal(model.graph.nodes[0].inputs[2].values[:3], bias[:3])
+    same_outputs(source, model.graph, MAP)
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(spread=st.lists(st.floats(-3, 3), min_size=6, max_size=6), seed=st.integers(0, 2**16))
+def test_any_spread_of_channels(
+    spread: list[float], seed: int, model_of: Build, as_qmodel: AsQModel, same_outputs: Same
+) -> None:
+    source = model_of(PAIRS["Relu between, padding, groups"][0], seed=seed)
+    for tensor in source.graph.initializer:
+        if tensor.name == "W":
+            scale = 10.0 ** np.array(spread).reshape(6, 1, 1, 1)
+            values = (numpy_helper.to_array(tensor) * scale).astype(np.float32)
+            tensor.CopyFrom(numpy_helper.from_array(values, "W"))
+    model = equalizable(source, as_qmodel)
+    EqualizeLayers().run(model)
+    r1, r2 = ranges(model, 0, 2)
+    np.testing.assert_allclose(r1, r2, rtol=2.1 * SETTLED)
+    same_outputs(source, model.graph, MAP)
+
+
+def test_resnet20(shared_assets: Path, as_qmodel: AsQModel, same_outputs: Same) -> None:
+    source = load_model(shared_assets / "models" / "resnet20.onnx")
+    model = equalizable(source, as_qmodel)
+    assert EqualizeLayers().run(model) == 9  # the two convolutions of each block; the trunk has several readers
+    same_outputs(source, model.graph, [{"image": (2, 3, 32, 32)}])

@@ -1,0 +1,634 @@
+"""Units of known networks, of graphs without bottlenecks, and properties on random DAGs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import networkx as nx
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qcompile.ir import Constant, Graph, Node, Tensor, Variable
+from qcompile.ir.load import load_model, prepare
+from qcompile.passes.normalize_graph import NormalizeGraph
+from qcompile.passes.partition_units import PartitionUnits
+from qcompile.passmanager import PassManager
+from qcompile.qmodel import QModel
+from qcompile.quant.plan import Unit
+from qcompile.targets.schema import Target
+
+COMPUTE = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
+
+
+@dataclass
+class Net:
+    """Builds a graph node by node; every weight is a read-only zero of the right shape that takes no memory."""
+
+    graph: Graph = field(default_factory=lambda: Graph(opset=18))
+    channels: dict[str, int] = field(default_factory=dict)
+
+    def input(self, name: str = "x", channels: int = 3) -> Variable:
+        tensor = Variable(name, np.float32, None)
+        self.graph.inputs.append(tensor)
+        self.channels[name] = channels
+        return tensor
+
+    def op(self, op: str, *reads: Tensor, name: str = "", outputs: int = 1, **attrs: object) -> Variable:
+        name = name or f"{op}_{len(self.graph.nodes)}"
+        made = [Variable(f"{name}:{index}" if index else f"{name}:", np.float32, None) for index in range(outputs)]
+        self.graph.nodes.append(Node(op, name, attrs, list(reads), made))
+        data = [tensor for tensor in reads if tensor.name in self.channels]
+        width = sum(self.channels[tensor.name] for tensor in data) if op == "Concat" else self.channels[data[0].name]
+        self.channels.update({tensor.name: width // outputs for tensor in made})
+        return made[0]
+
+    def weight(self, *shape: int) -> Constant:
+        return Constant(f"w{len(self.graph.nodes)}", np.broadcast_to(np.float32(0), shape))
+
+    def conv(
+        self,
+        x: Variable,
+        out: int = 8,
+        kernel: int = 1,
+        *,
+        stride: int = 1,
+        group: int = 1,
+        name: str = "",
+        act: str = "",
+    ) -> Variable:
+        weight = self.weight(out, self.channels[x.name] // group, kernel, kernel)
+        y = self.op("Conv", x, weight, name=name, strides=[stride, stride], group=group)
+        self.channels[y.name] = out
+        return self.op(act, y) if act else y
+
+    def linear(self, x: Variable, out: int = 8, *, op: str = "Gemm", name: str = "") -> Variable:
+        y = self.op(op, x, self.weight(self.channels[x.name], out), name=name)
+        self.channels[y.name] = out
+        return y
+
+    def finish(self, *outputs: Variable) -> Graph:
+        self.graph.outputs = list(outputs)
+        return self.graph
+
+
+# --- networks with published unit counts
+
+
+def residual(net: Net, x: Variable, widths: Sequence[tuple[int, int, int]], stride: int, groups: int = 1) -> Variable:
+    """A residual block: (channels, kernel, stride or 1) of each convolution, a projection where the shape changes."""
+    y = x
+    for index, (width, kernel, own_stride) in enumerate(widths):
+        act = "Relu" if index < len(widths) - 1 else ""
+        y = net.conv(y, width, kernel, stride=own_stride, group=groups if kernel == 3 else 1, act=act)
+    if stride > 1 or net.channels[x.name] != net.channels[y.name]:
+        x = net.conv(x, net.channels[y.name], 1, stride=stride)
+    return net.op("Relu", net.op("Add", y, x))
+
+
+def classifier(net: Net, x: Variable, classes: int = 1000) -> Graph:
+    return net.finish(net.linear(net.op("Flatten", net.op("GlobalAveragePool", x)), classes, name="fc"))
+
+
+def residual_network(layout: str) -> Graph:
+    """ResNet-18, ResNet-50 or RegNetX-600M."""
+    net = Net()
+    stem = net.conv(net.input(), 32 if layout == "regnetx_600m" else 64, 3 if layout == "regnetx_600m" else 7, stride=2)
+    x = net.op("Relu", stem)
+    if layout != "regnetx_600m":
+        x = net.op("MaxPool", x, strides=[2, 2], kernel_shape=[3, 3])
+    stages = {
+        "resnet18": [(64, 2), (128, 2), (256, 2), (512, 2)],
+        "resnet50": [(64, 3), (128, 4), (256, 6), (512, 3)],
+        "regnetx_600m": [(48, 1), (96, 3), (240, 5), (528, 7)],
+    }[layout]
+    for stage, (width, depth) in enumerate(stages):
+        for index in range(depth):
+            stride = 2 if index == 0 and (stage or layout == "regnetx_600m") else 1
+            if layout == "resnet18":
+                x = residual(net, x, [(width, 3, stride), (width, 3, 1)], stride)
+            elif layout == "resnet50":
+                x = residual(net, x, [(width, 1, 1), (width, 3, stride), (4 * width, 1, 1)], stride)
+            else:
+                x = residual(net, x, [(width, 1, 1), (width, 3, stride), (width, 1, 1)], stride, groups=width // 24)
+    return classifier(net, x)
+
+
+def inverted(
+    net: Net,
+    x: Variable,
+    out: int,
+    stride: int,
+    expand: int,
+    name: str,
+    gate: Callable[[Net, Variable], Variable] | None = None,
+) -> Variable:
+    width, y = net.channels[x.name] * expand, x
+    if expand > 1:
+        y = net.conv(y, width, 1, name=f"/{name}/expand/Conv", act="Clip")
+    y = net.conv(y, width, 3, stride=stride, group=width, name=f"/{name}/depthwise/Conv", act="Clip")
+    y = gate(net, y) if gate else y
+    y = net.conv(y, out, 1, name=f"/{name}/project/Conv")
+    return net.op("Add", y, x) if stride == 1 and net.channels[x.name] == out else y
+
+
+def mobilenet_v2(gate: Callable[[Net, Variable], Variable] | None = None) -> Graph:
+    net = Net()
+    x = net.conv(net.input(), 32, 3, stride=2, name="/features/features.0/Conv", act="Clip")
+    number = 1
+    for expand, out, depth, first in [
+        (1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1),
+    ]:  # fmt: skip
+        for index in range(depth):
+            x = inverted(net, x, out, first if index == 0 else 1, expand, f"features/features.{number}", gate)
+            number += 1
+    return classifier(net, net.conv(x, 1280, 1, name="/features/features.18/Conv", act="Clip"))
+
+
+def squeeze_excite(net: Net, x: Variable) -> Variable:
+    width = net.channels[x.name]
+    squeezed = net.conv(net.op("GlobalAveragePool", x), max(width // 4, 1), 1, act="Relu")
+    return net.op("Mul", x, net.op("Sigmoid", net.conv(squeezed, width, 1)))
+
+
+@pytest.mark.parametrize(
+    ("graph", "alone", "stack"),
+    [
+        (residual_network("resnet18"), 10, 10),
+        (residual_network("resnet50"), 18, 18),
+        (residual_network("regnetx_600m"), 18, 18),
+        (mobilenet_v2(), 20, 18),
+        (mobilenet_v2(squeeze_excite), 20, 19),  # the gate in features.1 makes stem and block four compute nodes
+    ],
+    ids=["resnet18", "resnet50", "regnetx_600m", "mobilenet_v2", "mobilenet_v2 with gates"],
+)
+def test_published_unit_counts(graph: Graph, alone: int, stack: int) -> None:
+    assert len(checked(graph)) == alone
+    assert len(checked(graph, PartitionUnits(ends="stack"))) == stack
+
+
+def test_mobilenet_v2_stacks_what_mrecg_stacks() -> None:
+    graph = mobilenet_v2()
+    assert [unit.name for unit in checked(graph)] == [*(f"features.{index}" for index in range(19)), "fc"]
+    first, *_, last = checked(graph, PartitionUnits(ends="stack"))
+    assert [name for name in first.nodes if "/" in name] == [
+        "/features/features.0/Conv", "/features/features.1/depthwise/Conv", "/features/features.1/project/Conv",
+    ]  # fmt: skip
+    assert compute_names(graph, last) == ["/features/features.18/Conv", "fc"]
+
+
+def test_pooling_behind_the_stem_and_before_the_classifier() -> None:
+    graph = residual_network("resnet18")
+    stem, *_, block, fc = checked(graph)
+    assert ops(graph, stem) == ["Conv", "Relu", "MaxPool"]
+    assert ops(graph, block)[-2:] == ["GlobalAveragePool", "Flatten"]
+    assert ops(graph, fc) == ["Gemm"]
+
+
+@pytest.mark.parametrize(("name", "expected"), [("resnet20", 11), ("efficientnet_lite0", 19), ("ppocr_v4_det", 31)])
+def test_exported_models(shared_assets: Path, name: str, expected: int) -> None:
+    source = load_model(shared_assets / "models" / f"{name}.onnx")
+    model = QModel(graph=prepare(source, 18), source=source, target=Target.load("ort-cpu"))
+    runs = PassManager((NormalizeGraph(), PartitionUnits())).run(model)
+    assert runs[-1].changed == len(model.plan.units) == expected
+    units = checked(model.graph)
+    assert units == model.plan.units
+    assert all(not unit.note for unit in units)
+    if name == "resnet20":
+        blocks = [f"layer{stage}.{index}" for stage in (1, 2, 3) for index in range(3)]
+        assert [unit.name for unit in units] == ["conv1", *blocks, "linear"]
+
+
+# --- rules, one by one
+
+
+def test_plain_convolutions_stack_up_to_three_and_not_across_a_stride() -> None:
+    net = Net()
+    x = net.conv(net.input(), name="stem", act="Relu")
+    for index in range(4):
+        x = net.conv(x, name=f"a{index}", act="Relu")
+    for index in range(2):
+        x = net.conv(x, name=f"b{index}", stride=2 - index, act="Relu")
+    x = net.op("MaxPool", x, strides=[2, 2])
+    for index in range(2):
+        x = net.conv(x, name=f"c{index}", act="Relu")
+    graph = net.finish(net.conv(x, name="last"))
+    assert groups(graph) == [["stem"], ["a0", "a1", "a2"], ["a3"], ["b0", "b1"], ["c0", "c1"], ["last"]]
+    stacked = groups(graph, PartitionUnits(ends="stack"))
+    assert stacked == [["stem", "a0", "a1"], ["a2", "a3"], ["b0", "b1"], ["c0", "c1", "last"]]
+    assert groups(graph, PartitionUnits(max_stack=1)) == [[name] for unit in groups(graph) for name in unit]
+
+
+def test_depthwise_separable_pairs_stay_together() -> None:
+    net = Net()
+    x = net.conv(net.input(), 8, 3, name="stem", act="Relu")
+    for index in range(3):
+        x = net.conv(x, 8, 3, group=8, name=f"dw{index}", act="Relu")
+        x = net.conv(x, 8, 1, name=f"pw{index}", act="Relu")
+    graph = net.finish(net.linear(x, name="fc"))
+    assert groups(graph) == [["stem"], ["dw0", "pw0"], ["dw1", "pw1"], ["dw2", "pw2"], ["fc"]]
+
+
+def test_a_chain_does_not_reach_over_an_opaque_node() -> None:
+    net = Net()
+    x = net.conv(net.conv(net.input(), name="stem"), 8, 3, group=8, name="dw")
+    graph = net.finish(net.linear(net.conv(net.op("GRU", x), name="pw"), name="fc"))
+    assert [unit.nodes for unit in checked(graph)] == [("stem",), ("dw",), ("GRU_2",), ("pw",), ("fc",)]
+
+
+def test_squeeze_excite_is_a_block() -> None:
+    net = Net()
+    x = net.conv(net.input(), name="stem", act="Relu")
+    x = squeeze_excite(net, net.conv(x, kernel=3, name="body", act="Relu"))
+    graph = net.finish(net.linear(x, name="fc"))
+    units = checked(graph)
+    assert [len(compute_names(graph, unit)) for unit in units] == [1, 1, 2, 1]
+    assert ops(graph, units[2]) == ["GlobalAveragePool", "Conv", "Relu", "Conv", "Sigmoid", "Mul"]
+
+
+def u_net(levels: int) -> Graph:
+    net, skips = Net(), []
+    x = net.conv(net.input(), 8, 3, name="stem", act="Relu")
+    for level in range(levels):
+        for index in range(2):
+            x = net.conv(x, 8, 3, name=f"/down{level}/conv{index}/Conv", act="Relu")
+        skips.append(x)
+        x = net.op("MaxPool", x, strides=[2, 2])
+    x = net.conv(x, 8, 3, name="/middle/conv0/Conv", act="Relu")
+    for level in reversed(range(levels)):
+        up = net.op("ConvTranspose", x, net.weight(8, 8, 2, 2), name=f"/up{level}/up/ConvTranspose", strides=[2, 2])
+        x = net.op("Concat", up, skips[level], axis=1)
+        for index in range(2):
+            x = net.conv(x, 8, 3, name=f"/up{level}/conv{index}/Conv", act="Relu")
+    return net.finish(net.conv(x, 1, name="last"))
+
+
+def test_u_net_has_small_units_although_its_skips_span_it() -> None:
+    graph = u_net(5)
+    units = checked(graph)
+    assert all(len(unit.outputs) == 1 for unit in units)
+    assert max(len(compute_names(graph, unit)) for unit in units) <= 12
+    found = groups(graph)
+    for level in (0, 1, 2):  # the levels whose skips jump over more than twelve compute nodes
+        assert [f"/down{level}/conv0/Conv", f"/down{level}/conv1/Conv"] in found
+        assert [f"/up{level}/conv0/Conv", f"/up{level}/conv1/Conv"] in found
+    joined = next(unit for unit in units if "/up0/up/ConvTranspose" in unit.nodes)
+    assert len(joined.inputs) == 2 and ops(graph, joined) == ["ConvTranspose", "Concat"]
+
+
+def dense_block(layers: int) -> Graph:
+    net = Net()
+    features = [net.op("MaxPool", net.conv(net.input(), 8, 3, name="stem", act="Relu"), strides=[2, 2])]
+    for index in range(layers):
+        x = net.op("Concat", *features, axis=1) if index else features[0]
+        x = net.conv(net.op("Relu", x), 32, 1, name=f"/layer{index}/conv1/Conv", act="Relu")
+        features.append(net.conv(x, 8, 3, name=f"/layer{index}/conv2/Conv"))
+    x = net.conv(net.op("Relu", net.op("Concat", *features, axis=1)), 8, 1, name="transition", act="Relu")
+    return classifier(net, x)
+
+
+def test_each_composite_layer_of_a_dense_block_is_a_unit() -> None:
+    layers = [[f"/layer{index}/conv{conv}/Conv" for conv in (1, 2)] for index in range(16)]
+    assert groups(dense_block(16)) == [["stem"], *layers, ["transition"], ["fc"]]
+    assert [unit.name for unit in checked(dense_block(16))][1:4] == ["layer0", "layer1", "layer2"]
+
+
+def test_a_small_dense_block_is_one_unit() -> None:
+    assert [len(names) for names in groups(dense_block(6))] == [1, 12, 1, 1]
+
+
+def test_two_headed_detector() -> None:
+    net = Net()
+    x = net.conv(net.input(), 8, 3, stride=2, name="stem", act="Relu")
+    for _ in range(2):
+        x = residual(net, x, [(8, 3, 1), (8, 3, 1)], 1)
+    outputs = []
+    for head in ("boxes", "classes"):
+        y = net.conv(net.conv(x, name=f"/{head}/a/Conv", act="Relu"), name=f"/{head}/b/Conv", act="Relu")
+        y = residual(net, y, [(8, 3, 1), (8, 3, 1)], 1)
+        outputs.append(net.op("Sigmoid", net.conv(y, name=f"/{head}/out/Conv")))
+    graph = net.finish(*outputs)
+    units = checked(graph)
+    assert [len(compute_names(graph, unit)) for unit in units] == [1, 2, 2, 2, 2, 1, 2, 2, 1]
+    assert all(len(unit.outputs) == 1 and not unit.note for unit in units)
+
+
+def test_feature_pyramid_joins_each_lateral_with_its_sum() -> None:
+    net = Net()
+    x, levels = net.conv(net.input(), 8, 3, name="stem", act="Relu"), []
+    for _ in range(3):
+        for _ in range(4):
+            x = residual(net, x, [(8, 3, 1), (8, 3, 1)], 1)
+        levels.append(x)
+    laterals = [net.conv(level, name=f"lateral{index}") for index, level in enumerate(levels)]
+    outputs = [merged := laterals[2]]
+    for index in (1, 0):
+        merged = net.op("Add", laterals[index], net.op("Resize", merged))
+        outputs.append(merged)
+    graph = net.finish(*(net.conv(y, kernel=3, name=f"out{index}") for index, y in enumerate(outputs)))
+    units = checked(graph)
+    assert [sorted(ops(graph, unit)) for unit in units if "lateral1" in unit.nodes] == [["Add", "Conv", "Resize"]]
+    assert sum(ops(graph, unit).count("Add") == 1 and len(compute_names(graph, unit)) == 2 for unit in units) == 12
+
+
+def encoder_layer(net: Net, x: Variable, number: int, mask: Variable | None = None) -> Variable:
+    """Pre-norm attention with residual, then pre-norm MLP with residual."""
+    scope = f"/layer{number}"
+    y = net.op("LayerNormalization", x)
+    q, k, v = (net.op("Reshape", net.linear(y, op="MatMul", name=f"{scope}/attention/{n}/MatMul")) for n in "qkv")
+    scores = net.op("MatMul", q, net.op("Transpose", k), name=f"{scope}/attention/scores/MatMul")
+    if mask is not None:
+        scores = net.op("Add", scores, mask)
+    mixed = net.op("MatMul", net.op("Softmax", scores), v, name=f"{scope}/attention/mix/MatMul")
+    x = net.op("Add", x, net.linear(mixed, op="MatMul", name=f"{scope}/attention/out/MatMul"))
+    y = net.linear(net.op("LayerNormalization", x), 32, op="MatMul", name=f"{scope}/mlp/up/MatMul")
+    y = net.op("Mul", y, net.op("Erf", y))
+    return net.op("Add", x, net.linear(y, op="MatMul", name=f"{scope}/mlp/down/MatMul"))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_transformer_layers_are_an_attention_and_an_mlp_block(masked: bool) -> None:
+    net = Net()
+    mask = net.op("Mul", net.op("Cast", net.input("mask", 8))) if masked else None
+    x = net.op("Add", net.op("Gather", net.input("ids", 8)), net.op("Gather", net.input("types", 8)))
+    x = net.op("LayerNormalization", x)
+    for number in range(4):
+        x = encoder_layer(net, x, number, mask)
+    graph = net.finish(net.linear(x, name="pooler"))
+    units = [unit for unit in checked(graph) if compute_names(graph, unit)]
+    blocks = [f"layer{number}/{part}" for number in range(4) for part in ("attention", "mlp")]
+    assert [unit.name for unit in units] == [*blocks, "pooler"]
+    assert [len(compute_names(graph, unit)) for unit in units] == [6, 2] * 4 + [1]
+
+
+def test_cross_attention_is_one_block_although_all_layers_read_the_encoder() -> None:
+    net = Net()
+    memory = net.linear(net.input("memory", 8), op="MatMul", name="encoder")
+    x = net.linear(net.input("target", 8), op="MatMul", name="decoder")
+    for number in range(4):
+        x = encoder_layer(net, x, number)
+        q, k, v = (
+            net.linear(side, op="MatMul", name=f"/cross{number}/{n}/MatMul")
+            for n, side in zip("qkv", (x, memory, memory))
+        )
+        scores = net.op("Softmax", net.op("MatMul", q, k, name=f"/cross{number}/scores/MatMul"))
+        mixed = net.op("MatMul", scores, v, name=f"/cross{number}/mix/MatMul")
+        x = net.op("Add", x, net.linear(mixed, op="MatMul", name=f"/cross{number}/out/MatMul"))
+    units = {unit.name: unit for unit in checked(net.finish(x))}
+    assert {"cross1", "cross2", "cross3", "layer1/attention", "layer3/mlp"} <= units.keys()
+    assert "encoder:" in units["cross2"].inputs and len(units["cross2"].inputs) == 2
+
+
+def test_a_global_skip_of_the_input_does_not_hide_the_blocks() -> None:
+    net = Net()
+    image = net.input()
+    x = net.conv(image, 8, 3, name="head")
+    for _ in range(8):
+        x = residual(net, x, [(8, 3, 1), (8, 3, 1)], 1)
+    graph = net.finish(net.op("Add", net.conv(x, 3, 3, name="tail"), net.op("Mul", image)))
+    assert [len(names) for names in groups(graph)] == [1, *[2] * 8, 1]
+
+
+def test_features_given_out_between_blocks_cost_no_unit_and_inside_a_block_are_noted() -> None:
+    net = Net()
+    x = net.conv(net.input(), 8, 3, name="stem", act="Relu")
+    x = between = residual(net, x, [(8, 3, 1), (8, 3, 1)], 1)
+    inside = net.conv(x, name="inner", act="Relu")
+    x = net.op("Add", net.conv(inside), x)
+    graph = net.finish(net.linear(x, name="fc"), between, inside)
+    units = checked(graph)
+    assert len(units) == 4
+    assert [unit.note for unit in units] == ["", "", f"the graph gives out {inside.name} from its inside", ""]
+    assert units[2].outputs == (inside.name, x.name)
+
+
+def test_a_light_node_behind_an_output_of_the_graph_stays_alone() -> None:
+    net = Net()
+    logits = net.linear(net.input(), name="fc")
+    units = checked(net.finish(logits, net.op("Softmax", logits)))
+    assert [unit.note for unit in units] == ["", "no compute node"]
+
+
+def test_control_flow_is_opaque_and_what_it_captures_is_an_input() -> None:
+    net = Net()
+    captured = net.conv(net.input(), name="a", act="Relu")
+    inner = Variable("inner", np.float32, None)
+    branch = Graph([Node("Relu", "captures", {}, [captured], [inner])], outputs=[inner])
+    condition = net.op("ReduceMax", net.conv(captured, name="b"))
+    chosen = net.op("If", condition, then_branch=branch, else_branch=branch)
+    graph = net.finish(net.conv(net.op("Relu", chosen), name="c"))
+    units = PartitionUnits().units(graph)
+    assert [unit.nodes for unit in units][2:] == [("If_4",), ("Relu_5", "c")]
+    assert units[2].inputs == (condition.name, captured.name) and units[2].note == "If is opaque"
+    assert captured.name in units[0].outputs
+
+
+def test_shared_weights_are_noted_in_the_later_unit() -> None:
+    net = Net()
+    weight = net.weight(3, 3, 1, 1)
+    x = net.op("Conv", net.input(), weight, name="a")
+    x = net.op("Conv", net.conv(x, 3, stride=2, name="b"), weight, name="c")
+    assert [unit.note for unit in checked(net.finish(x))][-1] == f"shares the weight {weight.name} with a"
+
+
+def test_shape_arithmetic_is_in_no_unit() -> None:
+    net = Net()
+    x = net.conv(net.input(), name="a")
+    size = net.op("Gather", net.op("Shape", x))
+    graph = net.finish(net.op("Reshape", x, size, name="reshape"))
+    assert [unit.nodes for unit in PartitionUnits().units(graph)] == [("a", "reshape")]
+
+
+def test_ties_of_names_are_numbered_and_foreign_scopes_are_not_used() -> None:
+    net = Net()
+    x = net.conv(net.input(), name="/m/a/Conv", act="Relu")
+    x = net.conv(net.conv(x, name="/m/b/Conv", act="Relu"), name="/m/c/Conv", act="Relu")
+    x = net.conv(x, stride=2, name="/m/a/Conv_1", act="Relu")
+    units = checked(net.finish(net.conv(x, name="Conv_9")))
+    assert [unit.name for unit in units] == ["m/a", "unit_01", "m/a_2", "Conv_9"]
+
+
+@pytest.mark.parametrize("kind", ["chain", "ladder", "light"])
+def test_large_graphs_take_seconds(kind: str) -> None:
+    net = Net()
+    x = net.conv(net.input(), 8, 3, name="stem")
+    if kind == "chain":
+        for _ in range(1250):
+            x = residual(net, x, [(8, 3, 1), (8, 3, 1)], 1)
+    else:
+        op: Callable[[Variable], Variable] = (
+            (lambda y: net.conv(y)) if kind == "ladder" else lambda y: net.op("Relu", y)
+        )
+        skips = [x := op(x) for _ in range(2500)]
+        for skip in reversed(skips):
+            x = net.op("Add", x, skip)
+    graph = net.finish(net.linear(x, name="fc"))
+    started = time.process_time()
+    PartitionUnits().units(graph)
+    assert time.process_time() - started < 10  # 0.3 s on a slow core; sweeping all nodes for each takes minutes
+
+
+# --- properties
+
+
+@st.composite
+def graphs(draw: st.DrawFn) -> Graph:
+    """Graphs with several inputs and outputs, dangling nodes, shared weights, nodes of two outputs, in any order."""
+    net = Net()
+    tensors = [net.input(f"in{index}", 8) for index in range(draw(st.integers(1, 3)))]
+    shared = net.weight(8, 8, 1, 1)
+    for index in range(draw(st.integers(1, 40))):
+        op = draw(
+            st.sampled_from(
+                ["Conv", "Conv", "Depthwise", "Shared", "Add", "Relu", "Concat", "Mul", "Split", "MatMul", "GRU"]
+            )
+        )
+        recent = st.integers(max(0, len(tensors) - draw(st.sampled_from([1, 3, 40]))), len(tensors) - 1)
+        first, second = tensors[draw(recent)], tensors[draw(st.integers(0, len(tensors) - 1))]
+        if op == "Conv":
+            tensors.append(net.op("Conv", first, net.weight(8, 8, 1, 1), strides=[draw(st.integers(1, 2))] * 2))
+        elif op == "Depthwise":
+            tensors.append(net.op("Conv", first, net.weight(8, 1, 3, 3), group=8))
+        elif op == "Shared":
+            tensors.append(net.op("Conv", first, shared))
+        elif op == "Split":
+            net.op("Split", first, name=f"split{index}", outputs=2)
+            tensors.extend(net.graph.nodes[-1].outputs)
+        else:
+            tensors.append(net.op(op, *([first] if op in ("Relu", "GRU") else [first, second])))
+    made = [tensor for tensor in tensors if tensor.inputs]
+    outputs = draw(st.lists(st.sampled_from(made), max_size=3, unique_by=id))
+    graph = net.finish(*{id(tensor): tensor for tensor in [made[-1], *outputs]}.values())
+    graph.nodes = draw(st.permutations(graph.nodes))
+    return graph
+
+
+Part = str | list[list["Part"]]  # a node, or parallel branches of parts
+LEAVES = st.sampled_from(["Conv", "Depthwise", "Relu", "MaxPool"])
+PARTS = st.recursive(LEAVES, lambda part: st.lists(st.lists(part, max_size=4), min_size=2, max_size=3), max_leaves=20)
+
+
+@st.composite
+def nested_graphs(draw: st.DrawFn) -> Graph:
+    """Graphs whose branches all come together again: the blocks that the definition by cuts speaks of."""
+    net = Net()
+    return net.finish(sequence(net, net.input(channels=8), draw(st.lists(PARTS, min_size=1, max_size=6))))
+
+
+def sequence(net: Net, x: Variable, parts: Sequence[Part]) -> Variable:
+    for part in parts:
+        if isinstance(part, list):
+            x = net.op("Add", *(sequence(net, x, branch) for branch in part))
+        elif part in ("Conv", "Depthwise"):
+            x = net.conv(x, group=8 if part == "Depthwise" else 1)
+        else:
+            x = net.op(part, x, strides=[2, 2])
+    return x
+
+
+@settings(deadline=None, max_examples=200)
+@given(graphs() | nested_graphs(), st.sampled_from(["alone", "stack"]), st.sampled_from([2, 5, 12]))
+def test_units_are_a_convex_ordered_partition(graph: Graph, ends: str, max_compute: int) -> None:
+    checked(graph, PartitionUnits(ends=ends, max_compute=max_compute))
+
+
+@settings(deadline=None, max_examples=200)
+@given(nested_graphs())
+def test_what_lies_between_two_cuts_is_in_one_unit(graph: Graph) -> None:
+    position = {name: index for index, unit in enumerate(checked(graph)) for name in unit.nodes}
+    for segment in segments(graph):
+        if sum(node.op in COMPUTE for node in segment) <= 12:
+            assert len({position[node.name] for node in segment}) == 1
+
+
+def flow(graph: Graph) -> nx.DiGraph[str]:
+    """The DAG of nodes, from the graph library's own links: the oracle does not use qcompile's DAG."""
+    dag: nx.DiGraph[str] = nx.DiGraph()
+    for node in graph.nodes:
+        dag.add_node(node.name)
+        dag.add_edges_from((node.name, reader.name) for tensor in node.outputs for reader in tensor.outputs)
+    return dag
+
+
+def segments(graph: Graph) -> list[list[Node]]:
+    """The nodes between consecutive cuts, by a sweep: a cut is the only live tensor, with no node left to start."""
+    nodes = {node.name: node for node in graph.nodes}
+    found: list[list[Node]] = [[]]
+    unread: dict[str, int] = {}
+    roots = sum(not any(tensor.inputs for tensor in node.inputs) for node in graph.nodes)
+    for node in (nodes[name] for name in nx.topological_sort(flow(graph))):
+        found[-1].append(node)
+        sources = {tensor.name for tensor in node.inputs if tensor.inputs}
+        roots -= not sources
+        unread.update({name: unread[name] - 1 for name in sources})
+        unread.update({tensor.name: len({reader.name for reader in tensor.outputs}) for tensor in node.outputs})
+        ended = any(not any(tensor.outputs for tensor in done.outputs) for done in found[-1])
+        if sum(count > 0 for count in unread.values()) == 1 and not roots and not ended:
+            found.append([])
+    ends = sum(not any(tensor.outputs for tensor in node.outputs) for node in found[-1])
+    return found if ends == 1 else found[:-1]
+
+
+def checked(graph: Graph, partition: PartitionUnits | None = None) -> list[Unit]:
+    """Partition `graph` and check everything that is promised for any graph."""
+    partition = partition or PartitionUnits()
+    units = partition.units(graph)
+    assert partition.units(graph) == units
+    flowing = reached(graph)
+    dag, nodes = flow(graph).subgraph(flowing), {node.name: node for node in graph.nodes}
+    position = {name: index for index, unit in enumerate(units) for name in unit.nodes}
+    assert sorted(name for unit in units for name in unit.nodes) == sorted(flowing)
+    assert {name for name, node in nodes.items() if node.op in COMPUTE} <= position.keys()
+    assert len({unit.name for unit in units}) == len(units) and all(unit.name for unit in units)
+    assert all(position[source] <= position[reader] for source, reader in dag.edges)
+    outputs = {tensor.name for tensor in graph.outputs}
+    for unit in units:
+        inside = [nodes[name] for name in unit.nodes]
+        assert sum(node.op in COMPUTE for node in inside) <= max(partition.max_compute, partition.max_stack)
+        order = {name: index for index, name in enumerate(unit.nodes)}
+        assert all(order[a] < order[b] for a in unit.nodes for b in dag.successors(a) if b in order)
+        behind = set().union(*(dag.successors(name) for name in unit.nodes)) - order.keys()
+        if len(nodes) < 100:
+            far = behind.union(*(nx.descendants(dag, name) for name in behind))
+            assert far.isdisjoint(order)
+        own = [tensor for node in inside for tensor in node.outputs]
+        read = [tensor for node in inside for tensor in node.inputs if isinstance(tensor, Variable)]
+        foreign = {t.name for t in read if not t.inputs or t.inputs[0].name in flowing - order.keys()}
+        assert sorted(unit.inputs) == sorted(foreign)
+        readers = {t.name: {reader.name for reader in t.outputs} & flowing for t in own}
+        leaving = {t.name for t in own if t.name in outputs or readers[t.name] - order.keys()}
+        assert sorted(unit.outputs) == sorted(leaving)
+        assert len(leaving) == 1 or unit.note
+        assert len(inside) == 1 or not any(node.op == "GRU" for node in inside)
+    return units
+
+
+def reached(graph: Graph) -> set[str]:
+    """The nodes that the inputs of the graph flow into, without shape arithmetic; all compute nodes."""
+    found: set[str] = set()
+    waiting = [node for tensor in graph.inputs for node in tensor.outputs]
+    while waiting:
+        node = waiting.pop()
+        if node.name not in found and node.op != "Shape":
+            found.add(node.name)
+            waiting.extend(reader for tensor in node.outputs for reader in tensor.outputs)
+    return found
+
+
+def ops(graph: Graph, unit: Unit) -> list[str]:
+    types = {node.name: node.op for node in graph.nodes}
+    return [types[name] for name in unit.nodes]
+
+
+def compute_names(graph: Graph, unit: Unit) -> list[str]:
+    types = {node.name: node.op for node in graph.nodes}
+    return [name for name in unit.nodes if types[name] in COMPUTE]
+
+
+def groups(graph: Graph, partition: PartitionUnits | None = None) -> list[list[str]]:
+    """The compute nodes of each unit that has any."""
+    return [names for unit in checked(graph, partition) if (names := compute_names(graph, unit))]
