@@ -1,0 +1,6 @@
+"""`python -m qcompile`."""
+
+from qcompile.cli import run
+
+if __name__ == "__main__":
+    run()

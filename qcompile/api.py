@@ -1,0 +1,212 @@
+"""Compile a model in one call, or open it for passes of your own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from qcompile.config import Config
+from qcompile.data import InputInfo, open_dataset, open_evaluation, parse_preprocess, random_dataset
+from qcompile.data.dataset import Dataset
+from qcompile.errors import InputError, QCompileError
+from qcompile.ir import Graph
+from qcompile.ir.load import check_model, load_model, prepare, save_model
+from qcompile.passmanager import Pass, PassManager, Watch
+from qcompile.pipeline import build, build_placement
+from qcompile.qmodel import QModel
+from qcompile.quant.plan import Plan
+from qcompile.quant.plan_file import fingerprint, load_plan, save_plan
+from qcompile.report.summary import build_report
+from qcompile.runtime.session import newest_opset
+from qcompile.targets.schema import Target
+
+Source = str | Path | onnx.ModelProto
+HELD_BACK = 64  # samples that calibration does not see; at most a tenth of them
+RANDOM_SAMPLES = 32
+NO_DATA = "give samples with --data FROM (data=... in Python), or ask for noise with --random-data"
+
+
+@dataclass(frozen=True)
+class Result:
+    """A compiled model: what the passes left behind, and the report about it (schema.json)."""
+
+    qmodel: QModel
+    report: dict[str, Any]
+
+    @property
+    def model(self) -> onnx.ModelProto:
+        """The emitted model."""
+        if self.qmodel.emitted is None:
+            raise QCompileError("no pass emitted a model", remedy="add InsertQDQ to the passes")
+        return self.qmodel.emitted
+
+    @property
+    def plan(self) -> Plan:
+        """Every decision, with its reason and its numbers."""
+        return self.qmodel.plan
+
+    def save(self, path: str | Path, *, plan: str | Path | None = None, report: str | Path | None = None) -> None:
+        """Write the model, and where asked its plan and its report: all of them, or InputError and nothing."""
+        with staged() as stage:
+            if plan is not None:
+                write_plan(self.qmodel, stage(plan))
+            if report is not None:
+                stage(report).write_text(self.report_text(), encoding="utf-8")
+            save_model(self.model, Path(path))
+
+    def report_text(self) -> str:
+        """Return the report as JSON."""
+        return json.dumps(self.report, indent=1, default=lambda array: array.tolist())
+
+
+@contextmanager
+def staged() -> Iterator[Callable[[str | Path], Path]]:
+    """Hand out temporary names: at the end every file gets its own name; after an error all of them are removed."""
+    pairs: list[tuple[Path, Path]] = []
+
+    def stage(path: str | Path) -> Path:
+        final = Path(path)
+        temporary = final.with_name(f".{final.stem}.{os.getpid()}{final.suffix}")
+        pairs.append((temporary, final))
+        return temporary
+
+    try:
+        yield stage
+        for temporary, final in pairs:
+            _publish(temporary, final)
+    except OSError as error:
+        what = f"cannot write: {error.strerror or error}"
+        raise InputError(
+            what, where=str(error.filename or ""), remedy="check the folder, its permissions and free space"
+        ) from error
+    finally:
+        for temporary, _ in pairs:
+            shutil.rmtree(temporary, ignore_errors=True) if temporary.is_dir() else temporary.unlink(missing_ok=True)
+
+
+def _publish(temporary: Path, final: Path) -> None:
+    if not temporary.is_dir():
+        temporary.replace(final)
+        return
+    final.mkdir(exist_ok=True)
+    for file in temporary.iterdir():
+        file.replace(final / file.name)
+
+
+def compile(
+    model: Source,
+    config: Config | None = None,
+    data: Any = None,
+    *,
+    evaluation: Any = None,
+    plan: str | Path | Plan | None = None,
+    watch: Watch | None = None,
+) -> Result:
+    """Quantize a float model.
+
+    Parameters
+    ----------
+    model
+        An ONNX file, or the model itself.
+    data
+        Calibration samples: a dict of arrays by input name, a file, a folder, "module:function" ... (`open_dataset`).
+    evaluation
+        Labelled samples in the same forms; with them the report has top-1 before and after.
+    plan
+        Decisions that were made before, in place of calibration: `data` then only serves the comparison with float.
+    watch
+        Called after each pass with what it took and the model as it left it.
+
+    Raises
+    ------
+    InputError
+        The model, the data or the configuration cannot be used; found before any long work where possible.
+    QCompileError
+        The compiler failed, or the emitted model broke a rule of its target.
+    """
+    opened = open_model(model, config, data, evaluation=evaluation)
+    if opened.data is None and plan is None:
+        raise InputError("no calibration data", remedy=NO_DATA)
+    if isinstance(plan, str | Path):
+        plan = read_plan(opened, Path(plan))
+    return _run(opened, build(opened.config, plan), model, watch)
+
+
+def plan_only(model: Source, config: Config | None = None, *, watch: Watch | None = None) -> Result:
+    """Decide what would be done, without data: the result has a plan without numbers, and no model."""
+    opened = open_model(model, config)
+    return _run(opened, build_placement(opened.config), model, watch)
+
+
+def _run(opened: QModel, passes: Sequence[Pass], model: Source, watch: Watch | None) -> Result:
+    runs = PassManager(passes).run(opened, watch)
+    return Result(opened, build_report(opened, runs, "" if isinstance(model, onnx.ModelProto) else Path(model).name))
+
+
+def open_model(model: Source, config: Config | None = None, data: Any = None, *, evaluation: Any = None) -> QModel:
+    """Return what passes work on: `PassManager([...]).run(open_model("in.onnx", config, data))`.
+
+    A tenth of the samples, at most 64, is held back from calibration to compare the emitted file with the float model.
+    """
+    config = config or Config()
+    target = Target.load(config.target)
+    if config.preprocess is not None:
+        parse_preprocess(config.preprocess)  # a wrong one is refused even where there is no image
+    if isinstance(model, onnx.ModelProto):
+        source = model
+        check_model(source, max_opset=newest_opset())
+    else:
+        source = load_model(Path(model), max_opset=newest_opset())
+    graph = prepare(source, target.opset)
+    inputs = input_infos(graph)
+    samples = _samples(config, data, inputs)
+    labelled = None if evaluation is None else open_evaluation(evaluation, inputs, config.preprocess)
+    kept, held_back = (None, None) if samples is None else _split(samples)
+    return QModel(graph, source, target, config, kept, held_back, labelled)
+
+
+def input_infos(graph: Graph) -> list[InputInfo]:
+    """Return name, shape and dtype of every input of `graph`."""
+    return [
+        InputInfo(item.name, tuple(item.shape or ()), np.dtype(item.dtype if item.dtype is not None else np.float32))
+        for item in graph.inputs
+    ]
+
+
+def _samples(config: Config, data: Any, inputs: list[InputInfo]) -> Dataset | None:
+    if data is not None and config.random_data:
+        raise InputError("both data and --random-data are given", remedy="leave one of them out")
+    if config.random_data:
+        return random_dataset(inputs, config.samples or RANDOM_SAMPLES, config.seed)
+    return None if data is None else open_dataset(data, inputs, config.preprocess, config.samples, config.seed)
+
+
+def _split(samples: Dataset) -> tuple[Dataset, Dataset]:
+    step = samples.fixed_batch or 1  # a model that insists on a batch gets whole ones
+    pieces = samples.count // step
+    if pieces < 2:  # none to spare: agreement is measured on what the numbers were made from
+        return samples, samples
+    spared = np.zeros(pieces, bool)
+    count = max(min(HELD_BACK // step, pieces // 10), 1)
+    spared[np.linspace(0, pieces - 1, count).astype(int)] = True  # evenly: samples are often sorted by class
+    held_back = np.repeat(spared, step)
+    return samples.select(np.flatnonzero(~held_back)), samples.select(np.flatnonzero(held_back))
+
+
+def read_plan(model: QModel, path: Path) -> Plan:
+    """Read a plan file that was made for this model and target; raises InputError."""
+    return load_plan(path, target=model.target.name, fingerprint=fingerprint(model.source))
+
+
+def write_plan(model: QModel, path: Path) -> None:
+    """Write the model's plan where `read_plan` finds it; raises OSError."""
+    save_plan(model.plan, path, target=model.target.name, fingerprint=fingerprint(model.source))

@@ -1,0 +1,240 @@
+"""The command line: parses, calls the API, prints. `qcompile in.onnx -o out.onnx` is `qcompile compile ...`."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import Field, fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from qcompile import api
+from qcompile.config import TYPE_NAMES, Config, Files, Flag, build_settings, flag_of, read_recipe, recipe_text
+from qcompile.errors import InputError, QCompileError, nearest
+from qcompile.report.screen import Screen
+from qcompile.report.summary import environment
+
+INTERRUPTED = 130
+WIDTH = 100
+GROUPS = ("Precision", "Data", "Output", "Recipe", "Run")
+EXAMPLES = """\
+qcompile in.onnx -o out.onnx --data calib.npz --w 4 --a 4
+qcompile in.onnx -o out.onnx --data photos/ --preprocess imagenet --eval val/
+qcompile in.onnx --plan --w 4 --a 8 --bits 'layer1=8,8' --keep-float head"""
+
+
+# --- options: one per field of Config and Files, and those that only a command line has
+
+
+class Option(click.Option):
+    """An option that knows its group in the help. It has no default: what is not given is not passed on."""
+
+    def __init__(self, names: Sequence[str], group: str, **facts: Any) -> None:
+        self.group = group
+        super().__init__(names, **facts)
+
+
+def field_option(item: Field[Any]) -> Option:
+    """Return the command-line option of one field of `Config` or `Files`."""
+    known, long = flag_of(item), f"--{item.name.replace('_', '-')}"
+    names = [name for name in (known.short, long) if name]
+    many = item.default == ()
+    default = "" if item.default in (None, (), False) else f" [{item.default}]"
+    text = f"{known.help}{'; repeatable' if many else ''}{default}"
+    if known.kind is bool:
+        return Option(names, known.group, is_flag=True, default=None, help=text)
+
+    def convert(value: str) -> Any:
+        return from_text(long, value, known)
+
+    return Option(names, known.group, type=convert, multiple=many, default=None, metavar=known.metavar, help=text)
+
+
+def from_text(name: str, value: str, known: Flag) -> Any:
+    """Return `value` as a number where the field is one, unless it is a word that stands for a number."""
+    if value in known.words:
+        return value
+    try:
+        return known.kind(value)
+    except ValueError:
+        raise InputError(f"{name} {value!r} has the wrong type", remedy=f"give {TYPE_NAMES[known.kind]}") from None
+
+
+def show_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    """Print the version and leave."""
+    if value:
+        click.echo(f"qcompile {environment()['qcompile']}")
+        ctx.exit()
+
+
+EXTRA = (
+    Option(["--precision"], "Precision", metavar="WXAY", help="both, such as w4a4"),
+    Option(["--config", "recipe_path"], "Recipe", metavar="FILE", help="TOML with any of these; flags override it"),
+    Option(["--save-config"], "Recipe", metavar="FILE", help="write all settings as a recipe"),
+    Option(["--plan", "plan_only"], "Run", is_flag=True, help="print what would be done; needs no data"),
+    Option(["-v", "--verbose"], "Run", is_flag=True, help="print each pass with its time; tracebacks"),
+    Option(["-q", "--quiet"], "Run", is_flag=True, help="print the verdict and warnings only"),
+    Option(
+        ["--version"],
+        "Run",
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=show_version,
+        help="print the version",
+    ),
+)
+OPTIONS = [*(field_option(item) for part in (Files, Config) for item in fields(part)), *EXTRA]
+
+
+# --- the commands
+
+
+class Command(click.Command):
+    """A command whose help shows its options in groups and ends with examples."""
+
+    def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the shortest command that works."""
+        formatter.write_usage("qcompile", "IN.onnx -o OUT.onnx --data FROM [OPTIONS]")
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write one section per group."""
+        options = [item for item in self.params if isinstance(item, Option)]
+        for group in GROUPS:
+            rows = [record for item in options if item.group == group and (record := item.get_help_record(ctx))]
+            with formatter.section(group):
+                formatter.write_dl(rows, col_max=40)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the examples as they stand."""
+        with formatter.section("Examples"):
+            formatter.write("".join(f"  {line}\n" for line in EXAMPLES.splitlines()))
+
+
+class Main(click.Group):
+    """The sub-commands. What does not start with the name of one is for `compile`; every error becomes one line."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put `compile` in front where no sub-command is named."""
+        return super().parse_args(ctx, args if args and args[0] in self.commands else ["compile", *args])
+
+    def main(self, args: Sequence[str] | None = None, *_: Any, **__: Any) -> NoReturn:
+        """Run and leave with the exit code: 0 done, 1 the tool failed, 2 bad usage or input, 130 interrupted."""
+        arguments = list(sys.argv[1:] if args is None else args)
+        sys.exit(guarded(lambda: self.run(arguments), verbose=bool({"-v", "--verbose"} & set(arguments))))
+
+    def run(self, arguments: list[str]) -> None:
+        """Parse and run; errors come out as exceptions."""
+        with self.make_context("qcompile", arguments, max_content_width=WIDTH) as context:
+            self.invoke(context)
+
+
+def guarded(action: Callable[[], None], *, verbose: bool) -> int:
+    """Run `action`; return the exit code, after writing one line to stderr where it failed."""
+    try:
+        action()
+    except click.exceptions.Exit as left:
+        return left.exit_code
+    except click.UsageError as error:
+        return complain(usage_text(error), InputError.exit_code)
+    except QCompileError as error:
+        if verbose and error.exit_code == 1:
+            traceback.print_exc()
+        return complain(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return complain("interrupted", INTERRUPTED)
+    except Exception as error:
+        if verbose:
+            traceback.print_exc()
+        hint = "" if verbose else "; run again with -v for the traceback"
+        return complain(f"qcompile failed: {type(error).__name__}: {error}{hint}", 1)
+    return 0
+
+
+def complain(text: str, code: int) -> int:
+    """Write one line to stderr; return `code`."""
+    click.echo(f"error: {' '.join(text.split())}", err=True)
+    return code
+
+
+def usage_text(error: click.UsageError) -> str:
+    """Return click's error as one line that says what to do."""
+    if isinstance(error, click.NoSuchOption) and error.ctx is not None:
+        known = [name for item in error.ctx.command.params for name in item.opts if name.startswith("--")]
+        return f"unknown flag {error.option_name}; {nearest(error.option_name, known)}"
+    if isinstance(error, click.MissingParameter):
+        return "no model given; qcompile IN.onnx -o OUT.onnx --data FROM, or qcompile --help"
+    text = error.format_message().rstrip(".")
+    return f"{text[:1].lower()}{text[1:]}; see qcompile --help"
+
+
+@click.group(cls=Main, add_help_option=False)
+def main() -> None:
+    """Compile a float ONNX model to a quantized one."""
+
+
+@main.command("compile", cls=Command, params=OPTIONS)
+@click.argument("model", metavar="IN.onnx")
+def compile_command(
+    model: str,
+    recipe_path: str | None,
+    save_config: str | None,
+    plan_only: bool,
+    verbose: bool,
+    quiet: bool,
+    **flags: Any,
+) -> None:
+    """Quantize a float ONNX model with unlabelled samples; the file it writes runs on integer kernels, and was run."""
+    given = {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in flags.items()
+        if value not in (None, ())
+    }
+    config, files = build_settings(read_recipe(Path(recipe_path)) if recipe_path else {}, given)
+    if not files.out and not plan_only:
+        raise InputError("no output file", remedy="give -o OUT.onnx, or --plan to see what would be done")
+    if plan_only and files.save_plan:
+        raise InputError(
+            "--plan decides without numbers, so there is nothing to save", remedy="leave --plan or --save-plan out"
+        )
+    check_outputs(Path(model), [files.out, files.report, files.save_plan, save_config])
+    screen = Screen(verbose=verbose, quiet=quiet)
+    with screen.progress(), api.staged() as stage:
+        if save_config:
+            stage(save_config).write_text(recipe_text(config, files), encoding="utf-8")
+        if plan_only:
+            result = api.plan_only(model, config, watch=screen.watch)
+            if files.report:
+                stage(files.report).write_text(result.report_text(), encoding="utf-8")
+        else:
+            result = api.compile(
+                model, config, files.data, evaluation=files.eval, plan=files.load_plan, watch=screen.watch
+            )
+            result.save(str(files.out), plan=files.save_plan, report=files.report)
+            screen.result(result.report)
+
+
+def check_outputs(model: Path, outputs: Sequence[str | None]) -> None:
+    """Raise InputError, before any work, for a place where nothing can be written or where the model stands."""
+    paths = [Path(item) for item in outputs if item]
+    for path in paths:
+        if path.resolve() == model.resolve():
+            raise InputError("the output would overwrite the model", where=str(path), remedy="give another name")
+        if paths.count(path) > 1:
+            raise InputError("two outputs have the same name", where=str(path), remedy="give each its own")
+        try:
+            tempfile.TemporaryFile(
+                dir=path.parent
+            ).close()  # the only question that every file system answers truthfully
+        except OSError as error:
+            where, remedy = str(path.parent), "make the folder, or give another place"
+            raise InputError(f"cannot write {path.name}: {error.strerror}", where=where, remedy=remedy) from error
+
+
+def run() -> None:
+    """Enter from the console script."""
+    main()

@@ -1,0 +1,33 @@
+"""Which passes run, in which order, on one screen."""
+
+from __future__ import annotations
+
+from qcompile.config import Config
+from qcompile.passes.calibrate import Calibrate
+from qcompile.passes.check_data import CheckData
+from qcompile.passes.correct_bias import CorrectBias
+from qcompile.passes.equalize_layers import EqualizeLayers
+from qcompile.passes.fold_batch_norm import FoldBatchNorm
+from qcompile.passes.insert_qdq import InsertQDQ
+from qcompile.passes.normalize_graph import NormalizeGraph
+from qcompile.passes.partition_units import PartitionUnits
+from qcompile.passes.place_quantizers import PlaceQuantizers
+from qcompile.passes.use_plan import UsePlan
+from qcompile.passes.validate import Validate
+from qcompile.passmanager import Pass
+from qcompile.quant.plan import Plan
+
+PREPARE: tuple[Pass, ...] = (NormalizeGraph(), FoldBatchNorm(), EqualizeLayers(), PartitionUnits())
+
+
+def build(config: Config, plan: Plan | None = None) -> tuple[Pass, ...]:
+    """Return the passes that compile a model; with a `plan` that was made before, decisions are taken from it."""
+    decide: tuple[Pass, ...] = (PlaceQuantizers(), CheckData(), Calibrate(), CorrectBias())
+    if plan is not None:
+        decide = (UsePlan(plan), CheckData())
+    return (*PREPARE, *decide, InsertQDQ(), Validate())
+
+
+def build_placement(config: Config) -> tuple[Pass, ...]:
+    """Return the passes that decide what would be done, without any data."""
+    return (*PREPARE, PlaceQuantizers())

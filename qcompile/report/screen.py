@@ -1,0 +1,81 @@
+"""What the terminal shows. Results go to stdout; progress, warnings and times of passes to stderr."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from qcompile.passmanager import PassRun
+from qcompile.progress import listening
+from qcompile.qmodel import QModel
+from qcompile.report import tables
+from qcompile.report.summary import first_batch, node_rows, quantizer_rows
+
+DECIDING = ("place-quantizers", "use-plan")  # after these the plan is known
+FILE_WIDTH = 120
+
+
+def width() -> int | None:
+    """Return the width to write to a file or a pipe, None for a terminal: rich asks it."""
+    return None if sys.stdout.isatty() else FILE_WIDTH
+
+
+class Screen:
+    """One compilation's view. `quiet` leaves the verdict and warnings, `verbose` adds each pass with its time."""
+
+    def __init__(self, *, verbose: bool = False, quiet: bool = False) -> None:
+        self.verbose, self.quiet = verbose, quiet
+        self.out = Console(highlight=False, width=width())
+        self.err = Console(stderr=True, highlight=False)
+        self.warned = 0
+        self.bars: dict[str, TaskID] = {}
+
+    @contextmanager
+    def progress(self) -> Iterator[None]:
+        """Show a bar for every long step inside the block, if stderr is a terminal."""
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        silent = self.quiet or not self.err.is_terminal
+        same = sys.stdout.isatty()  # else rich would send what we write to a pipe to the terminal
+        with Progress(*columns, console=self.err, transient=True, disable=silent, redirect_stdout=same) as progress:
+
+            def listen(title: str, done: int, total: int | None) -> None:
+                if title not in self.bars or done == 0:
+                    self.bars[title] = progress.add_task(title, total=total)
+                progress.update(self.bars[title], completed=done, total=total, visible=done != total)
+
+            with listening(listen):
+                yield
+
+    def watch(self, run: PassRun, model: QModel) -> None:
+        """Show what is known after a pass."""
+        if self.verbose:
+            self.err.print(tables.pass_line(run), markup=False)
+        if not self.quiet and run.name in DECIDING:
+            self.show(tables.plan_view(node_rows(model), quantizer_rows(model), model.target.name))
+        if not self.quiet and run.name == "check-data":
+            for line in first_batch(model):
+                self.out.print(f"first batch  {line}", markup=False, soft_wrap=True)
+        self.warn([entry["text"] for entry in model.journal.entries if entry["what"] == "warning"])
+
+    def show(self, view: tables.View) -> None:
+        """Write tables and lines to stdout; long lines are left whole."""
+        for part in view:
+            self.out.print(part, soft_wrap=isinstance(part, str))
+
+    def warn(self, warnings: list[str]) -> None:
+        """Show the warnings that have not been shown."""
+        for text in warnings[self.warned :]:
+            self.err.print(f"warning: {text}", style="yellow", markup=False, soft_wrap=True)
+        self.warned = len(warnings)
+
+    def result(self, report: dict[str, Any]) -> None:
+        """Show the audit, the table of before and after, and the verdict."""
+        if not self.quiet:
+            self.show(tables.audit_view(report))
+        self.warn(report["warnings"])
+        self.out.print(report["verdict"], markup=False, soft_wrap=True)

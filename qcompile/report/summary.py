@@ -1,0 +1,168 @@
+"""The report: everything that is known about one compilation, as plain JSON values (schema.json)."""
+
+from __future__ import annotations
+
+import platform
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib import metadata
+from typing import Any
+
+import onnx
+
+from qcompile.config import recipe
+from qcompile.passmanager import PassRun
+from qcompile.qmodel import QModel
+
+SCHEMA_VERSION = 1
+LIBRARIES = ("qcompile", "onnx", "onnxruntime", "numpy")
+
+
+def build_report(model: QModel, runs: Sequence[PassRun], name: str = "") -> dict[str, Any]:
+    """Return the report of a model whose passes have run; `name` is the file it came from."""
+    found = audit(model)
+    return {
+        "schema": SCHEMA_VERSION,
+        "verdict": verdict(model, found),
+        "warnings": warnings(model, found),
+        "environment": environment(),
+        "model": {"name": name, "opset": _opset(model.source)},
+        "target": {"name": model.target.name, "opset": model.target.opset},
+        "recipe": recipe(model.config),
+        "data": data_facts(model),
+        "audit": found,
+        "nodes": node_rows(model),
+        "units": [asdict(unit) for unit in model.plan.units],
+        "quantizers": quantizer_rows(model),
+        "weights": weight_rows(model),
+        "passes": [asdict(run) for run in runs],
+        "journal": [entry for entry in model.journal.entries if entry["what"] != "audit"],
+    }
+
+
+def environment() -> dict[str, Any]:
+    """Return the versions and the machine that the report was made with."""
+    versions = {}
+    for library in LIBRARIES:
+        try:
+            versions[library] = metadata.version(library)
+        except metadata.PackageNotFoundError:  # run from a checkout
+            versions[library] = "unknown"
+    return {
+        **versions,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+    }
+
+
+def data_facts(model: QModel) -> dict[str, Any]:
+    """Return where the samples come from and how many serve what."""
+    return {
+        "source": model.data.source if model.data else "",
+        "samples": model.data.count if model.data else 0,
+        "held_back": model.held_back.count if model.held_back else 0,
+        "evaluation": model.evaluation.count if model.evaluation else 0,
+        "first_batch": first_batch(model),
+    }
+
+
+def node_rows(model: QModel) -> list[dict[str, Any]]:
+    """Return one row per node of the normalised graph: what was decided about it, and why."""
+    operators = {node.name: node.op for node in model.graph.nodes}
+    return [
+        {"name": name, "op": operators[name], **asdict(node), "form": str(node.form)}
+        for name, node in model.plan.nodes.items()
+    ]
+
+
+def quantizer_rows(model: QModel) -> list[dict[str, Any]]:
+    """Return one row per activation quantizer: bits, and its numbers once there are any."""
+    rows = []
+    for key, spec in model.plan.specs.items():
+        found = model.plan.quantizers.get(key)
+        row: dict[str, Any] = {"tensor": key, "bits": found.bits if found else spec.bits}
+        if found:
+            row |= {"scale": float(found.scale), "zero_point": int(found.zero_point)}
+            row |= {"low": float(found.low), "high": float(found.high)}
+        rows.append(row)
+    return rows
+
+
+def weight_rows(model: QModel) -> list[dict[str, Any]]:
+    """Return one row per quantized weight."""
+    return [
+        {
+            "node": name,
+            "bits": weight.bits,
+            "shape": list(weight.codes.shape),
+            "axis": weight.axis,
+            "smallest_scale": float(weight.scale.min()),
+            "largest_scale": float(weight.scale.max()),
+        }
+        for name, weight in model.plan.weights.items()
+    ]
+
+
+def audit(model: QModel) -> dict[str, Any]:
+    """Return what validation found out about the emitted file; empty if it did not run."""
+    entries = [entry for entry in model.journal.by("validate") if entry["what"] == "audit"]
+    return {key: value for key, value in entries[-1].items() if key not in ("pass", "what")} if entries else {}
+
+
+def warnings(model: QModel, found: Mapping[str, Any]) -> list[str]:
+    """Return what the user should know before using the file, one line each; `found` is the audit."""
+    texts = [entry["text"] for entry in model.journal.entries if entry["what"] == "warning"]
+    if model.config.random_data:
+        texts.append("calibrated on random data: the ranges, and with them the accuracy, mean nothing")
+    if (speed := found.get("speed")) and speed["speedup"] < 1:
+        texts.append(f"the file is slower than its float model: {speed['speedup']:.2f}x; see the float nodes for why")
+    for row in found.get("fused", {}).get("missing", []):
+        texts.append(f"node {row['node']!r} should run on an integer kernel, but does not: {row['rule']}")
+    return texts
+
+
+def verdict(model: QModel, found: Mapping[str, Any]) -> str:
+    """Return one line: what came out, in size, speed and accuracy."""
+    parts = [f"{precision(model)} for {model.target.name}"]
+    if size := found.get("size"):
+        parts.append(f"{100 * size['emitted'] / size['float']:.0f} % of the float size")
+    if speed := found.get("speed"):
+        ratio = speed["speedup"]
+        parts.append(f"{ratio:.2f}x the float speed" if ratio >= 1 else f"SLOWER than float ({ratio:.2f}x)")
+    if top1 := found.get("top1"):
+        parts.append(f"top-1 {top1['emitted']:.2f} % (float {top1['float']:.2f} %, {top1['samples']} samples)")
+    elif agreement := found.get("agreement"):
+        name, figures = next(iter(agreement["outputs"].items()))
+        parts.append(f"{agreement_text(figures)} on {name!r}")
+    return ", ".join(parts)
+
+
+def precision(model: QModel) -> str:
+    """Return the bits that most compute nodes between the first and the last have, as w4a4."""
+    compute = [node for node in model.plan.nodes.values() if node.weight_bits]
+    inner = [node for node in compute if node.reason != "first or last"] or compute
+    common = Counter((node.weight_bits, node.input_bits) for node in inner).most_common(1)
+    return "w{}a{}".format(*common[0][0]) if common else "float"
+
+
+def agreement_text(figures: Mapping[str, Any]) -> str:
+    """Return the agreement of one output with the float model as text."""
+    texts = []
+    if figures["argmax"] is not None:
+        texts.append(f"same class {100 * figures['argmax']:.1f} %")
+    if figures["sqnr_db"] is not None:
+        texts.append(f"SQNR {figures['sqnr_db']:.1f} dB")
+    if figures["cosine"] is not None:
+        texts.append(f"cosine {figures['cosine']:.4f}")
+    return ", ".join(texts) or "no figures"
+
+
+def first_batch(model: QModel) -> list[str]:
+    """Return one line per input about the first batch, as far as a pass looked at it."""
+    return [line for entry in model.journal.by("check-data") for line in entry.get("inputs", [])]
+
+
+def _opset(model: onnx.ModelProto) -> int:
+    return next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), 1)

@@ -1,0 +1,133 @@
+"""Views of plan and report as text and tables for the terminal. They compute nothing that the report does not say."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from qcompile.passmanager import PassRun
+from qcompile.quant.plan import Form
+from qcompile.report.summary import agreement_text
+
+Row = Mapping[str, Any]
+View = list[Table | str]
+NAMES_SHOWN = 4
+FORMS = {
+    Form.COMPUTE: "integer kernel, weights",
+    Form.ARITHMETIC: "integer kernel",
+    Form.CODES: "moves integers",
+    Form.ABSORBED: "absorbed by a quantizer",
+    Form.FLOAT: "float",
+}
+
+
+def plan_view(nodes: Sequence[Row], quantizers: Sequence[Row], target: str) -> View:
+    """Return the plan: nodes by form, bits, exceptions, and the float nodes with reasons."""
+    table = _table(f"Plan for {target}", "form", "nodes", "operators", "bits", numbers=(1,))
+    for form, text in FORMS.items():
+        rows = [row for row in nodes if row["form"] == form]
+        if rows:
+            bits = _counts(_bits(row) for row in rows if row["form"] == Form.COMPUTE)
+            table.add_row(text, str(len(rows)), _counts(row["op"] for row in rows), bits)
+    tensors = _counts(f"{row['bits']} bits" for row in sorted(quantizers, key=lambda row: -row["bits"]))
+    table.add_row("tensors", str(len(quantizers)), "activations", tensors)
+    special = [row for row in nodes if row["form"] == Form.COMPUTE and row["reason"]]
+    exceptions = [f"{reason}: {_bits(rows[0])}  {_names(rows)}" for reason, rows in _by_reason(special).items()]
+    return [table, *exceptions, *float_view(nodes)]
+
+
+def float_view(nodes: Sequence[Row]) -> list[str]:
+    """Return the nodes that stay float, one line per reason."""
+    rows = [row for row in nodes if row["form"] == Form.FLOAT]
+    return [
+        f"float, {escape(reason)}: {_counts(row['op'] for row in same)}  {_names(same)}"
+        for reason, same in _by_reason(rows).items()
+    ]
+
+
+def audit_view(report: Mapping[str, Any]) -> View:
+    """Return the audit of the emitted file and the table of before and after."""
+    audit = report["audit"]
+    if not audit:
+        return []
+    fused = audit["fused"]
+    kernels = ", ".join(f"{count} {kind}" for kind, count in audit["kernels"].items())
+    lines = [
+        f"weights      {_bit_counts(audit['bits']['weights'])}",
+        f"activations  {_bit_counts(audit['bits']['activations'])}",
+        f"kernels      {fused['integer']} of {fused['planned']} planned nodes run on integer kernels",
+        f"             {escape(kernels)}",
+        *float_view(report["nodes"]),
+    ]
+    return [*lines, before_after(audit, report["data"])]
+
+
+def before_after(audit: Mapping[str, Any], data: Mapping[str, Any]) -> Table:
+    """Return the table of float against emitted file."""
+    table = _table("Before and after", "", "float", "quantized", "", numbers=(1, 2))
+    size = audit["size"]
+    table.add_row(
+        "size", _bytes(size["float"]), _bytes(size["emitted"]), f"{size['emitted'] / size['float']:.3f} of it"
+    )
+    if speed := audit["speed"]:
+        label = f"one run, batch {speed['batch']}, {speed['threads']} thread"
+        table.add_row(label, _milliseconds(speed["float"]), _milliseconds(speed["emitted"]), f"{speed['speedup']:.2f}x")
+    if top1 := audit["top1"]:
+        change = f"{top1['emitted'] - top1['float']:+.2f} points"
+        table.add_row(f"top-1, {top1['samples']} samples", f"{top1['float']:.2f} %", f"{top1['emitted']:.2f} %", change)
+    if agreement := audit["agreement"]:
+        kind = "held-back" if data["held_back"] else "calibration"
+        for name, figures in agreement["outputs"].items():
+            table.add_row(f"{escape(name)}, {agreement['samples']} {kind} samples", "", "", agreement_text(figures))
+    return table
+
+
+def pass_line(run: PassRun) -> str:
+    """Return one line about a pass."""
+    return (
+        f"{run.name:20} {run.changed:5} changes {run.seconds:8.2f} s {run.cpu_seconds:8.2f} s CPU"
+        f" {run.peak_bytes / 2**20:8.0f} MiB peak"
+    )
+
+
+def _table(title: str, *columns: str, numbers: Sequence[int] = ()) -> Table:
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, show_header=any(columns))
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index in numbers else "left", overflow="fold")
+    return table
+
+
+def _by_reason(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row["reason"], []).append(row)
+    return groups
+
+
+def _names(rows: Sequence[Row]) -> str:
+    more = len(rows) - NAMES_SHOWN
+    return escape(", ".join(row["name"] for row in rows[:NAMES_SHOWN]) + (f" and {more} more" if more > 0 else ""))
+
+
+def _bits(row: Row) -> str:
+    return f"w{row['weight_bits'] or '-'}a{row['input_bits']}"
+
+
+def _counts(items: Iterable[str]) -> str:
+    return escape(", ".join(f"{count} {item}" for item, count in Counter(items).items()))
+
+
+def _bit_counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} x {bits} bits" for bits, count in counts.items()) or "none"
+
+
+def _bytes(size: int) -> str:
+    return f"{size / 1e6:.3f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1e3 * seconds:.3f} ms"

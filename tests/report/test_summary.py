@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import json
+from importlib import resources
+from typing import Any
+
+import jsonschema
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+
+import qcompile
+from qcompile.report.summary import SCHEMA_VERSION, agreement_text, precision, verdict, warnings
+
+SCHEMA = json.loads(resources.files("qcompile.report").joinpath("schema.json").read_text())
+Data = dict[str, NDArray[np.float32]]
+
+
+@pytest.fixture
+def result(residual_model: onnx.ModelProto, residual_data: Data) -> qcompile.Result:
+    return qcompile.compile(residual_model, qcompile.Config(w=4, a=4, threads=1), residual_data)
+
+
+def test_the_schema_is_one() -> None:
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    assert SCHEMA["properties"]["schema"]["const"] == SCHEMA_VERSION
+    assert set(SCHEMA["required"]) == set(SCHEMA["properties"])
+
+
+def test_a_report_holds_what_the_schema_says(result: qcompile.Result) -> None:
+    report = json.loads(result.report_text())
+    jsonschema.validate(report, SCHEMA)
+    assert {row["name"] for row in report["nodes"]} == {node.name for node in result.qmodel.graph.nodes}
+    assert report["recipe"]["w"] == 4
+    assert report["data"]["samples"] + report["data"]["held_back"] == 40
+    assert [row["name"] for row in report["passes"]][-1] == "validate"
+    assert all(row["peak_bytes"] >= 0 for row in report["passes"])
+
+
+def test_weights_and_quantizers_are_those_of_the_plan(result: qcompile.Result) -> None:
+    (branch,) = (row for row in result.report["weights"] if row["node"] == "branch")
+    weight = result.plan.weights["branch"]
+    assert (branch["bits"], branch["shape"]) == (4, [8, 8, 3, 3])
+    assert branch["largest_scale"] == float(weight.scale.max())
+    for row in result.report["quantizers"]:
+        quantizer = result.plan.quantizers[row["tensor"]]
+        assert row["high"] == pytest.approx(quantizer.scale * (quantizer.levels - quantizer.zero_point), rel=1e-12)
+
+
+def test_every_float_node_has_its_reason(result: qcompile.Result) -> None:
+    rows = [row for row in result.report["nodes"] if row["form"] == "float"]
+    assert [row["name"] for row in rows] == ["scores"]
+    assert rows[0]["reason"]
+
+
+def test_a_plan_without_numbers_is_a_report_too(residual_model: onnx.ModelProto) -> None:
+    report = json.loads(qcompile.plan_only(residual_model).report_text())
+    jsonschema.validate(report, SCHEMA)
+    assert report["audit"] == {}
+    assert all("scale" not in row for row in report["quantizers"])
+
+
+AUDIT: dict[str, Any] = {
+    "size": {"float": 1000, "emitted": 200},
+    "speed": {"speedup": 1.5},
+    "top1": None,
+    "agreement": {"samples": 4, "outputs": {"y": {"argmax": 0.75, "sqnr_db": 20.04, "cosine": 0.995}}},
+    "fused": {"missing": []},
+}
+
+
+def test_the_verdict_is_one_line(result: qcompile.Result) -> None:
+    text = verdict(result.qmodel, AUDIT)
+    assert text == (
+        "w4a4 for ort-cpu, 20 % of the float size, 1.50x the float speed,"
+        " same class 75.0 %, SQNR 20.0 dB, cosine 0.9950 on 'y'"
+    )
+
+
+def test_top1_stands_in_the_verdict_where_labels_are(result: qcompile.Result) -> None:
+    top1 = {"samples": 9, "float": 90.0, "emitted": 88.5}
+    text = verdict(result.qmodel, {**AUDIT, "top1": top1})
+    assert text.endswith("top-1 88.50 % (float 90.00 %, 9 samples)")
+
+
+def test_a_slower_file_is_said_to_be_slower(result: qcompile.Result) -> None:
+    slow = {**AUDIT, "speed": {"speedup": 0.94}}
+    assert "SLOWER than float (0.94x)" in verdict(result.qmodel, slow)
+    assert any("slower than its float model: 0.94x" in text for text in warnings(result.qmodel, slow))
+    assert not any("slower" in text for text in warnings(result.qmodel, AUDIT))
+
+
+def test_a_node_without_its_kernel_is_named(result: qcompile.Result) -> None:
+    missing = {"missing": [{"node": "conv7", "kernel": "Conv", "rule": "two quantizers behind it"}]}
+    assert any(
+        "'conv7'" in text and "two quantizers" in text for text in warnings(result.qmodel, {**AUDIT, "fused": missing})
+    )
+
+
+def test_precision_is_that_of_the_inner_nodes(result: qcompile.Result) -> None:
+    assert precision(result.qmodel) == "w4a4"
+    del result.qmodel.plan.nodes["branch"]
+    assert precision(result.qmodel) == "w8a8"
+    result.qmodel.plan.nodes.clear()
+    assert precision(result.qmodel) == "float"
+
+
+def test_figures_that_are_missing_are_left_out() -> None:
+    assert agreement_text({"argmax": None, "sqnr_db": None, "cosine": 1.0}) == "cosine 1.0000"

@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+
+import qcompile
+from qcompile import Config, InputError, PassManager, QCompileError, QModel, build
+from qcompile.api import Result, read_plan, staged, write_plan
+from qcompile.errors import nearest
+from qcompile.quant.plan import Form
+from qcompile.runtime.session import Session
+
+Data = dict[str, NDArray[Any]]
+W4A4 = Config(w=4, a=4, threads=1)
+
+
+PUBLIC = """
+    Config EmissionError InputError Pass PassManager PassRun Plan QCompileError QModel Result
+    build compile open_model plan_only
+"""
+
+
+def test_public_names() -> None:
+    assert qcompile.__all__ == PUBLIC.split()
+    assert all(hasattr(qcompile, name) for name in qcompile.__all__)
+
+
+def test_compile_emits_a_model_that_is_close_to_float(residual_model: onnx.ModelProto, residual_data: Data) -> None:
+    result = qcompile.compile(residual_model, Config(threads=1), residual_data)
+    expected = Session(residual_model).run(residual_data)["scores"]
+    found = Session(result.model).run(residual_data)["scores"]
+    error = float(np.mean((expected - found) ** 2) / np.mean(expected**2))
+    assert 0 < error < 0.01  # 8 bits throughout: SQNR above 20 dB; exactly 0 would mean that nothing was quantized
+    assert result.plan.form("branch") is Form.COMPUTE
+    assert result.report["audit"]["size"]["emitted"] == result.model.ByteSize()
+
+
+def test_path_and_model_in_memory_give_the_same_bytes(
+    residual_model: onnx.ModelProto, residual_data: Data, tmp_path: Path
+) -> None:
+    onnx.save(residual_model, tmp_path / "in.onnx")
+    before = residual_model.SerializeToString()
+    from_memory = qcompile.compile(residual_model, W4A4, residual_data).model
+    from_file = qcompile.compile(tmp_path / "in.onnx", W4A4, residual_data).model
+    assert from_memory.SerializeToString() == from_file.SerializeToString()
+    assert residual_model.SerializeToString() == before
+
+
+def test_a_tenth_is_held_back_and_both_parts_make_the_whole(
+    residual_model: onnx.ModelProto, residual_data: Data
+) -> None:
+    opened = qcompile.open_model(residual_model, Config(), residual_data)
+    assert opened.data is not None and opened.held_back is not None
+    assert (opened.data.count, opened.held_back.count) == (36, 4)
+    parts = np.concatenate([opened.data.numbers, opened.held_back.numbers])
+    assert sorted(parts.tolist()) == list(range(40))
+
+
+def test_one_sample_serves_both(residual_model: onnx.ModelProto, residual_data: Data) -> None:
+    opened = qcompile.open_model(residual_model, Config(), {"image": residual_data["image"][:1]})
+    assert opened.data is opened.held_back
+
+
+def test_a_fixed_batch_is_never_cut(residual_model: onnx.ModelProto, residual_data: Data) -> None:
+    residual_model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 8
+    opened = qcompile.open_model(residual_model, Config(), residual_data)
+    assert opened.data is not None and opened.held_back is not None
+    assert (opened.data.count, opened.held_back.count) == (32, 8)
+    assert len(next(opened.held_back.batches(1))["image"]) == 8
+
+
+def test_passes_run_by_hand_like_compile(residual_model: onnx.ModelProto, residual_data: Data) -> None:
+    opened = qcompile.open_model(residual_model, W4A4, residual_data)
+    PassManager(build(W4A4)).run(opened)
+    assert opened.emitted is not None
+    expected = qcompile.compile(residual_model, W4A4, residual_data).model
+    assert opened.emitted.SerializeToString() == expected.SerializeToString()
+
+
+@dataclass(frozen=True)
+class WidenSmallLayers:
+    """A user's pass: compute nodes with few weights keep 8 bits."""
+
+    limit: int
+
+    name: ClassVar[str] = "widen-small-layers"
+    requires: ClassVar[tuple[str, ...]] = ("normalize-graph",)
+
+    def run(self, model: QModel) -> int:
+        small = [
+            node.name for node in model.graph.nodes if node.op == "Conv" and node.inputs[1].values.size <= self.limit
+        ]
+        model.config = Config(**{**vars(model.config), "bits": tuple((f"^{name}$", 8, 8) for name in small)})
+        model.journal.note(self.name, "widened", nodes=small)
+        return len(small)
+
+
+def test_a_users_pass_takes_its_place(residual_model: onnx.ModelProto, residual_data: Data) -> None:
+    passes = list(build(W4A4))
+    place = next(index for index, item in enumerate(passes) if item.name == "place-quantizers")
+    passes.insert(place, WidenSmallLayers(limit=8 * 8 * 9))
+    opened = qcompile.open_model(residual_model, W4A4, residual_data)
+    seen: list[str] = []
+    PassManager(passes).run(opened, watch=lambda run, model: seen.append(run.name))
+    assert opened.plan.nodes["branch"].weight_bits == 8
+    assert seen == [item.name for item in passes]
+
+
+def test_labels_give_top1(residual_model: onnx.ModelProto, residual_data: Data) -> None:
+    labels = Session(residual_model).run(residual_data)["scores"].argmax(1)
+    result = qcompile.compile(
+        residual_model, Config(threads=1), residual_data, evaluation={**residual_data, "labels": labels}
+    )
+    top1 = result.report["audit"]["top1"]
+    assert (top1["samples"], top1["float"]) == (40, 100)
+    assert 50 < top1["emitted"] <= 100
+
+
+def test_no_data_says_how_to_give_it(residual_model: onnx.ModelProto) -> None:
+    with pytest.raises(InputError, match="no calibration data; give samples with --data"):
+        qcompile.compile(residual_model)
+
+
+def test_random_data_has_to_be_asked_for(residual_model: onnx.ModelProto, residual_data: Data) -> None:
+    result = qcompile.compile(residual_model, Config(random_data=True, threads=1))
+    assert any("random data" in text for text in result.report["warnings"])
+    with pytest.raises(InputError, match="leave one of them out"):
+        qcompile.compile(residual_model, Config(random_data=True), residual_data)
+
+
+def test_plan_only_needs_no_data(residual_model: onnx.ModelProto) -> None:
+    result = qcompile.plan_only(residual_model, W4A4)
+    assert result.plan.nodes["branch"].weight_bits == 4
+    assert not result.plan.quantizers
+    with pytest.raises(QCompileError, match="no pass emitted a model"):
+        _ = result.model
+
+
+@pytest.mark.parametrize("name", ["plan.npz", "plan"])
+def test_a_saved_plan_compiles_to_the_same_bytes(
+    residual_model: onnx.ModelProto, residual_data: Data, tmp_path: Path, name: str
+) -> None:
+    first = qcompile.compile(residual_model, W4A4, residual_data)
+    first.save(tmp_path / "out.onnx", plan=tmp_path / name)
+    again = qcompile.compile(residual_model, Config(threads=1), plan=tmp_path / name)
+    assert again.model.SerializeToString() == first.model.SerializeToString()
+    assert again.report["audit"]["agreement"] is None
+    assert again.report["verdict"].startswith("w4a4")
+
+
+def test_a_plan_of_other_weights_is_refused(
+    residual_model: onnx.ModelProto, residual_data: Data, tmp_path: Path
+) -> None:
+    compiled = qcompile.compile(residual_model, W4A4, residual_data)
+    write_plan(compiled.qmodel, tmp_path / "plan.npz")
+    weight = residual_model.graph.initializer[0]
+    weight.CopyFrom(onnx.numpy_helper.from_array(2 * onnx.numpy_helper.to_array(weight), weight.name))
+    with pytest.raises(InputError, match="another model or other weights"):
+        read_plan(qcompile.open_model(residual_model), tmp_path / "plan.npz")
+
+
+def test_save_leaves_all_or_nothing(
+    residual_model: onnx.ModelProto, residual_data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = qcompile.compile(residual_model, Config(threads=1), residual_data)
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch, pytest.raises(InputError, match="No space left on device"):
+        patch.setattr(os, "fsync", full)
+        result.save(tmp_path / "out.onnx", plan=tmp_path / "plan", report=tmp_path / "report.json")
+    assert list(tmp_path.iterdir()) == []
+    result.save(tmp_path / "out.onnx", plan=tmp_path / "plan", report=tmp_path / "report.json")
+    assert {path.name for path in tmp_path.iterdir()} == {"out.onnx", "plan", "report.json"}
+
+
+def test_staged_files_appear_together(tmp_path: Path) -> None:
+    with staged() as stage:
+        stage(tmp_path / "one.txt").write_text("1")
+        assert not (tmp_path / "one.txt").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["one.txt"]
+    with pytest.raises(RuntimeError), staged() as stage:
+        stage(tmp_path / "two.txt").write_text("2")
+        raise RuntimeError
+    assert [path.name for path in tmp_path.iterdir()] == ["one.txt"]
+
+
+def test_result_report_is_json_whatever_a_pass_notes(residual_model: onnx.ModelProto) -> None:
+    opened = qcompile.open_model(residual_model)
+    opened.journal.note("mine", "measured", value=np.float32(1.5))
+    assert '"value": 1.5' in Result(opened, {"journal": opened.journal.entries}).report_text()
+
+
+def test_nearest_names_the_right_one() -> None:
+    assert nearest("--treads", ["--threads", "--target"]) == "did you mean '--threads'?"

@@ -1,0 +1,323 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+
+from qcompile import api
+from qcompile.cli import main
+from qcompile.config import Config, Files
+from qcompile.errors import QCompileError
+
+Run = Callable[..., "Ended"]
+
+
+class Ended(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def folder(
+    tmp_path: Path,
+    residual_model: onnx.ModelProto,
+    residual_data: dict[str, NDArray[Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Path:
+    """A working directory with in.onnx and calib.npz; nothing else."""
+    onnx.save(residual_model, tmp_path / "in.onnx")
+    np.savez(tmp_path / "calib.npz", **residual_data)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def run(folder: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs one command in the folder."""
+
+    def run(*arguments: str) -> Ended:
+        with pytest.raises(SystemExit) as left:
+            main(list(arguments))
+        captured = capsys.readouterr()
+        return Ended(int(left.value.code or 0), captured.out, captured.err)
+
+    return run
+
+
+DATA = ("--data", "calib.npz", "--threads", "1")
+COMPILE = ("in.onnx", "-o", "out.onnx", *DATA)
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+# --- what it does
+
+
+def test_the_sub_command_may_be_left_out(run: Run, folder: Path) -> None:
+    assert run(*COMPILE, "-q").code == 0
+    first = (folder / "out.onnx").read_bytes()
+    assert run("compile", *COMPILE, "-q").code == 0
+    assert (folder / "out.onnx").read_bytes() == first
+    assert run("-q", *DATA, "-o", "out.onnx", "in.onnx").code == 0
+    assert names(folder) == {"in.onnx", "calib.npz", "out.onnx"}
+    onnx.checker.check_model(onnx.load(folder / "out.onnx"))
+
+
+def test_plan_first_batch_audit_and_verdict_are_shown_in_this_order(run: Run) -> None:
+    _, out, err = run(*COMPILE, "--w", "4", "--a", "4")
+    marks = [
+        "Plan for ort-cpu",
+        "first or last",
+        "first batch  image: [16, 3, 8, 8]",
+        "kernels      ",
+        "Before and after",
+        "w4a4 for",
+    ]
+    places = [out.index(mark) for mark in marks]
+    assert places == sorted(places)
+    assert "Traceback" not in err and "━" not in err  # no progress bar where stderr is no terminal
+
+
+def test_quiet_leaves_the_verdict(run: Run) -> None:
+    ended = run(*COMPILE, "-q")
+    assert len(ended.out.splitlines()) == 1
+    assert all(line.startswith("warning: ") for line in ended.err.splitlines())
+
+
+def test_verbose_shows_each_pass(run: Run) -> None:
+    err = run(*COMPILE, "-v").err
+    for name in ("normalize-graph", "calibrate", "validate"):
+        assert any(line.startswith(name) and " s " in line for line in err.splitlines())
+
+
+def test_precision_is_short_for_both_bits(run: Run, folder: Path) -> None:
+    run(*COMPILE, "-q", "--w", "4", "--a", "3")
+    first = (folder / "out.onnx").read_bytes()
+    run(*COMPILE, "-q", "--precision", "w4a3")
+    assert (folder / "out.onnx").read_bytes() == first
+
+
+def test_flags_override_the_recipe(run: Run, folder: Path) -> None:
+    (folder / "recipe.toml").write_text('w = 4\na = 4\nkeep-float = ["branch"]\ndata = "calib.npz"\nout = "out.onnx"\n')
+    ended = run("in.onnx", "--config", "recipe.toml", "--a", "6", "--report", "report.json", "-q")
+    assert ended.code == 0
+    recipe = json.loads((folder / "report.json").read_text())["recipe"]
+    assert (recipe["w"], recipe["a"], recipe["keep-float"]) == (4, 6, ["branch"])
+
+
+def test_a_saved_recipe_does_the_same(run: Run, folder: Path) -> None:
+    run(*COMPILE, "-q", "--w", "3", "--bits", "branch=2,4", "--residual-bits", "a", "--save-config", "recipe.toml")
+    first = (folder / "out.onnx").read_bytes()
+    assert run("in.onnx", "-q", "--config", "recipe.toml").code == 0
+    assert (folder / "out.onnx").read_bytes() == first
+
+
+def test_plan_alone_needs_no_data_and_writes_nothing(run: Run, folder: Path) -> None:
+    ended = run("in.onnx", "--plan", "--w", "4")
+    assert (ended.code, ended.err) == (0, "")
+    assert "Plan for ort-cpu" in ended.out and "Before and after" not in ended.out
+    assert names(folder) == {"in.onnx", "calib.npz"}
+
+
+def test_a_saved_plan_gives_the_same_file_without_data(run: Run, folder: Path) -> None:
+    run(*COMPILE, "-q", "--w", "4", "--a", "4", "--save-plan", "plan.npz")
+    assert run("in.onnx", "-o", "again.onnx", "-q", "--load-plan", "plan.npz").code == 0
+    assert (folder / "again.onnx").read_bytes() == (folder / "out.onnx").read_bytes()
+
+
+def test_random_data_is_warned_about(run: Run) -> None:
+    ended = run("in.onnx", "-o", "out.onnx", "--random-data", "-q", "--threads", "1")
+    assert ended.code == 0
+    assert "random data" in ended.err
+
+
+def test_help_is_one_screen_with_every_flag(run: Run) -> None:
+    code, text, _ = run("--help")
+    assert code == 0
+    assert len(text.splitlines()) <= 52 and max(map(len, text.splitlines())) <= 80
+    for item in (*fields(Config), *fields(Files)):
+        assert f"--{item.name.replace('_', '-')}" in text
+    for group in ("Precision:", "Data:", "Output:", "Recipe:", "Run:", "Examples:"):
+        assert group in text
+
+
+def test_version(run: Run) -> None:
+    assert run("--version").out.startswith("qcompile ")
+
+
+# --- how it fails
+
+
+def test_interrupted(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(api, "build_report", interrupt)
+    ended = run(*COMPILE, "-q", "--save-config", "recipe.toml")
+    assert (ended.code, ended.err.splitlines()[-1]) == (130, "error: interrupted")
+    assert names(folder) == {"in.onnx", "calib.npz"}
+
+
+@pytest.mark.parametrize("error", [RuntimeError("deep\ninside"), QCompileError("deep inside")])
+def test_a_fault_of_the_tool_is_one_line_too(run: Run, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(api, "build_report", fail)
+    ended = run(*COMPILE, "-q")
+    assert ended.code == 1
+    assert "deep inside" in ended.err.splitlines()[-1] and "Traceback" not in ended.err
+    assert "Traceback" in run(*COMPILE, "-q", "-v").err
+
+
+def edit(change: Callable[[onnx.ModelProto], object]) -> Callable[[], object]:
+    """Return a function that changes in.onnx."""
+
+    def apply() -> None:
+        model = onnx.load("in.onnx")
+        change(model)
+        onnx.save(model, "in.onnx")
+
+    return apply
+
+
+def nan_weight(model: onnx.ModelProto) -> None:
+    weight = onnx.numpy_helper.to_array(model.graph.initializer[0]).copy()
+    weight.flat[3] = np.nan
+    model.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(weight, model.graph.initializer[0].name))
+
+
+def quantized(model: onnx.ModelProto) -> None:
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(1), "s"))
+    model.graph.node.insert(0, onnx.helper.make_node("QuantizeLinear", ["image", "s"], ["codes"]))
+
+
+def newer(model: onnx.ModelProto) -> None:
+    model.opset_import[0].version = 99
+
+
+def logarithm(model: onnx.ModelProto) -> None:
+    model.graph.node[-1].op_type = "Log"
+
+
+def without_external_data() -> None:
+    model = onnx.load("in.onnx")
+    onnx.save(model, "in.onnx", save_as_external_data=True, location="in.data", size_threshold=0)
+    Path("in.data").unlink()
+
+
+def data(**arrays: NDArray[Any]) -> Callable[[], object]:
+    return lambda: np.savez("calib.npz", **arrays)
+
+
+def image_folder() -> None:
+    Path("images").mkdir()
+    Path("images", "one.jpg").write_bytes(b"no image")
+
+
+GOOD = np.ones((4, 3, 8, 8), np.float32)
+NOTHING: Callable[[], object] = lambda: None  # noqa: E731
+PLAIN = ("in.onnx", "-o", "out.onnx")
+BAD: dict[str, tuple[Callable[[], object], tuple[str, ...], str]] = {
+    "no model": (NOTHING, (), "no model given"),
+    "no such model": (NOTHING, ("none.onnx", "-o", "out.onnx", *DATA), "not found"),
+    "not an ONNX file": (lambda: Path("in.onnx").write_text("hello"), COMPILE, "not an ONNX model"),
+    "truncated": (lambda: Path("in.onnx").write_bytes(Path("in.onnx").read_bytes()[:900]), COMPILE, "truncated"),
+    "missing external data": (without_external_data, COMPILE, "'in.data' is missing"),
+    "NaN in weights": (edit(nan_weight), COMPILE, "weight 'w_stem' contains NaN"),
+    "already quantized": (edit(quantized), COMPILE, "quantized already"),
+    "opset too new": (edit(newer), COMPILE, "opset 99"),
+    "nothing to quantize": (NOTHING, (*COMPILE, "--keep-float", ".*"), "nothing to quantize"),
+    "NaN in activations": (edit(logarithm), COMPILE, "output 'scores'"),
+    "unknown flag": (NOTHING, (*COMPILE, "--sample", "3"), "unknown flag --sample; did you mean '--samples'?"),
+    "flag without value": (NOTHING, (*COMPILE, "--w"), "requires an argument"),
+    "too many arguments": (NOTHING, (*COMPILE, "more.onnx"), "more.onnx"),
+    "--w 9": (NOTHING, (*COMPILE, "--w", "9"), "--w 9 is out of range; give 2 to 8"),
+    "--w four": (NOTHING, (*COMPILE, "--w", "four"), "give a whole number"),
+    "unknown value": (NOTHING, (*COMPILE, "--pack", "plains"), "did you mean 'planes'?"),
+    "unknown target": (NOTHING, (*COMPILE, "--target", "ort-cup"), "did you mean 'ort-cpu'?"),
+    "unknown preprocess": (NOTHING, (*COMPILE, "--preprocess", "imagnet"), "did you mean 'imagenet'?"),
+    "unknown recipe key": (
+        lambda: Path("r.toml").write_text("precison = 'w4a4'"),
+        (*COMPILE, "--config", "r.toml"),
+        "unknown recipe key 'precison'; did you mean 'precision'?",
+    ),
+    "broken recipe": (lambda: Path("r.toml").write_text("w = "), (*COMPILE, "--config", "r.toml"), "not TOML"),
+    "no recipe": (NOTHING, (*COMPILE, "--config", "r.toml"), "cannot read the recipe"),
+    "broken expression": (NOTHING, (*COMPILE, "--keep-float", "("), "not a regular expression"),
+    "--keep-float matches nothing": (NOTHING, (*COMPILE, "--keep-float", "brnch"), "did you mean 'branch'?"),
+    "--bits matches nothing": (NOTHING, (*COMPILE, "--bits", "steam=4,4"), "did you mean 'stem'?"),
+    "no data": (NOTHING, PLAIN, "give samples with --data"),
+    "data twice": (NOTHING, (*COMPILE, "--random-data"), "leave one of them out"),
+    "no such data": (NOTHING, (*PLAIN, "--data", "none.npz"), "none.npz"),
+    "data of the wrong name": (data(picture=GOOD, mask=GOOD), COMPILE, "'image'"),
+    "data of the wrong shape": (data(image=GOOD[:, :2]), COMPILE, "[N, 3, 8, 8]"),
+    "data of the wrong dtype": (data(image=GOOD.astype(np.int64)), COMPILE, "int64"),
+    "NaN in data": (data(image=np.full_like(GOOD, np.nan)), COMPILE, "NaN or Inf"),
+    "broken image": (image_folder, (*PLAIN, "--data", "images", "--preprocess", "size=8"), "one.jpg"),
+    "eval without labels": (NOTHING, (*COMPILE, "--eval", "calib.npz"), "labels"),
+    "no output": (NOTHING, ("in.onnx", *DATA), "give -o OUT.onnx"),
+    "output is the input": (NOTHING, ("in.onnx", "-o", "./in.onnx", *DATA), "overwrite"),
+    "output twice": (NOTHING, (*COMPILE, "--report", "out.onnx"), "the same name"),
+    "output in no folder": (NOTHING, ("in.onnx", "-o", "none/out.onnx", *DATA), "cannot write out.onnx"),
+    "output below a file": (NOTHING, (*COMPILE, "--report", "calib.npz/r.json"), "cannot write r.json"),
+    "output is a folder": (lambda: Path("dir").mkdir(), ("in.onnx", "-o", "dir", *DATA), "cannot write dir"),
+    "not a plan": (NOTHING, (*PLAIN, "--load-plan", "calib.npz"), "not a plan"),
+    "nothing to save": (NOTHING, ("in.onnx", "--plan", "--save-plan", "p.npz"), "--save-plan"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_clear_line(run: Run, folder: Path, case: str) -> None:
+    prepare, arguments, message = BAD[case]
+    prepare()
+    before = names(folder)
+    ended = run(*arguments)
+    lines = [line for line in ended.err.splitlines() if not line.startswith("warning: ")]
+    assert ended.code == 2, ended.err
+    assert len(lines) == 1 and lines[0].startswith("error: ")
+    assert message in lines[0]
+    assert names(folder) == before
+
+
+@pytest.mark.parametrize("argument", [("--w", "1"), ("--data", "none.npz"), ("--target", "no"), ("--keep-float", "no")])
+def test_arguments_are_checked_before_the_first_inference(
+    run: Run, monkeypatch: pytest.MonkeyPatch, argument: tuple[str, str]
+) -> None:
+    monkeypatch.setattr("qcompile.runtime.session.Session.run", lambda *_, **__: pytest.fail("the model was run"))
+    assert run(*COMPILE, *argument).code == 2
+
+
+def test_read_only_place(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    ended = run(*COMPILE)
+    assert (ended.code, names(folder)) == (2, {"in.onnx", "calib.npz"})
+    assert "cannot write out.onnx: Read-only file system" in ended.err
+
+
+def test_full_disk(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    ended = run(*COMPILE, "-q", "--report", "report.json", "--save-config", "recipe.toml")
+    assert (ended.code, names(folder)) == (2, {"in.onnx", "calib.npz"})
+    assert "cannot write out.onnx: No space left on device" in ended.err
