@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from qcompile.calibration.collect import collect, with_outputs
+from qcompile.calibration.collect import observe
 from qcompile.calibration.observers import Histogram, MinMax
 from qcompile.calibration.ranges import choose
 from qcompile.config import CalibrationMethod, Config
@@ -19,7 +19,6 @@ from qcompile.qmodel import QModel
 from qcompile.quant.params import ActivationSpec
 from qcompile.quant.plan import Form
 from qcompile.quant.scales import quantize_weight
-from qcompile.runtime.session import Session
 
 
 @dataclass(frozen=True)
@@ -67,8 +66,8 @@ class Calibrate:
         if model.data is None:
             raise InputError("no calibration data", remedy="give samples with --data, or ask for --random-data")
         live = {name: observer for name, observer in observers.items() if name not in constants}
-        session = Session(with_outputs(to_model(model.graph), list(live)), threads=model.config.threads)
-        collect(session, model.data, live, batch=model.config.batch, label="calibrate")
+        config = model.config
+        observe(to_model(model.graph), live, model.data, batch=config.batch, threads=config.threads, label="calibrate")
 
 
 def calibration_method(config: Config, spec: ActivationSpec) -> CalibrationMethod:

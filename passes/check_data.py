@@ -32,7 +32,7 @@ class CheckData:
         if model.data is None:
             return 0
         batch = next(model.data.batches(min(SAMPLES, model.data.count)))
-        outputs = open_session(model).run(batch)
+        outputs = one_by_one(open_session(model), batch, model.data.fixed_batch or 1)
         model.journal.note(self.name, "first batch", inputs=first_batch_summary(batch))
         for name, values in outputs.items():
             if values.dtype.kind == "f" and not np.isfinite(values).all():
@@ -47,6 +47,16 @@ class CheckData:
         if model.evaluation is not None and model.evaluation.labels is not None:
             check_labels(model.evaluation.labels, outputs)
         return 0
+
+
+def one_by_one(session: Session, batch: Arrays, size: int) -> Arrays:
+    """Run a batch in parts of `size` samples, so that the activations of large images stay small; join the outputs."""
+    count = len(next(iter(batch.values())))
+    parts = [session.run({name: a[k : k + size] for name, a in batch.items()}) for k in range(0, count, size)]
+    return {
+        name: np.concatenate([part[name] for part in parts]) if parts[0][name].ndim else parts[0][name]
+        for name in parts[0]
+    }
 
 
 def check_labels(labels: NDArray[np.int64], outputs: Arrays) -> None:

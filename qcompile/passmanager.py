@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import ClassVar, Protocol
 
 from qcompile.errors import QCompileError
 from qcompile.ir.verify import verify
+from qcompile.memory import peak_memory, release_freed_memory
 from qcompile.qmodel import QModel
 
 
@@ -63,6 +63,7 @@ class PassManager:
         runs = []
         for item in self.passes:
             wall, cpu = time.perf_counter(), time.process_time()
+            release_freed_memory()
             changed = item.run(model)
             verify(model.graph, after=item.name)
             wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
@@ -70,13 +71,3 @@ class PassManager:
             if watch is not None:
                 watch(runs[-1], model)
         return runs
-
-
-def peak_memory() -> int:
-    """Return the most bytes of memory that this process has had so far, or 0 where the system does not say."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -2,51 +2,77 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from onnx import helper
 
+from qcompile.calibration.observers import Histogram, MinMax
 from qcompile.data.dataset import Dataset
+from qcompile.memory import release_freed_memory
 from qcompile.progress import track
 from qcompile.runtime.session import Session
 
-TAP_BYTES = 48 << 20  # of tapped activations at a time: bounds memory whatever the number of samples
+# At a time; they bound memory whatever the number of samples. Activations inside the model grow with its inputs.
+TAP_BYTES = 32 << 20
+INPUT_BYTES = 1 << 20
 LARGEST_BATCH = 64
+REDUCTIONS = ("ReduceMin", "ReduceMax", "ReduceMean")  # the mean comes along because NaN always shows in it
 
 
-class Observer(Protocol):
-    """Sees every value of one tensor, in parts."""
-
-    def update(self, values: NDArray[np.float32]) -> None:
-        """Take the values of one batch."""
-
-
-def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
-    """Return a copy of `model` (sharing no state) that also gives out the tensors `names`."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    present = {output.name for output in copy.graph.output} | {item.name for item in copy.graph.input}
-    copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in present)
-    return copy
-
-
-def collect(
-    session: Session, data: Dataset, observers: Mapping[str, Observer], *, batch: int | None, label: str
+def observe(
+    model: onnx.ModelProto,
+    observers: Mapping[str, MinMax | Histogram],
+    data: Dataset,
+    *,
+    batch: int | None,
+    threads: int,
+    label: str,
 ) -> None:
-    """Show `observers` their tensors (inputs or outputs of `session`) over all of `data`."""
-    size = batch or batch_size(session, data)
-    wanted = [name for name in observers if name not in session.inputs]
+    """Show every observer all values that its tensor (of `model`, which is changed) takes over `data`.
+
+    A tensor of which only the range is wanted is reduced inside the graph: its values never leave it.
+    """
+    whole = [name for name, observer in observers.items() if isinstance(observer, Histogram)]
+    reduced = [name for name in observers if name not in whole]
+    tap(model, whole, reduced)
+    session = Session(model, threads=threads)
+    del model  # the session has its own weights
+    release_freed_memory()
+    taps = [name for name in whole if name not in session.inputs]
+    wanted = [*taps, *(reduction_name(name, op) for name in reduced for op in REDUCTIONS)]
+    size = batch or batch_size(session, data, wanted)
     for feeds in track(data.batches(size), label, -(-data.count // size)):
-        values: dict[str, NDArray[Any]] = {**feeds, **session.run(feeds, wanted)}
-        for name, observer in observers.items():
-            observer.update(values[name])
+        values = session.run(feeds, wanted)
+        for name in whole:
+            observers[name].update(values.pop(name) if name in values else feeds[name])
+        for name in reduced:
+            observers[name].update(np.array([values[reduction_name(name, op)] for op in REDUCTIONS]))
 
 
-def batch_size(session: Session, data: Dataset) -> int:
-    """Return how many samples to run at once: by the bytes that one sample's outputs take."""
-    first = next(iter(data.batches(1)))
-    one = sum(value.nbytes for value in session.run(first).values()) + sum(value.nbytes for value in first.values())
-    return int(np.clip(TAP_BYTES // max(one, 1), 1, min(LARGEST_BATCH, data.count)))
+def tap(model: onnx.ModelProto, whole: Iterable[str], reduced: Iterable[str]) -> None:
+    """Let `model` also give out the tensors `whole` and the reductions of the tensors `reduced`."""
+    names = list(whole)
+    for name in reduced:
+        for op in REDUCTIONS:
+            names.append(reduction_name(name, op))
+            model.graph.node.append(helper.make_node(op, [name], [names[-1]], keepdims=0))
+    present = {item.name for item in (*model.graph.output, *model.graph.input)}
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in present)
+
+
+def reduction_name(tensor: str, op: str) -> str:
+    """Return the name of the output that gives a reduction of `tensor`."""
+    return f"{tensor}/{op}"
+
+
+def batch_size(session: Session, data: Dataset, wanted: list[str]) -> int:
+    """Return how many samples to run at once: by the bytes of one sample's inputs and tapped outputs."""
+    first: dict[str, NDArray[Any]] = next(iter(data.batches(1)))
+    given = sum(value.nbytes for value in first.values())
+    taken = sum(value.nbytes for value in session.run(first, wanted).values())
+    most = min(TAP_BYTES // max(taken, 1), INPUT_BYTES // max(given, 1), LARGEST_BATCH, data.count)
+    return max(1, most)

@@ -260,15 +260,34 @@ def clip_bounds(emitted: Emitted) -> Iterator[Finding]:
 
 
 def scalar_parameters(emitted: Emitted) -> Iterator[Finding]:
-    """An activation's scale and zero point are constants of rank 0, the scale finite and above 0."""
+    """An activation's scale and zero point are constants of rank 0, the scale finite and above 0.
+
+    The exception is a float layer, which reads codes through equal scales per channel so that its weight stays float.
+    """
     for node in emitted.nodes:
         if node.op_type not in ("QuantizeLinear", "DequantizeLinear") or node.input[0] in emitted.constants:
             continue
         scale, zero_point = emitted.parameters(node)
+        if (
+            scale is not None
+            and scale.ndim == 1
+            and np.ptp(scale) == 0 == np.ptp(zero_point)
+            and guards_float_layer(emitted, node)
+        ):
+            scale, zero_point = scale[0], zero_point[0]
         if scale is None or scale.ndim or zero_point.ndim:
             yield node.name, "scale and zero point are not constants of rank 0"
         elif not (np.isfinite(scale) and scale > 0):
             yield node.name, f"its scale is {float(scale)}"
+
+
+def guards_float_layer(emitted: Emitted, node: onnx.NodeProto) -> bool:
+    """Say whether only layers with a float weight read this DequantizeLinear."""
+    readers = emitted.readers.get(node.output[0], [])
+    return bool(readers) and all(
+        reader.op_type in ("Conv", "ConvTranspose", "Gemm") and reader.input[1] in emitted.constants
+        for reader in readers
+    )
 
 
 def no_unused_initializer(emitted: Emitted) -> Iterator[Finding]:

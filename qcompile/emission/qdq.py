@@ -130,7 +130,7 @@ class Emitter:
             rest = self._rest(node)
         self.nodes.append(node_proto(node, [source.name, *rest], outputs))
 
-    def float(self, step: Step) -> None:
+    def keep(self, step: Step) -> None:
         """An operator as it stands."""
         node = step.node
         assert node is not None
@@ -270,5 +270,5 @@ WRITERS = {
     Kind.COMPUTE: Emitter.compute,
     Kind.ARITHMETIC: Emitter.arithmetic,
     Kind.CODES: Emitter.codes,
-    Kind.FLOAT: Emitter.float,
+    Kind.FLOAT: Emitter.keep,
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import networkx as nx
@@ -91,12 +93,29 @@ def remove_node(graph: Graph, node: Node) -> None:
 
 def fresh_name(graph: Graph, stem: str) -> str:
     """Return `stem`, or `stem_2`, `stem_3` ...: a name that no tensor and no node of the graph has."""
-    taken = set(graph.tensors(check_duplicates=False)) | {node.name for node in graph.nodes}
+    taken = vars(graph).get("taken_names") or taken_names(graph)
     name, count = stem, 1
     while name in taken:
         count += 1
         name = f"{stem}_{count}"
+    taken.add(name)
     return name
+
+
+@contextmanager
+def many_fresh_names(graph: Graph) -> Iterator[None]:
+    """Collect the names of `graph` once for all calls of `fresh_name` inside; all new names must come from it."""
+    vars(graph)["taken_names"] = taken_names(graph)
+    try:
+        yield
+    finally:
+        del vars(graph)["taken_names"]
+
+
+def taken_names(graph: Graph) -> set[str]:
+    """Return the names of all tensors and nodes, those of subgraphs included."""
+    names = set(graph.tensors(check_duplicates=False)) | {node.name for node in graph.nodes}
+    return names.union(*(taken_names(inner) for inner in graph.subgraphs()))
 
 
 def captured_names(node: Node) -> set[str]:

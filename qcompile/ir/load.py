@@ -51,6 +51,7 @@ def load_model(path: Path, *, max_opset: int | None = None) -> ModelProto:
     NaN or infinite weights; each names what it found.
     """
     model = _parse(path)
+    _check_names(model, path)
     _check_opset(model, path, max_opset)
     _check_float(model, path)
     _load_external(model, path)
@@ -61,6 +62,7 @@ def load_model(path: Path, *, max_opset: int | None = None) -> ModelProto:
 def check_model(model: ModelProto, *, max_opset: int | None = None) -> None:
     """Raise InputError for a model in memory that `load_model` would not return."""
     where = Path("the model in memory")
+    _check_names(model, where)
     _check_opset(model, where, max_opset)
     _check_float(model, where)
     _check_finite(model, where)
@@ -83,6 +85,17 @@ def _parse(path: Path) -> ModelProto:
     if not model.graph.output:
         raise InputError("the model has no outputs", where=str(path), remedy="export it with its outputs")
     return model
+
+
+def _check_names(model: ModelProto, path: Path) -> None:
+    """ONNX wants every tensor made once; a graph in which two nodes make one tensor has no meaning."""
+    given = {tensor.name for tensor in model.graph.initializer} | {item.name for item in model.graph.input}
+    for node in model.graph.node:
+        for name in filter(None, node.output):
+            if name in given:
+                what = f"the model is broken: tensor {name!r} is made twice, the second time by a {node.op_type}"
+                raise InputError(what, where=str(path), remedy="export it again")
+            given.add(name)
 
 
 def _check_opset(model: ModelProto, path: Path, max_opset: int | None) -> None:

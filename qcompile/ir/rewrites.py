@@ -10,7 +10,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qcompile.ir.graph import Constant, Graph, Node, Tensor, Variable, fresh_name, is_output, producer, replace_uses
+from qcompile.ir.graph import (
+    Constant,
+    Graph,
+    Node,
+    Tensor,
+    Variable,
+    fresh_name,
+    is_output,
+    many_fresh_names,
+    producer,
+    replace_uses,
+)
 from qcompile.ir.shapes import kind_of
 
 ONNX = (None, "", "ai.onnx")
@@ -34,15 +45,16 @@ def rule(name: str, ops: str, apply: Callable[[Graph, Node], bool]) -> Rule:
 def rewrite(graph: Graph, rules: Sequence[Rule]) -> Counter[str]:
     """Apply `rules` until none applies; return how often each did. Nodes left without outputs are swept out."""
     counts: Counter[str] = Counter()
-    for _ in range(ROUNDS):
-        before = counts.total()
-        for node in list(graph.nodes):
-            for item in rules:
-                if node.outputs and node.op in item.ops and node.domain in ONNX and item.apply(graph, node):
-                    counts[item.name] += 1
-        sweep(graph)
-        if counts.total() == before:
-            break
+    with many_fresh_names(graph):
+        for _ in range(ROUNDS):
+            before = counts.total()
+            for node in list(graph.nodes):
+                for item in rules:
+                    if node.outputs and node.op in item.ops and node.domain in ONNX and item.apply(graph, node):
+                        counts[item.name] += 1
+            sweep(graph)
+            if counts.total() == before:
+                break
     return counts
 
 

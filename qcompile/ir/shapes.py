@@ -70,7 +70,9 @@ def size_of(constant: Constant) -> int:
 @contextmanager
 def outline(graph: Graph) -> Iterator[ModelProto]:
     """Lend `graph` as a model whose large weights are inputs: small enough to serialise, nothing copied."""
-    large: list[Any] = [t for t in graph.tensors().values() if isinstance(t, Constant) and kind_of(t) and size_of(t) > LARGE]
+    large: list[Any] = [
+        t for t in graph.tensors().values() if isinstance(t, Constant) and kind_of(t) and size_of(t) > LARGE
+    ]
     kept = [(tensor._values, tensor._export_dtype) for tensor in large]
     inputs: list[Any] = list(graph.inputs)
     for tensor in large:

@@ -91,15 +91,14 @@ def _single(graph: Graph, node: Node) -> bool:
 
 def _constant_shape(graph: Graph, node: Node) -> bool:
     """A shape computed at run time becomes a constant where every dimension but one is known or copied."""
-    if isinstance(node.inputs[1], Constant) or node.attrs.get("allowzero", 0):
-        return False
     target, shape = known_integers(node.inputs[1]), shape_of(node.inputs[0]) or []
-    if target is None:
+    if isinstance(node.inputs[1], Constant) or target is None or (node.attrs.get("allowzero", 0) and 0 in target):
         return False
     dims = [_static_or_copied(dim, shape[i] if i < len(shape) else None) for i, dim in enumerate(target)]
     if dims.count(-1) > 1:
         return False
     node.inputs[1] = new_constant(graph, f"{node.outputs[0].name}_shape", np.array(dims, dtype=np.int64))
+    node.attrs["allowzero"] = 0
     return True
 
 
@@ -111,8 +110,10 @@ def _static_or_copied(dim: Dim, own: Dim) -> int:
 
 def _target(node: Node) -> list[int] | None:
     """Return the constant shape of a Reshape in which 0 copies a dimension."""
-    shape = node.inputs[1]
-    return None if not isinstance(shape, Constant) or node.attrs.get("allowzero", 0) else [int(d) for d in shape.values]
+    if not isinstance(node.inputs[1], Constant):
+        return None
+    dims = [int(dim) for dim in node.inputs[1].values]
+    return None if node.attrs.get("allowzero", 0) and 0 in dims else dims
 
 
 def _useless_reshape(graph: Graph, node: Node) -> bool:

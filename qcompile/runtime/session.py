@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
 from qcompile.errors import InputError, QCompileError
+from qcompile.ir.load import save_model
+from qcompile.memory import release_freed_memory
 
 Arrays = dict[str, NDArray[Any]]
+SMALL = 1 << 20
 TWO_GB = 2**31 - 2**20  # protobuf's limit for one message, with some room
 ort.set_default_logger_severity(3)
 
@@ -56,24 +59,15 @@ class Session:
             options.add_session_config_entry("session.optimized_model_external_initializers_file_name", weights)
         if profile is not None:
             options.enable_profiling, options.profile_file_prefix = True, str(profile)
-        self._spill: tempfile.TemporaryDirectory[str] | None = None
         try:
-            self._session = ort.InferenceSession(self._source(model), options, providers=["CPUExecutionProvider"])
+            with loadable(model) as source:
+                self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        except QCompileError:
+            raise
         except Exception as error:
             raise QCompileError(f"ONNX Runtime {ort.__version__} cannot load the model: {first_line(error)}") from error
         self.inputs = {item.name: item for item in self._session.get_inputs()}
         self.outputs = [item.name for item in self._session.get_outputs()]
-
-    def _source(self, model: onnx.ModelProto | str | Path) -> bytes | str:
-        if not isinstance(model, onnx.ModelProto):
-            return str(model)
-        if model.ByteSize() < TWO_GB:
-            content: bytes = model.SerializeToString()
-            return content
-        self._spill = tempfile.TemporaryDirectory()
-        path = Path(self._spill.name) / "model.onnx"
-        onnx.save(model, path, save_as_external_data=True, location="model.data")
-        return str(path)
 
     def run(self, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str] | None = None) -> Arrays:
         """Run once; return {output name: array} for `outputs` (all by default)."""
@@ -88,6 +82,29 @@ class Session:
         return Path(self._session.end_profiling())
 
 
+@contextmanager
+def loadable(model: onnx.ModelProto | str | Path) -> Iterator[bytes | str]:
+    """Give what ONNX Runtime loads: a path, or the bytes of a small model.
+
+    A session keeps the bytes it was made from, so a large model goes through a file that is gone once it is loaded.
+    """
+    if not isinstance(model, onnx.ModelProto):
+        yield str(model)
+        return
+    size = model.ByteSize()
+    if size < SMALL:
+        yield model.SerializeToString()
+        return
+    release_freed_memory()
+    with tempfile.TemporaryDirectory(prefix="qcompile-") as folder:
+        path = Path(folder) / "model.onnx"
+        if size < TWO_GB:
+            path.write_bytes(model.SerializeToString())
+        else:
+            save_model(model, path)
+        yield str(path)
+
+
 def first_line(error: Exception) -> str:
     """Return the first line of an exception's message: ONNX Runtime appends stack traces."""
     return str(error).strip().split("\n", 1)[0]
@@ -98,20 +115,12 @@ def version() -> str:
     return str(ort.__version__)
 
 
-def zeros_like_inputs(session: Session, sizes: Mapping[str, int], default: int = 1) -> Arrays:
-    """Return zero arrays for every input, dynamic dimensions taken from `sizes` by name, else `default`."""
-    kinds = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64,
-             "tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(uint8)": np.uint8, "tensor(bool)": np.bool_}  # fmt: skip
-    return {
-        name: np.zeros([dim if isinstance(dim, int) else sizes.get(dim, default) for dim in item.shape], kinds[item.type])
-        for name, item in session.inputs.items()
-    }
-
-
 def newest_opset() -> int:
     """Return the newest opset that onnx knows and the installed ONNX Runtime loads."""
     tensor = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
-    graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["x"], ["y"])], "probe", [tensor], [onnx.ValueInfoProto(name="y")])
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Identity", ["x"], ["y"])], "probe", [tensor], [onnx.ValueInfoProto(name="y")]
+    )
     for opset in range(onnx.defs.onnx_opset_version(), 1, -1):
         imports = [onnx.helper.make_opsetid("", opset)]
         try:

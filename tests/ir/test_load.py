@@ -81,6 +81,12 @@ def test_a_model_without_outputs(conv: ModelProto, tmp_path: Path) -> None:
         load_model(written(conv, tmp_path / "model.onnx"))
 
 
+def test_two_nodes_that_make_one_tensor(conv: ModelProto, tmp_path: Path) -> None:
+    conv.graph.node.append(conv.graph.node[0])
+    with pytest.raises(InputError, match="tensor 'y' is made twice"):
+        load_model(written(conv, tmp_path / "model.onnx"))
+
+
 def test_an_opset_of_the_future(conv: ModelProto, tmp_path: Path) -> None:
     path = written(conv, tmp_path / "model.onnx")
     assert load_model(path, max_opset=18)
@@ -120,7 +126,13 @@ def test_quantized_models(tmp_path: Path) -> None:
 
 def test_external_data(conv: ModelProto, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
-    onnx.save(onnx.ModelProto.FromString(conv.SerializeToString()), path, save_as_external_data=True, location="w.bin", size_threshold=0)
+    onnx.save(
+        onnx.ModelProto.FromString(conv.SerializeToString()),
+        path,
+        save_as_external_data=True,
+        location="w.bin",
+        size_threshold=0,
+    )
     loaded = load_model(path)
     assert [t.raw_data for t in loaded.graph.initializer] == [t.raw_data for t in conv.graph.initializer]
     data = tmp_path / "w.bin"
@@ -185,7 +197,9 @@ def test_opsets_are_raised_never_lowered(own: int, end: int, model_of: Build, sa
 
 
 def test_a_model_that_cannot_be_converted_keeps_its_opset(model_of: Build) -> None:
-    text = "g (float[N,4] x) => (float[N,4] y) { y = Scan<body = b (float[4] i) => (float[4] o) { o = Upsample(i) }>(x) }"
+    text = (
+        "g (float[N,4] x) => (float[N,4] y) { y = Scan<body = b (float[4] i) => (float[4] o) { o = Upsample(i) }>(x) }"
+    )
     assert prepare(model_of(text, opset=13), 18).opset in (13, 18)
     old = model_of("g (float[N,4] x) => (float[N,4] y) { y = Unknown(x) }", opset=9)
     with pytest.raises(InputError, match="opset 9 is too old and cannot be converted to 18"):
@@ -286,7 +300,9 @@ def huge() -> Iterator[ModelProto]:
     names = [f"w{i}" for i in range(count)]
     nodes = [helper.make_node("MatMul", [f"t{i}", name], [f"t{i + 1}"], name=name) for i, name in enumerate(names)]
     infos = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, side]) for name in ("t0", f"t{count}")]
-    model = helper.make_model(helper.make_graph(nodes, "g", infos[:1], infos[1:]), opset_imports=[helper.make_opsetid("", 17)])
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", infos[:1], infos[1:]), opset_imports=[helper.make_opsetid("", 17)]
+    )
     for name in names:
         tensor: Any = model.graph.initializer.add(name=name, data_type=TensorProto.FLOAT, dims=[side, side])
         weight[0, 0] += 1

@@ -47,7 +47,8 @@ def made(graph: Graph, name: str) -> Any:
 )
 def test_known_integers(chain: str, known: Any, model_of: Build) -> None:
     text = f"""g (float[N,4,H,8] x) => (int64[K] r) <
-        int64 two = {{2}}, int64[1] two1 = {{2}}, int64[2] pair = {{3, 0}}, int64[1] one = {{1}}, int64[1] three = {{3}},
+        int64 two = {{2}}, int64[1] two1 = {{2}}, int64[2] pair = {{3, 0}}, int64[1] one = {{1}},
+        int64[1] three = {{3}},
         int64[1] last = {{-1}}, int64[1] zero = {{0}}, int64[1] axis = {{0}}, int64[1] back = {{-1}}
     > {{ {chain} }}"""
     found = known_integers(made(to_graph(model_of(text)), "r"))

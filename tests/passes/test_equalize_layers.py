@@ -28,12 +28,15 @@ IMAGE = "g (float[N,4,H,W2] x, float[6,4,3,3] W, float[6] B"
 
 # name: graph, inputs, pairs
 PAIRS = {
-    "nothing between": (f"{IMAGE}, float[5,6,1,1] U) => (float[N,5,P,Q] y) {{ a = Conv(x, W, B) y = Conv(a, U) }}", MAP, 1),
+    "nothing between": (
+        f"{IMAGE}, float[5,6,1,1] U) => (float[N,5,P,Q] y) {{ a = Conv(x, W, B) y = Conv(a, U) }}",
+        MAP, 1),
     "Relu between, padding, groups": (
         f"{IMAGE}, float[4,3,3,3] U) => (float[N,4,P,Q] y)"
         "{ a = Conv(x, W, B) r = Relu(a) y = Conv<group = 2, pads = [1,1,1,1]>(r, U) }", MAP, 1),
     "LeakyRelu between": (
-        f"{IMAGE}, float[6,3,2,2] U) => (float[N,3,P,Q] y) {{ a = Conv(x, W, B) r = LeakyRelu(a) y = ConvTranspose(r, U) }}",
+        f"{IMAGE}, float[6,3,2,2] U) => (float[N,3,P,Q] y)"
+        f" {{ a = Conv(x, W, B) r = LeakyRelu(a) y = ConvTranspose(r, U) }}",
         MAP, 1),
     "depthwise triple": (
         f"{IMAGE}, float[6,1,3,3] D, float[5,6,1,1] U) => (float[N,5,P,Q] y)"
@@ -47,9 +50,11 @@ PAIRS = {
         f"{IMAGE}, float[5,6,1,1] U) => (float[N,5,P,Q] y) <float lo = {{0}}, float hi = {{6}}>"
         "{ a = Conv(x, W, B) r = Clip(a, lo, hi) y = Conv(r, U) }", MAP, 0),
     "two readers": (
-        f"{IMAGE}, float[6,6,1,1] U) => (float[N,6,P,Q] y) {{ a = Conv(x, W, B) b = Conv(a, U) y = Add(a, b) }}", MAP, 0),
+        f"{IMAGE}, float[6,6,1,1] U) => (float[N,6,P,Q] y) {{ a = Conv(x, W, B) b = Conv(a, U) y = Add(a, b) }}",
+        MAP, 0),
     "a result that is an output": (
-        f"{IMAGE}, float[5,6,1,1] U) => (float[N,5,P,Q] y, float[N,6,R,S] a) {{ a = Conv(x, W, B) y = Conv(a, U) }}", MAP, 0),
+        f"{IMAGE}, float[5,6,1,1] U) => (float[N,5,P,Q] y, float[N,6,R,S] a) {{ a = Conv(x, W, B) y = Conv(a, U) }}",
+        MAP, 0),
     "the second reads it as a bias": (
         "g (float[N,6] x, float[6,4] W, float[6,4] U) => (float[N,4] y) { a = Gemm(x, W) y = Gemm(x, U, a) }", ROWS, 0),
     "the second reads it transposed": (

@@ -41,7 +41,8 @@ FOLDS = {
         "{ a = Conv<group = 4>(x, W) y = BatchNormalization(a, G, B, M, V) }", MAP, "Conv"),
     "behind grouped ConvTranspose": (
         f"{IMAGE}, float[4,3,2,2] W, {NORM6}) => (float[N,6,P,Q] y)"
-        "{ a = ConvTranspose<group = 2, strides = [2,2], pads = [1,0,0,1]>(x, W) y = BatchNormalization(a, G, B, M, V) }",
+        "{ a = ConvTranspose<group = 2, strides = [2,2], pads = [1,0,0,1]>(x, W)"
+        " y = BatchNormalization(a, G, B, M, V) }",
         MAP, "ConvTranspose"),
     "behind Gemm": (
         f"g (float[N,6] x, float[4,6] W, float[4] C, {NORM4}) => (float[N,4] y)"
@@ -113,7 +114,8 @@ FOLDS = {
         f"{IMAGE}, float[6,4,3,3] W) => (float[N,6,P,Q] y) <float[1] s = {{1.5}}, float[1] t = {{-0.25}}>"
         "{ a = Mul(x, s) b = Add(t, a) y = Conv<pads = [1,1,1,1]>(b, W) }", MAP, "Add Conv"),
     "Mul and Add read by a padded Conv and something else stay": (
-        f"{IMAGE}, float[6,4,3,3] W) => (float[N,6,P,Q] y, float[N,4,R,S] z) <float[1] s = {{1.5}}, float[1] t = {{-0.25}}>"
+        f"{IMAGE}, float[6,4,3,3] W) => (float[N,6,P,Q] y, float[N,4,R,S] z)"
+        f" <float[1] s = {{1.5}}, float[1] t = {{-0.25}}>"
         "{ a = Mul(x, s) b = Add(t, a) y = Conv<pads = [1,1,1,1]>(b, W) z = Relu(b) }", MAP, "Mul Add Conv Relu"),
     "zero times x plus t in front of a padded Conv stays": (
         f"{IMAGE}, float[6,4,3,3] W) => (float[N,6,P,Q] y) <float[1] s = {{0}}, float[1] t = {{-0.25}}>"
