@@ -10,10 +10,11 @@ import numpy as np
 from qcompile.calibration.collect import observe
 from qcompile.calibration.observers import Histogram, MinMax
 from qcompile.calibration.ranges import choose
+from qcompile.calibration.sharing import share_concats
 from qcompile.config import CalibrationMethod, Config
 from qcompile.emission.bias import with_room_for_bias
 from qcompile.errors import InputError
-from qcompile.ir import Constant, constant_value, to_model
+from qcompile.ir import Constant, constant_value, to_model, topological
 from qcompile.program.forms import float_bias, weight_axis
 from qcompile.qmodel import QModel
 from qcompile.quant.params import ActivationSpec
@@ -35,13 +36,15 @@ class Calibrate:
     def run(self, model: QModel) -> int:
         """Fill `plan.quantizers`, `plan.weights` and `plan.biases`; return the number of quantizers and weights."""
         plan = model.plan
-        roots = {key: root for root in plan.groups.values() for key in (root, *plan.narrow_keys(root))}
-        methods = {key: calibration_method(model.config, spec) for key, spec in plan.specs.items()}
-        searched = {roots[key] for key, method in methods.items() if method != "max"}
-        observers = {root: Histogram(root) if root in searched else MinMax(root) for root in roots.values()}
+        searched = {root for root in set(plan.groups.values()) if self._searches(model, root)}
+        observers = {root: Histogram(root) if root in searched else MinMax(root) for root in plan.groups.values()}
         self._observe(model, observers)
+        for name in share_concats(topological(model.graph), plan, observers):
+            model.journal.note(self.name, "one quantizer for all inputs", node=name)
         for key, spec in plan.specs.items():
-            plan.quantizers[key] = choose(observers[roots[key]], spec, methods[key], model.config.percentile)
+            root = key if key in observers else key.rpartition("@")[0]
+            method = calibration_method(model.config, spec)
+            plan.quantizers[key] = choose(observers[root], spec, method, model.config.percentile)
         for node in model.graph.nodes:
             placed = plan.nodes[node.name]
             if placed.form is not Form.COMPUTE or not placed.weight_bits:
@@ -56,6 +59,12 @@ class Calibrate:
                 quantized = with_room_for_bias(quantized, bias, data.scale)
             plan.weights[node.name] = quantized
         return len(plan.quantizers) + len(plan.weights)
+
+    @staticmethod
+    def _searches(model: QModel, root: str) -> bool:
+        """Say whether any quantizer of this group needs more than the range."""
+        keys = (root, *model.plan.narrow_keys(root))
+        return any(calibration_method(model.config, model.plan.specs[key]) != "max" for key in keys)
 
     def _observe(self, model: QModel, observers: dict[str, Histogram | MinMax]) -> None:
         """Show every observer its tensor: constants at once, activations over all samples."""

@@ -96,6 +96,16 @@ CASES = {
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
     ),
+    "embedded": Case(
+        model=ROOT / "models" / "resnet20_cifar10.onnx",
+        input="image",
+        calibration=ROOT / "models" / "cifar10_calib.npz",
+        evaluation=CIFAR / "test.npz",
+        preprocess="imagenet-norm",
+        scale=1 / 255,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+    ),
     "lite0": Case(
         model=ASSETS / "models" / "efficientnet_lite0.onnx",
         input="image",

@@ -42,7 +42,7 @@ def table(case_name: str, images: int, precisions: list[str], flags: tuple[str, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("case", choices=["resnet20", "lite0"])
+    parser.add_argument("case", choices=["resnet20", "embedded", "lite0"])
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--bits", action="append")
     parser.add_argument("flags", nargs="*", help="for the compiler, behind --")

@@ -255,7 +255,7 @@ def clip_bounds(emitted: Emitted) -> Iterator[Finding]:
         quantize = emitted.maker(node.input[0], "QuantizeLinear")
         zero_point = int(emitted.parameters(quantize)[1]) if quantize is not None else None
         low, high = (int(bound) for bound in bounds if bound is not None)
-        if low >= high or (zero_point is not None and not low <= zero_point <= high):
+        if low > high or (zero_point is not None and not low <= zero_point <= high):
             yield node.name, f"its grid {low}..{high} is empty or leaves out the zero point {zero_point}"
 
 

@@ -15,7 +15,8 @@ from onnx import TensorProto, helper
 from qcompile.emission import pack
 from qcompile.emission.bias import integer_bias
 from qcompile.emission.constants import Constants
-from qcompile.ir import Constant, Graph, Node, Tensor, constant_value, node_proto, value_info
+from qcompile.ir import Constant, Graph, Node, Tensor, constant_value, node_proto, restore_types, value_info
+from qcompile.ir.protos import all_nodes
 from qcompile.program.forms import HALF, HARD_SIGMOID, HARD_SWISH_SLOPE, clip_bounds, float_bias, operands
 from qcompile.program.lower import Kind, Program, Step, Value
 from qcompile.quant.arithmetic import quantize
@@ -23,6 +24,7 @@ from qcompile.quant.params import Quantizer, WeightQuantizer
 from qcompile.quant.plan import Plan
 
 INT4_OPSET, INT4_IR = 21, 10
+LARGEST = 3e38  # as a bound of a Clip that changes nothing, but is not removed as infinity would be
 QUANTIZED_AT_LOAD = {"Conv", "ConvTranspose", "Gemm"}  # by ONNX Runtime, where their weight is float
 
 
@@ -44,6 +46,7 @@ class Emitter:
         self.tensors: dict[str, Tensor] = self.graph.tensors()
         codes = {value.name for step in self.program.steps for value in step.outputs}
         kept = {name for name, tensor in self.tensors.items() if not isinstance(tensor, Constant)}
+        kept |= {tensor.name for tensor in self.graph.outputs}
         self.constants = Constants(kept | codes)
         self.names = {node.name for node in self.graph.nodes}
         self.dequantized: dict[str, str] = {}  # codes -> their float reading for integer kernels
@@ -52,6 +55,10 @@ class Emitter:
 
     def model(self) -> onnx.ModelProto:
         """Return the whole program as a model with the graph's own inputs and outputs."""
+        for tensor in self.graph.outputs:
+            if isinstance(tensor, Constant):  # equal constants share a name, an output needs its own
+                value = self.constants.add(np.asarray(tensor.values), f"{tensor.name}_value")
+                self.nodes.append(helper.make_node("Identity", [value], [tensor.name], self._name(tensor.name)))
         inputs = [value_info(tensor) for tensor in self.graph.inputs]
         return self.fragment(inputs, [value_info(tensor) for tensor in self.graph.outputs])
 
@@ -61,13 +68,14 @@ class Emitter:
             WRITERS[step.kind](self, step)
         self._drop_unread({output.name for output in outputs})
         graph = helper.make_graph(self.nodes, self.graph.name or "graph", inputs, outputs, self.constants.protos)
+        restore_types(graph, self.graph)
         domains = {entry.domain: entry.version for entry in self.graph.import_domains or []} | {"": self.opset}
         imports = [helper.make_opsetid(domain, version) for domain, version in domains.items() if domain != "ai.onnx"]
         return helper.make_model(graph, opset_imports=imports, ir_version=self.ir_version, producer_name="qcompile")
 
     def _drop_unread(self, outputs: set[str]) -> None:
         """Drop a DequantizeLinear whose only reader took another way to the codes."""
-        read = outputs | {name for node in self.nodes for name in node.input}
+        read = outputs | {name for node in all_nodes(self.nodes) for name in node.input}
         self.nodes = [node for node in self.nodes if node.op_type != "DequantizeLinear" or node.output[0] in read]
 
     # one writer per kind of step
@@ -128,7 +136,7 @@ class Emitter:
             rest = [self._input(node.inputs[1]), zero, *map(self._input, node.inputs[3:])]  # not the float 0
         else:
             rest = self._rest(node)
-        self.nodes.append(node_proto(node, [source.name, *rest], outputs))
+        self.nodes.append(node_proto(node, [*(value.name for value in step.inputs), *rest], outputs))
 
     def keep(self, step: Step) -> None:
         """An operator as it stands."""
@@ -150,6 +158,9 @@ class Emitter:
             return str(node.inputs[0].name)
         axis = {"Conv": 1, "ConvTranspose": 0, "Gemm": 1 if node.attrs.get("transB", 0) else 0}[node.op]
         channels = weight.shape[axis] * (node.attrs.get("group", 1) if node.op == "Conv" else 1)
+        if channels == 1:  # one scale is a scalar to ONNX Runtime, but it does not look behind a Clip
+            bounds = [self.constants.add(np.float32(bound), "largest") for bound in (-LARGEST, LARGEST)]
+            return self._add("Clip", [node.inputs[0].name, *bounds], codes.name)
         scale = self.constants.add(np.full(channels, quantizer.scale, np.float32), f"{codes.name}_scales")
         zeros = self.constants.add(np.full(channels, quantizer.zero_point, np.uint8), f"{codes.name}_zeros")
         return self._add("DequantizeLinear", [codes.name, scale, zeros], codes.name, axis=1)

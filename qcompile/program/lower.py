@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from qcompile.ir import Constant, Graph, Node, Tensor, captured_names, topological
+from qcompile.ir import Constant, Graph, Node, Tensor, captured_names, only_consumer, topological
 from qcompile.program.forms import data_inputs, operands
 from qcompile.quant.params import Quantizer
 from qcompile.quant.plan import Form, Plan
@@ -82,9 +82,9 @@ class _Lowering:
             self.floats.update(tensor.name for tensor in node.outputs)
             self._step(Kind.FLOAT, values, tuple(Value(tensor.name) for tensor in node.outputs), node)
         elif form is Form.CODES:
-            (source,) = data_inputs(node)
+            sources = tuple(self.codes(tensor) for tensor in data_inputs(node))
             outputs = tuple(self._new_codes(tensor, self.plan.key(tensor.name)) for tensor in node.outputs)
-            self._step(Kind.CODES, (self.codes(source),), outputs, node)
+            self._step(Kind.CODES, sources, outputs, node)
         elif form in (Form.COMPUTE, Form.ARITHMETIC):
             bits = self.plan.nodes[node.name].input_bits if form is Form.COMPUTE else None
             data = data_inputs(node) if form is Form.COMPUTE else operands(node)
@@ -119,8 +119,8 @@ class _Lowering:
         return Value(tensor.name)
 
     def _absorbed_end(self, tensor: Tensor) -> Tensor:
-        while len(tensor.outputs) == 1 and self.plan.form(tensor.outputs[0].name) is Form.ABSORBED:
-            tensor = tensor.outputs[0].outputs[0]
+        while (reader := only_consumer(self.graph, tensor)) and self.plan.form(reader.name) is Form.ABSORBED:
+            tensor = reader.outputs[0]
         return tensor
 
     def _absorbed_start(self, tensor: Tensor) -> Tensor:

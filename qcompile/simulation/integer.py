@@ -129,15 +129,14 @@ class IntegerReference:
     def _move(self, step: Step, values: dict[str, Array]) -> list[Array]:
         node, source = step.node, step.inputs[0]
         assert node is not None and source.quantizer is not None
-        codes = values[source.name]
         if node.op in ("Relu", "Clip"):
             bounds = clip_bounds(node)
             low, high = quantize(np.array(bounds, np.float32), source.quantizer)
-            return [np.clip(codes, low, high)]
+            return [np.clip(values[source.name], low, high)]
         constants: dict[int, Array] = {}
         if node.op == "Pad" and node.attrs.get("mode", "constant") == "constant":
             constants[2] = np.uint8(source.quantizer.zero_point)  # type: ignore[assignment]
-        return self._alone(node, "u8", [codes], values, constants)
+        return self._alone(node, "u8", [values[value.name] for value in step.inputs], values, constants)
 
     def _run_float(self, step: Step, values: dict[str, Array]) -> list[Array]:
         assert step.node is not None
