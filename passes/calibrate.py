@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -15,7 +15,7 @@ from qcompile.config import CalibrationMethod, Config
 from qcompile.emission.bias import with_room_for_bias
 from qcompile.errors import InputError
 from qcompile.ir import Constant, constant_value, to_model, topological
-from qcompile.program.forms import float_bias, weight_axis
+from qcompile.program.forms import float_bias, least_output_scale, weight_axis
 from qcompile.qmodel import QModel
 from qcompile.quant.params import ActivationSpec
 from qcompile.quant.plan import Form
@@ -45,6 +45,7 @@ class Calibrate:
             root = key if key in observers else key.rpartition("@")[0]
             method = calibration_method(model.config, spec)
             plan.quantizers[key] = choose(observers[root], spec, method, model.config.percentile)
+        self._widen_for_kernels(model)
         for node in model.graph.nodes:
             placed = plan.nodes[node.name]
             if placed.form is not Form.COMPUTE or not placed.weight_bits:
@@ -59,6 +60,17 @@ class Calibrate:
                 quantized = with_room_for_bias(quantized, bias, data.scale)
             plan.weights[node.name] = quantized
         return len(plan.quantizers) + len(plan.weights)
+
+    @staticmethod
+    def _widen_for_kernels(model: QModel) -> None:
+        """Raise an output scale that the kernel of its operator would refuse."""
+        plan = model.plan
+        for node in topological(model.graph):
+            output = plan.groups.get(node.outputs[0].name) if node.outputs else None
+            if plan.form(node.name) is Form.ARITHMETIC and output is not None:
+                given, made = plan.quantizers[plan.key(node.inputs[0].name)], plan.quantizers[output]
+                least = float(np.float32(least_output_scale(node, given.scale)))
+                plan.quantizers[output] = replace(made, scale=max(made.scale, least))
 
     @staticmethod
     def _searches(model: QModel, root: str) -> bool:

@@ -53,10 +53,16 @@ def one_by_one(session: Session, batch: Arrays, size: int) -> Arrays:
     """Run a batch in parts of `size` samples, so that the activations of large images stay small; join the outputs."""
     count = len(next(iter(batch.values())))
     parts = [session.run({name: a[k : k + size] for name, a in batch.items()}) for k in range(0, count, size)]
-    return {
-        name: np.concatenate([part[name] for part in parts]) if parts[0][name].ndim else parts[0][name]
-        for name in parts[0]
-    }
+    return {name: joined([part[name] for part in parts]) for name in parts[0]}
+
+
+def joined(parts: list[NDArray[Any]]) -> NDArray[Any]:
+    """Join one output of several runs along its samples; flat where its other dimensions depend on the data."""
+    if parts[0].ndim == 0:
+        return parts[0]
+    if len({part.shape[1:] for part in parts}) > 1:
+        parts = [part.reshape(-1) for part in parts]
+    return np.concatenate(parts)
 
 
 def check_labels(labels: NDArray[np.int64], outputs: Arrays) -> None:

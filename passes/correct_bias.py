@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,7 +14,7 @@ from qcompile.calibration.affine import AffineKernels, Fit
 from qcompile.emission.bias import with_room_for_bias
 from qcompile.emission.fragment import boundary, fragment
 from qcompile.errors import InputError
-from qcompile.ir import Constant, Node, Tensor, topological
+from qcompile.ir import Constant, Node, Tensor, captured_names, topological
 from qcompile.program.lower import Kind, Step, Value, lower
 from qcompile.progress import track
 from qcompile.qmodel import QModel
@@ -70,12 +71,18 @@ class _Correction:
         program = lower(model.graph, model.plan)
         self.steps = program.steps
         self.tensor_of = {codes: tensor for tensor, codes in program.codes.items()}
-        self.constants = {name for name, tensor in model.graph.tensors().items() if isinstance(tensor, Constant)}
+        self.tensors = model.graph.tensors()
+        self.constants = {name for name, tensor in self.tensors.items() if isinstance(tensor, Constant)}
         self.nodes = topological(model.graph)
-        self.floats = [Step(Kind.FLOAT, values(node.inputs), values(node.outputs), node) for node in self.nodes]
+        self.floats = [Step(Kind.FLOAT, self._read(node), values(node.outputs), node) for node in self.nodes]
         self.layers = [k for k, step in enumerate(self.steps) if self._correctable(step)]
         self.kernels = AffineKernels(model.config.threads)
         self._spool_inputs()
+
+    def _read(self, node: Node) -> tuple[Value, ...]:
+        """Return what `node` reads, with what its subgraphs capture."""
+        captured = sorted(captured_names(node) & self.tensors.keys() - {tensor.name for tensor in node.inputs})
+        return (*values(node.inputs), *map(Value, captured))
 
     def _correctable(self, step: Step) -> bool:
         return (
@@ -111,9 +118,11 @@ class _Correction:
         float_run = self._segment("f", float_steps, self.floats[float_end:], {exact})
         for batch in range(self.batches):
             f, q = float_run(batch)[exact], quantized_run(batch)[raw.name]
-            self.kernels.moments(by_channel(f), by_channel(q), fit)
+            if f.shape == q.shape and f.size:  # which rows a data-dependent operator keeps may differ, or be none
+                self.kernels.moments(by_channel(f), by_channel(q), fit)
             self.spool.put(f"q:{raw.name}", batch, q)
-        slope, shift = fit.solve()
+        channels = len(self.model.plan.weights[node.name].scale)
+        slope, shift = fit.solve() if fit.weight else (np.ones(channels), np.zeros(channels))
         shift = shift + self._skip_error(step, index)
         self._store(node, step.inputs[0].quantizer, slope, shift)
         self.at, self.float_at = index + 1, float_end
@@ -129,7 +138,7 @@ class _Correction:
 
     def _forget(self, side: str, later: Sequence[Step]) -> None:
         """Drop what no later step of one side reads."""
-        needed = {f"{side}:{value.name}" for step in later for value in step.inputs}
+        needed = {f"{side}:{value.name}" for step in later for value in step.reads}
         for name in [name for name in self.spool.names() if name.startswith(f"{side}:") and name not in needed]:
             self.spool.drop(name)
 
@@ -137,7 +146,7 @@ class _Correction:
         """Return a function batch -> outputs that runs `steps` on spooled values and spools what `later` reads."""
         inputs, made = boundary(steps)
         inputs = [value for value in inputs if value.name and value.name not in self.constants]
-        needed = {value.name for step in later for value in step.inputs}
+        needed = {value.name for step in later for value in step.reads}
         keep = sorted(made & needed)
         outputs = sorted(wanted | set(keep))
         content = fragment(self.model.graph, self.model.plan, steps, inputs, outputs)
@@ -166,10 +175,12 @@ class _Correction:
         weight = 0.0
         for batch in range(self.batches):
             f, q = by_channel(self.spool.get(exact, batch)), by_channel(self.spool.get(codes, batch))
+            if not (f.size and q.size):
+                continue
             mean = (q.mean((0, 2), dtype=np.float64) - other.quantizer.zero_point) * other.quantizer.scale
             total = total + (f.mean((0, 2), dtype=np.float64) - mean) * (f.size / f.shape[1])
             weight += f.size / f.shape[1]
-        return total / weight
+        return total / weight if weight else 0.0
 
     def _store(
         self, node: Node, data: Quantizer | None, slope: NDArray[np.float64], shift: NDArray[np.float64]
@@ -192,4 +203,4 @@ def values(tensors: Iterable[Tensor]) -> tuple[Value, ...]:
 
 def by_channel(array: Array) -> Array:
     """View [N, C, ...] as [N, C, L]."""
-    return array.reshape(array.shape[0], array.shape[1], -1)
+    return array.reshape(*array.shape[:2], prod(array.shape[2:]))

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
+from numpy.typing import NDArray
+from onnx import ModelProto
+
+from qcompile.data import input_infos, random_dataset
+from qcompile.errors import QCompileError
 from qcompile.ir import topological
 from qcompile.ir.canonical import CANONICAL
 from qcompile.ir.fold import fold_constants
 from qcompile.ir.names import name_nodes
 from qcompile.ir.rewrites import rewrite, sweep
-from qcompile.ir.shapes import infer_shapes
+from qcompile.ir.shapes import infer_shapes, trace_shapes
 from qcompile.ir.simplify import SIMPLIFY, merge_equal_constants
 from qcompile.qmodel import QModel
+from qcompile.runtime.session import Session
 
 ROUNDS = 10  # each round can only uncover more to fold; two are usual
 
@@ -23,7 +31,7 @@ class NormalizeGraph:
     """Names, order and shapes; constants folded, no-ops removed, exporters' spellings replaced by one form.
 
     The function stays the same to float rounding. What the rules do not know (control flow, custom operators) is left
-    alone. The opset is settled before, in `ir.load.prepare`.
+    alone. Shapes that cannot be inferred come from a traced run. The opset is settled before, in `ir.load.prepare`.
     """
 
     name: ClassVar[str] = "normalize-graph"
@@ -33,7 +41,7 @@ class NormalizeGraph:
         """Normalise `model.graph`; return the number of rewrites."""
         graph = model.graph
         graph.nodes = topological(graph)
-        counts: Counter[str] = Counter({"nodes named": name_nodes(graph)})
+        counts: Counter[str] = Counter({"nodes named": name_nodes(graph), "shapes traced": traced(model)})
         for _ in range(ROUNDS):
             before = counts.total()
             counts["constants folded"] += fold_constants(graph)
@@ -47,3 +55,19 @@ class NormalizeGraph:
             if times:
                 model.journal.note(self.name, what, times=times)
         return counts.total()
+
+
+def traced(model: QModel) -> int:
+    """Fill the shapes that inference does not find (behind custom operators, say) by running the model twice.
+
+    The samples are the calibration's, one and then two of them, or random ones where only a plan is made. What cannot
+    run here cannot run later either, and `check-data` says so.
+    """
+
+    def run(traceable: ModelProto, feeds: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+        return Session(traceable, level="off", threads=model.config.threads).run(feeds)
+
+    with suppress(QCompileError):
+        data = model.data or random_dataset(input_infos(model.graph), 2, model.config.seed)
+        return trace_shapes(model.graph, run, [next(data.batches(size)) for size in (1, 2)])
+    return 0

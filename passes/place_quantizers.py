@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from qcompile.errors import InputError, nearest
-from qcompile.ir import Node, Tensor, activation_inputs, constant_value, consumers, is_output, topological
+from qcompile.ir import Node, Tensor, captured_names, constant_value, consumers, is_inner, is_output, topological
 from qcompile.program.forms import clip_bounds, data_inputs, dictated, integer_form, operands
 from qcompile.qmodel import QModel
 from qcompile.quant.params import ActivationSpec
@@ -67,7 +67,27 @@ class _Placement:
         self.graph = self.model.graph
         self.nodes = topological(self.graph)
         self.candidates = {node.name: integer_form(node, self.model.target) for node in self.nodes}
+        self.capturing: dict[str, list[Node]] = {}
+        for node in self.nodes:
+            for name in captured_names(node):
+                self.capturing.setdefault(name, []).append(node)
+        self.wanted: dict[str, bool] = {}  # whether codes of a node's output are wanted behind it
         self._keep_float()
+        self._keep_bias_float()
+
+    def _keep_bias_float(self) -> None:
+        """Add the bias behind a MatMul in float: its kernel gives float32, and 8 bits of the sum cost accuracy."""
+        for node in self.nodes:
+            data = data_inputs(node)
+            if node.op != "Add" or len(data) != 1 or len(node.inputs) != 2:
+                continue
+            made_by = data[0].inputs[0] if data[0].inputs else None
+            alone = len(self.readers(data[0])) == 1 and not is_output(self.graph, data[0])
+            if made_by is not None and made_by.op == "MatMul" and alone and self._is_compute(made_by):
+                self.candidates[node.name] = (Form.FLOAT, "the bias of a MatMul is added to its float32 output")
+
+    def _is_compute(self, node: Node) -> bool:
+        return self.candidates[node.name][0] is Form.COMPUTE
 
     def _keep_float(self) -> None:
         for pattern in self.model.config.keep_float:
@@ -77,22 +97,27 @@ class _Placement:
             for name in matching:
                 self.candidates[name] = (Form.FLOAT, f"--keep-float {pattern}")
 
+    def readers(self, tensor: Tensor) -> list[Node]:
+        """Return the nodes that read `tensor`; for a subgraph that does, the control-flow node it belongs to."""
+        own = [node for node in consumers(tensor) if not is_inner(node)]
+        return own + [node for node in self.capturing.get(tensor.name, []) if not any(node is item for item in own)]
+
     def decide_forms(self) -> None:
         """Backward: which light nodes lead to integers. Forward: which have codes to work on."""
-        wanted: dict[str, bool] = {}
+        wanted = self.wanted
         for node in reversed(self.nodes):
             form, _ = self.candidates[node.name]
-            readers = [reader for tensor in node.outputs for reader in tensor.outputs]
+            readers = [reader for tensor in node.outputs for reader in self.readers(tensor)]
             ahead = any(wanted[reader.name] and _reads_data(reader, node) for reader in readers)
             wanted[node.name] = form is Form.COMPUTE or (form is not Form.FLOAT and ahead)
         for node in self.nodes:
             form, reason = self.candidates[node.name]
             if form not in (Form.FLOAT, Form.COMPUTE):
                 coded = [self._is_coded(tensor) for tensor in data_inputs(node)]
-                leads = any(wanted[reader.name] for tensor in node.outputs for reader in tensor.outputs)
+                leads = any(wanted[reader.name] for tensor in node.outputs for reader in self.readers(tensor))
                 if form is Form.ARITHMETIC and not (leads and any(coded)):
                     form, reason = Form.FLOAT, "its neighbours are float: quantizing it alone costs time and accuracy"
-                elif form is Form.CODES and not (all(coded) or self._only_integer_readers(node, wanted)):
+                elif form is Form.CODES and not (all(coded) or self._only_integer_readers(node)):
                     form, reason = Form.FLOAT, "moves float values"
             self.forms[node.name], self.reasons[node.name] = form, reason
 
@@ -101,22 +126,22 @@ class _Placement:
         made_by = tensor.inputs[0] if tensor.inputs else None
         if made_by is not None and self.forms[made_by.name] is not Form.FLOAT and not self._float_output(made_by):
             return True
-        return any(self.candidates[n.name][0] is Form.COMPUTE and _reads(n, tensor) for n in consumers(tensor))
+        return any(self._is_compute(reader) and _reads(reader, tensor) for reader in self.readers(tensor))
 
-    def _only_integer_readers(self, node: Node, wanted: dict[str, bool]) -> bool:
+    def _only_integer_readers(self, node: Node) -> bool:
         tensors = node.outputs
-        readers = [reader for tensor in tensors for reader in tensor.outputs]
+        readers = [reader for tensor in tensors for reader in self.readers(tensor)]
         return (
             bool(readers)
-            and all(wanted[reader.name] for reader in readers)
+            and all(self.wanted[reader.name] for reader in readers)
             and not any(is_output(self.graph, tensor) for tensor in tensors)
         )
 
     def _float_output(self, node: Node) -> bool:
         """Say whether a compute node gives float32 at once: its kernel can, and no integer node reads it."""
-        if self.candidates[node.name][0] is not Form.COMPUTE or node.op not in self.model.target.float_output:
+        if not self._is_compute(node) or node.op not in self.model.target.float_output:
             return False
-        return all(self.candidates[reader.name][0] is Form.FLOAT for reader in consumers(node.outputs[0]))
+        return not any(self.wanted[reader.name] for reader in self.readers(node.outputs[0]))
 
     def absorb_clips(self) -> None:
         """Absorb a clip that is the only reader of its input: its bounds become those of the quantizer."""
@@ -125,16 +150,18 @@ class _Placement:
                 continue
             (source,) = data_inputs(node)
             made_by = source.inputs[0] if source.inputs else None
-            alone = len(source.outputs) == 1 and not is_output(self.graph, source)
-            # Behind a mover the clip stays: the codes it clips belong to a tensor that others may read.
-            if made_by is not None and alone and self.forms[made_by.name] is not Form.CODES:
-                self.forms[node.name] = Form.ABSORBED
+            alone = len(self.readers(source)) == 1 and not is_output(self.graph, source)
+            # Behind a mover the clip stays: the codes it clips belong to a tensor that others may read. So it does
+            # behind an operator that dictates its quantizer.
+            if made_by is None or not alone or self.forms[made_by.name] is Form.CODES or dictated(made_by):
+                continue
+            self.forms[node.name] = Form.ABSORBED
 
     def decide_bits(self) -> None:
         """Write the node plans: weight and input bits of compute nodes, by --w, --a, first, last and --bits."""
         config, plan = self.model.config, self.model.plan
         compute = [node for node in self.nodes if self.forms[node.name] is Form.COMPUTE]
-        ends = _first_and_last(self.nodes, {node.name for node in compute})
+        ends = self._first_and_last({node.name for node in compute})
         for node in self.nodes:
             plan.nodes[node.name] = NodePlan(self.forms[node.name], self.reasons[node.name])
         for node in compute:
@@ -156,6 +183,18 @@ class _Placement:
                     input_bits=input_bits,
                 )
 
+    def _first_and_last(self, compute: set[str]) -> set[str]:
+        """Return the compute nodes with no compute node before them, or none behind."""
+        following = {node.name: [r.name for t in node.outputs for r in self.readers(t)] for node in self.nodes}
+        before, behind = set[str](), set[str]()
+        for node in self.nodes:
+            if node.name in compute or node.name in before:
+                before.update(following[node.name])
+        for node in reversed(self.nodes):
+            if any(name in compute or name in behind for name in following[node.name]):
+                behind.add(node.name)
+        return compute - (before & behind)
+
     def group_tensors(self) -> None:
         """Map every tensor on integers to the tensor whose quantizer it shares; clips in between share their end's."""
         groups = self.model.plan.groups
@@ -173,8 +212,8 @@ class _Placement:
 
     def absorbed_end(self, tensor: Tensor) -> Tensor:
         """Follow absorbed clips from the tensor a node makes to the one whose quantizer stands in its place."""
-        while len(tensor.outputs) == 1 and self.forms[tensor.outputs[0].name] is Form.ABSORBED:
-            tensor = tensor.outputs[0].outputs[0]
+        while len(readers := self.readers(tensor)) == 1 and self.forms[readers[0].name] is Form.ABSORBED:
+            tensor = readers[0].outputs[0]
         return tensor
 
     def specify(self) -> None:
@@ -186,7 +225,7 @@ class _Placement:
         for name, root in plan.groups.items():
             tensor = tensors[name]
             bits = asked.setdefault(root, set())
-            for reader in consumers(tensor):
+            for reader in self.readers(tensor):
                 form = self.forms[reader.name]
                 if form is Form.COMPUTE and _reads(reader, tensor):
                     bits.add(plan.nodes[reader.name].input_bits)
@@ -231,23 +270,6 @@ def _reads(node: Node, tensor: Tensor) -> bool:
 
 def _reads_data(reader: Node, node: Node) -> bool:
     return any(_reads(reader, tensor) for tensor in node.outputs)
-
-
-def _first_and_last(nodes: list[Node], compute: set[str]) -> set[str]:
-    """Return the compute nodes with no compute node before them, or none behind."""
-    before: dict[int, bool] = {}
-    for node in nodes:
-        before[id(node)] = any(
-            before[id(source)] or source.name in compute
-            for tensor in activation_inputs(node)
-            for source in tensor.inputs
-        )
-    behind: dict[int, bool] = {}
-    for node in reversed(nodes):
-        behind[id(node)] = any(
-            behind[id(reader)] or reader.name in compute for tensor in node.outputs for reader in tensor.outputs
-        )
-    return {node.name for node in nodes if node.name in compute and not (before[id(node)] and behind[id(node)])}
 
 
 def no_match(flag: str, pattern: str, nodes: list[Node]) -> InputError:

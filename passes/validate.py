@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from qcompile.data.dataset import Dataset
 from qcompile.emission.check import check, nodes_on_codes
 from qcompile.errors import EmissionError, InputError, QCompileError
+from qcompile.ir.load import byte_size
 from qcompile.progress import track
 from qcompile.qmodel import Arrays, QModel
 from qcompile.quant.plan import Form
@@ -80,7 +81,7 @@ class Validate:
             float_nodes=float_nodes(model),
             kernels=kernel_counts(nodes),
             fused=fused(model, model.emitted, dict(nodes)),
-            size={"float": model.source.ByteSize(), "emitted": model.emitted.ByteSize()},
+            size={"float": byte_size(model.source), "emitted": byte_size(model.emitted)},
             **comparison(model, model.emitted),
             top1=top1(model, model.emitted),
         )
@@ -139,6 +140,9 @@ def comparison(model: QModel, emitted: onnx.ModelProto) -> dict[str, Any]:
         agreement.add(reference.run(feeds), outputs)
         if len(first) < UNOPTIMIZED_BATCHES:
             first.append((feeds, outputs))
+    for name, times in agreement.unlike.items():
+        text = f"output {name!r} has another shape than the float model's in {times} batches: not compared there"
+        model.journal.note(Validate.name, "warning", text=text)
     one = {name: array[: data.fixed_batch or 1] for name, array in first[0][0].items()}
     speed = speed_of(reference, optimized, one)
     del reference, optimized  # before the next one is loaded
@@ -157,24 +161,31 @@ def batches(data: Dataset) -> Iterator[Arrays]:
 
 
 class Comparison:
-    """Agreement of every output of `subject` with a reference."""
+    """Agreement of every output of `subject` with a reference.
+
+    How many rows a detector's output has depends on its values; `unlike` counts the batches in which both differ there.
+    """
 
     def __init__(self, subject: str) -> None:
         self.subject = subject
         self.outputs: dict[str, Agreement] = {}
+        self.unlike: Counter[str] = Counter()
 
     def add(self, reference: Arrays, outputs: Arrays) -> None:
-        """Add the outputs of one batch; raise where one holds NaN."""
+        """Add the outputs of one batch, those of equal shape; raise where one holds NaN."""
         for name, values in outputs.items():
             if has_nan(reference[name]):
                 raise InputError(f"output {name!r} of the float model holds NaN", remedy="check the model and its data")
             if has_nan(values):
                 raise EmissionError(f"output {name!r} of {self.subject} holds NaN where the float model does not")
-            self.outputs.setdefault(name, Agreement()).add(reference[name], values)
+            if values.shape == reference[name].shape:
+                self.outputs.setdefault(name, Agreement()).add(reference[name], values)
+            else:
+                self.unlike[name] += 1
 
     def summary(self) -> dict[str, Any]:
         """Return the number of samples and the figures of each output."""
-        samples = max(found.samples for found in self.outputs.values())
+        samples = max((found.samples for found in self.outputs.values()), default=0)
         return {"samples": samples, "outputs": {name: found.summary() for name, found in self.outputs.items()}}
 
 

@@ -15,18 +15,17 @@ import numpy as np
 import onnx
 
 from qcompile.config import Config
-from qcompile.data import InputInfo, open_dataset, open_evaluation, parse_preprocess, random_dataset
+from qcompile.data import InputInfo, input_infos, open_dataset, open_evaluation, parse_preprocess, random_dataset
 from qcompile.data.dataset import Dataset
 from qcompile.errors import InputError, QCompileError
-from qcompile.ir import Graph
-from qcompile.ir.load import check_model, load_model, prepare, save_model
+from qcompile.ir.load import check_model, load_model, prepare, refuse_special, save_model
 from qcompile.passmanager import Pass, PassManager, Watch
 from qcompile.pipeline import build, build_placement
 from qcompile.qmodel import QModel
 from qcompile.quant.plan import Plan
 from qcompile.quant.plan_file import fingerprint, load_plan, save_plan
 from qcompile.report.summary import build_report
-from qcompile.runtime.session import newest_opset
+from qcompile.runtime.session import Session, newest_opset
 from qcompile.targets.schema import Target
 
 Source = str | Path | onnx.ModelProto
@@ -75,6 +74,7 @@ def staged() -> Iterator[Callable[[str | Path], Path]]:
 
     def stage(path: str | Path) -> Path:
         final = Path(path)
+        refuse_special(final)
         temporary = final.with_name(f".{final.stem}.{os.getpid()}{final.suffix}")
         pairs.append((temporary, final))
         return temporary
@@ -84,10 +84,8 @@ def staged() -> Iterator[Callable[[str | Path], Path]]:
         for temporary, final in pairs:
             _publish(temporary, final)
     except OSError as error:
-        what = f"cannot write: {error.strerror or error}"
-        raise InputError(
-            what, where=str(error.filename or ""), remedy="check the folder, its permissions and free space"
-        ) from error
+        what, where = f"cannot write: {error.strerror or error}", error.filename or (pairs[-1][1] if pairs else "")
+        raise InputError(what, where=str(where), remedy="check the folder, its permissions and free space") from error
     finally:
         for temporary, _ in pairs:
             shutil.rmtree(temporary, ignore_errors=True) if temporary.is_dir() else temporary.unlink(missing_ok=True)
@@ -148,7 +146,8 @@ def plan_only(model: Source, config: Config | None = None, *, watch: Watch | Non
 
 
 def _run(opened: QModel, passes: Sequence[Pass], model: Source, watch: Watch | None) -> Result:
-    runs = PassManager(passes).run(opened, watch)
+    with blaming(opened.source):
+        runs = PassManager(passes).run(opened, watch)
     return Result(opened, build_report(opened, runs, "" if isinstance(model, onnx.ModelProto) else Path(model).name))
 
 
@@ -166,20 +165,30 @@ def open_model(model: Source, config: Config | None = None, data: Any = None, *,
         check_model(source, max_opset=newest_opset())
     else:
         source = load_model(Path(model), max_opset=newest_opset())
-    graph = prepare(source, target.opset)
+    with blaming(source):
+        graph = prepare(source, target.opset)
     inputs = input_infos(graph)
+    if not inputs:
+        raise InputError("the model has no inputs: nothing to calibrate", remedy="export it with its inputs")
     samples = _samples(config, data, inputs)
     labelled = None if evaluation is None else open_evaluation(evaluation, inputs, config.preprocess)
     kept, held_back = (None, None) if samples is None else _split(samples)
     return QModel(graph, source, target, config, kept, held_back, labelled)
 
 
-def input_infos(graph: Graph) -> list[InputInfo]:
-    """Return name, shape and dtype of every input of `graph`."""
-    return [
-        InputInfo(item.name, tuple(item.shape or ()), np.dtype(item.dtype if item.dtype is not None else np.float32))
-        for item in graph.inputs
-    ]
+@contextmanager
+def blaming(source: onnx.ModelProto) -> Iterator[None]:
+    """Turn a failure into InputError where ONNX Runtime refuses the float model as well: then the model is broken."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as failure:
+        try:
+            Session(source, level="off", threads=1)
+        except QCompileError as refused:
+            raise InputError(refused.what, remedy="check that the float model runs on this ONNX Runtime") from failure
+        raise
 
 
 def _samples(config: Config, data: Any, inputs: list[InputInfo]) -> Dataset | None:

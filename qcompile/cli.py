@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,6 +15,7 @@ import click
 from qcompile import api
 from qcompile.config import TYPE_NAMES, Config, Files, Flag, build_settings, flag_of, read_recipe, recipe_text
 from qcompile.errors import InputError, QCompileError, nearest
+from qcompile.ir.load import refuse_special
 from qcompile.report.screen import Screen
 from qcompile.report.summary import environment
 
@@ -201,7 +202,12 @@ def compile_command(
         raise InputError(
             "--plan decides without numbers, so there is nothing to save", remedy="leave --plan or --save-plan out"
         )
-    check_outputs(Path(model), [files.out, files.report, files.save_plan, save_config])
+    decided = [item.name for item in fields(Config) if flag_of(item).group == "Precision"]
+    if files.load_plan and (asked := [name for name in ("precision", *decided) if name in given]):
+        what = f"--{asked[0].replace('_', '-')} has no effect: the plan decides it"
+        raise InputError(what, where=files.load_plan, remedy="leave it or --load-plan out")
+    read = {"model": model, "data": files.data, "evaluation data": files.eval, "plan": files.load_plan}
+    check_outputs(read, [files.out, files.report, files.save_plan, save_config])
     screen = Screen(verbose=verbose, quiet=quiet)
     with screen.progress(), api.staged() as stage:
         if save_config:
@@ -218,12 +224,14 @@ def compile_command(
             screen.result(result.report)
 
 
-def check_outputs(model: Path, outputs: Sequence[str | None]) -> None:
-    """Raise InputError, before any work, for a place where nothing can be written or where the model stands."""
+def check_outputs(inputs: Mapping[str, str | None], outputs: Sequence[str | None]) -> None:
+    """Raise InputError, before any work, for a place where nothing can be written or where an input stands."""
     paths = [Path(item) for item in outputs if item]
+    taken = {Path(name).resolve(): what for what, name in inputs.items() if name}
     for path in paths:
-        if path.resolve() == model.resolve():
-            raise InputError("the output would overwrite the model", where=str(path), remedy="give another name")
+        if what := taken.get(path.resolve()):
+            raise InputError(f"the output would overwrite the {what}", where=str(path), remedy="give another name")
+        refuse_special(path)
         if paths.count(path) > 1:
             raise InputError("two outputs have the same name", where=str(path), remedy="give each its own")
         try:

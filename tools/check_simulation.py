@@ -63,7 +63,9 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=600)
     parser.add_argument("--batch", type=int, default=8)
     given = parser.parse_args()
-    table = Table("bits", "same argmax, %", "worst step", "codes off, %", "by", title=f"{given.case}, {given.images} images")
+    table = Table(
+        "bits", "same argmax, %", "worst step", "codes off, %", "by", title=f"{given.case}, {given.images} images"
+    )
     for precision in given.bits or ["w8a8", "w4a4"]:
         model = compiled(given.case, precision)
         same = agreement(model, given.case, given.images, given.batch)

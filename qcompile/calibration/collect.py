@@ -65,8 +65,8 @@ def tap(model: onnx.ModelProto, whole: Iterable[str], reduced: Iterable[str]) ->
 
 
 def reduction_name(tensor: str, op: str) -> str:
-    """Return the name of the output that gives a reduction of `tensor`."""
-    return f"{tensor}/{op}"
+    """Return the name of the output that gives a reduction of `tensor`: one that no exporter writes."""
+    return f"{op}({tensor})"
 
 
 def batch_size(session: Session, data: Dataset, wanted: list[str]) -> int:

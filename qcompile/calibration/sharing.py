@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import replace
 
-from qcompile.calibration.observers import MinMax
+from qcompile.calibration.observers import Histogram, MinMax
 from qcompile.ir import Node
 from qcompile.program.forms import operands
 from qcompile.quant.plan import Form, Plan, narrow_key
@@ -46,6 +46,8 @@ def _alike(
         return False
     if len({(spec.lower, spec.upper) for spec in specs.values()}) > 1:
         return False
+    if any(plan.narrow_keys(root) for root in specs) and not isinstance(observers[output], Histogram):
+        return False  # the narrow quantizers would search in values that nobody has kept
     low, high = min(observers[output].lo, 0.0), max(observers[output].hi, 0.0)
     widths = [max(observers[root].hi, 0.0) - min(observers[root].lo, 0.0) for root in inputs]
     return min(widths) >= ALIKE * (high - low)

@@ -1,7 +1,7 @@
 """Samples for calibration and evaluation: reading, preprocessing, checking, streaming."""
 
 from qcompile.data.dataset import Dataset, first_batch_summary
-from qcompile.data.inputs import Arrays, InputInfo
+from qcompile.data.inputs import Arrays, InputInfo, input_infos
 from qcompile.data.preprocess import PRESETS, Preprocess, parse_preprocess
 from qcompile.data.sources import open_dataset, open_evaluation
 from qcompile.data.synthetic import random_dataset
@@ -13,6 +13,7 @@ __all__ = [
     "InputInfo",
     "Preprocess",
     "first_batch_summary",
+    "input_infos",
     "open_dataset",
     "open_evaluation",
     "parse_preprocess",

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcompile.errors import InputError
+from qcompile.ir import Graph
 
 Arrays = dict[str, NDArray[Any]]
 Indices = NDArray[np.int64]
@@ -22,6 +23,14 @@ class InputInfo:
     name: str
     shape: tuple[int | str | None, ...]
     dtype: np.dtype[Any]
+
+
+def input_infos(graph: Graph) -> list[InputInfo]:
+    """Return name, shape and dtype of every input of `graph`."""
+    return [
+        InputInfo(item.name, tuple(item.shape or ()), np.dtype(item.dtype if item.dtype is not None else np.float32))
+        for item in graph.inputs
+    ]
 
 
 def show_shape(shape: Sequence[int | str | None]) -> str:

@@ -31,6 +31,11 @@ class Constants:
         """Store a scalar under a name made of its type and value."""
         return self.add(dtype(value), f"{np.dtype(dtype).name}_{value}".replace("-", "m"))
 
+    def put(self, value: NDArray[Any], name: str) -> str:
+        """Store `value` under exactly `name`, which was reserved as taken."""
+        self.protos.append(numpy_helper.from_array(value, name))
+        return name
+
     def proto(self, proto: onnx.TensorProto) -> str:
         """Store a tensor that numpy cannot hold; return its name."""
         proto.name = self.unique(proto.name)

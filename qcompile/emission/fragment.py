@@ -38,6 +38,6 @@ def boundary(steps: Sequence[Step]) -> tuple[list[Value], set[str]]:
     made: set[str] = set()
     read: dict[str, Value] = {}
     for step in steps:
-        read.update({value.name: value for value in step.inputs if value.name not in made and value.name not in read})
+        read.update({value.name: value for value in step.reads if value.name not in made and value.name not in read})
         made.update(value.name for value in step.outputs)
     return list(read.values()), made

@@ -85,7 +85,7 @@ class Emitter:
         (source,), (target,) = step.inputs, step.outputs
         tensor = self.tensors.get(source.name)
         if isinstance(tensor, Constant) and target.quantizer is not None:
-            name = self.constants.add(quantize(tensor.values, target.quantizer), target.name)
+            name = self.constants.put(quantize(tensor.values, target.quantizer), target.name)
             self.dequantized[target.name] = self._dequantize(name, target.quantizer, f"{target.name}_dq")
             return
         self._codes_of(self._float_of(source) if source.quantizer else source.name, target)
@@ -157,13 +157,14 @@ class Emitter:
         if weight is None or quantizer is None:
             return str(node.inputs[0].name)
         axis = {"Conv": 1, "ConvTranspose": 0, "Gemm": 1 if node.attrs.get("transB", 0) else 0}[node.op]
+        along = 0 if node.attrs.get("transA", 0) else 1
         channels = weight.shape[axis] * (node.attrs.get("group", 1) if node.op == "Conv" else 1)
         if channels == 1:  # one scale is a scalar to ONNX Runtime, but it does not look behind a Clip
             bounds = [self.constants.add(np.float32(bound), "largest") for bound in (-LARGEST, LARGEST)]
             return self._add("Clip", [node.inputs[0].name, *bounds], codes.name)
         scale = self.constants.add(np.full(channels, quantizer.scale, np.float32), f"{codes.name}_scales")
         zeros = self.constants.add(np.full(channels, quantizer.zero_point, np.uint8), f"{codes.name}_zeros")
-        return self._add("DequantizeLinear", [codes.name, scale, zeros], codes.name, axis=1)
+        return self._add("DequantizeLinear", [codes.name, scale, zeros], codes.name, axis=along)
 
     def _hard_sigmoid(self, source: Value, codes: str, slope: float, name: str) -> None:
         """Write codes of clip(slope*x + 1/2, 0, 1): a product with the slope whose zero point is the half."""

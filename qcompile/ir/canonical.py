@@ -192,6 +192,22 @@ def _matmul_to_gemm(graph: Graph, node: Node) -> bool:
     return True
 
 
+def _bias_of_full_rank(graph: Graph, node: Node) -> bool:
+    """Give the bias behind a MatMul of rank 3 or more that rank: ONNX Runtime makes Gemm of MatMul and a row.
+
+    It does so before it looks for integer kernels, and a Gemm without a quantizer behind it is float.
+    """
+    pair = constant_operand(node)
+    matmul = producer(pair[0]) if pair else None
+    rank = rank_of(node.outputs[0])
+    if pair is None or matmul is None or matmul.op != "MatMul" or rank is None or rank < 3 or len(pair[1].shape) != 1:
+        return False
+    row = np.asarray(pair[1].values)
+    wide = new_constant(graph, f"{pair[1].name}_row", row.reshape((1,) * (rank - 1) + row.shape))
+    node.inputs = [wide if tensor is pair[1] else tensor for tensor in node.inputs]
+    return True
+
+
 def as_row(bias: Constant, count: int) -> np.ndarray | None:
     """Return a bias that is the same for every row as an array [count], else None."""
     shape = [int(dim) for dim in bias.shape]
@@ -377,6 +393,7 @@ CANONICAL = (
     rule("mean to global pool", "ReduceMean", _reduce_mean),
     rule("average pool to global pool", "AveragePool", _pool_over_everything),
     rule("MatMul and Add to Gemm", "MatMul", _matmul_to_gemm),
+    rule("MatMul bias of full rank", "Add", _bias_of_full_rank),
     rule("Gemm factors folded", "Gemm", _plain_gemm),
     rule("HardSwish recognised", "Mul", _hard_swish),
     rule("HardSigmoid recognised", "Mul Div", _hard_sigmoid),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
@@ -12,6 +12,8 @@ import onnx
 import onnx_graphsurgeon as gs  # noqa: TID251  (the one door)
 from numpy.typing import NDArray
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter  # noqa: TID251
+
+from qcompile.ir.protos import all_graphs, all_nodes
 
 Graph: TypeAlias = gs.Graph
 Node: TypeAlias = gs.Node
@@ -132,17 +134,37 @@ def captured_names(node: Node) -> set[str]:
 def node_proto(node: Node, inputs: list[str], outputs: list[str]) -> onnx.NodeProto:
     """Return the node as ONNX, with other names for its inputs and outputs."""
     proto = OnnxExporter.export_node(node)
+    restore_attributes([node], [proto])
     del proto.input[:], proto.output[:]
     proto.input.extend(inputs)
     proto.output.extend(outputs)
     return proto
 
 
+def nested_nodes(nodes: Iterable[Node]) -> Iterator[Node]:
+    """Yield `nodes` and those of the subgraphs inside them, in the order of `protos.all_nodes`."""
+    for node in nodes:
+        yield node
+        for value in node.attrs.values():
+            if isinstance(value, Graph):
+                yield from nested_nodes(value.nodes)
+
+
+def restore_attributes(nodes: Iterable[Node], made: Iterable[onnx.NodeProto]) -> None:
+    """Put the attributes that the graph library cannot carry back into what it made of `nodes`."""
+    for node, proto in zip(nested_nodes(nodes), all_nodes(made), strict=True):
+        proto.attribute.extend(vars(node).get("exotic_attributes", []))
+
+
+def restore_types(made: onnx.GraphProto, graph: Graph) -> None:
+    """Put the types that are not tensors back into the inputs and outputs of what was made of `graph`."""
+    types: dict[str, onnx.TypeProto] = vars(graph).get("exotic_types", {})
+    for part in all_graphs(made):
+        for info in (*part.input, *part.output):
+            if info.name in types:
+                info.type.CopyFrom(types[info.name])
+
+
 def value_info(tensor: Tensor) -> onnx.ValueInfoProto:
     """Return name, type and shape of a graph input or output as ONNX."""
     return OnnxExporter.export_value_info_proto(tensor, do_type_check=False)
-
-
-def to_model(graph: Graph) -> onnx.ModelProto:
-    """Return the graph as a float ONNX model."""
-    return gs.export_onnx(graph, do_type_check=False)

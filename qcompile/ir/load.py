@@ -18,7 +18,7 @@ from onnx_graphsurgeon.ir.tensor import LazyValues  # noqa: TID251
 from onnx_graphsurgeon.logger import G_LOGGER  # noqa: TID251
 
 from qcompile.errors import InputError
-from qcompile.ir.graph import Constant, Graph, Node
+from qcompile.ir.graph import Constant, Graph, nested_nodes, restore_attributes, restore_types
 from qcompile.ir.protos import (
     all_graphs,
     all_nodes,
@@ -153,7 +153,10 @@ def _check_finite(model: ModelProto, path: Path) -> None:
 def _not_finite(tensor: TensorProto, *, infinite: bool) -> str:
     if tensor.data_type not in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE) or not size(tensor):
         return ""
-    values = numpy_helper.to_array(tensor).reshape(-1)
+    try:
+        values = numpy_helper.to_array(tensor).reshape(-1)
+    except ValueError:
+        return "more or fewer values than its shape says"
     for start in range(0, values.size, CHUNK):
         part = values[start : start + CHUNK]
         low, high = part.min(), part.max()  # NaN comes through both; no mask as large as the weights
@@ -165,7 +168,7 @@ def _not_finite(tensor: TensorProto, *, infinite: bool) -> str:
 
 
 def _nodes(model: ModelProto) -> Iterator[NodeProto]:
-    yield from all_nodes(model.graph)
+    yield from all_nodes(model.graph.node)
     for function in model.functions:
         yield from function.node
 
@@ -239,19 +242,11 @@ def _import(light: ModelProto, weights: dict[str, TensorProto]) -> Graph:
             tensor.to_constant(LazyValues(weights[tensor.name]))
     graph.inputs = [tensor for tensor in graph.inputs if tensor.name not in weights]
     outermost = {id(node) for node in graph.nodes}
-    for node, exotic in zip(_graph_nodes(graph), attributes, strict=True):
+    for node, exotic in zip(nested_nodes(graph.nodes), attributes, strict=True):
         node.exotic_attributes, node.inner = exotic, id(node) not in outermost
     graph.exotic_types = types
     graph.metadata = {item.key: item.value for item in light.metadata_props}
     return graph
-
-
-def _graph_nodes(graph: Graph) -> Iterator[Node]:
-    for node in graph.nodes:
-        yield node
-        for value in node.attrs.values():
-            if isinstance(value, Graph):
-                yield from _graph_nodes(value)
 
 
 def to_model(graph: Graph, *, ir_version: int | None = None) -> ModelProto:
@@ -263,16 +258,11 @@ def to_model(graph: Graph, *, ir_version: int | None = None) -> ModelProto:
     domains = [onnx.helper.make_opsetid("", graph.opset)]
     domains += [item for item in graph.import_domains or [] if item.domain not in ONNX_DOMAINS]
     known = {item.domain for item in domains} | {"ai.onnx"}
-    custom = {node.domain for node in _graph_nodes(graph) if node.domain} - known
+    custom = {node.domain for node in nested_nodes(graph.nodes) if node.domain} - known
     domains += [onnx.helper.make_opsetid(domain, 1) for domain in sorted(custom)]
     model = gs.export_onnx(graph, do_type_check=False, opset_imports=domains)
-    for node, proto in zip(_graph_nodes(graph), all_nodes(model.graph), strict=True):
-        proto.attribute.extend(vars(node).get("exotic_attributes", []))
-    types = vars(graph).get("exotic_types", {})
-    for part in all_graphs(model.graph):
-        for info in (*part.input, *part.output):
-            if info.name in types:
-                info.type.CopyFrom(types[info.name])
+    restore_attributes(graph.nodes, model.graph.node)
+    restore_types(model.graph, graph)
     onnx.helper.set_model_props(model, vars(graph).get("metadata", {}))
     model.ir_version = ir_version or graph.ir_version or onnx.IR_VERSION
     return model
@@ -287,10 +277,11 @@ def save_model(model: ModelProto, path: Path) -> None:
     Above protobuf's 2 GB the weights go to `<path>.data` beside it, written first. Raises InputError where the disk is
     full or the folder cannot be written; nothing is left behind then.
     """
+    refuse_special(path)
     data = path.with_name(f"{path.name}.data")
     temporary = [_temporary(path), _temporary(data)]
     try:
-        if sum(size(t) * _itemsize(t) for t in model.graph.initializer) < MESSAGE_LIMIT:
+        if byte_size(model) < MESSAGE_LIMIT:
             _write(temporary[0], [model.SerializeToString()])
         else:
             light, weights = hollow(model)
@@ -307,6 +298,18 @@ def save_model(model: ModelProto, path: Path) -> None:
         for leftover in temporary:
             with suppress(OSError):
                 leftover.unlink(missing_ok=True)
+
+
+def byte_size(model: ModelProto) -> int:
+    """Return how many bytes `model` takes in a file; above protobuf's limit those of its weights alone."""
+    weights = sum(size(tensor) * _itemsize(tensor) for _, tensor in _tensors(model))
+    return weights if weights >= MESSAGE_LIMIT else model.ByteSize()  # which fails above 2 GB
+
+
+def refuse_special(path: Path) -> None:
+    """Raise InputError if `path` is a device or the like: a file that is renamed to it would take its place."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise InputError(f"cannot write {path.name}: it is not a file", where=str(path.parent), remedy="give a file")
 
 
 def _temporary(path: Path) -> Path:

@@ -62,12 +62,12 @@ def size(tensor: TensorProto) -> int:
     return count
 
 
-def all_nodes(graph: GraphProto) -> Iterator[NodeProto]:
-    """Yield the nodes of `graph` and of the subgraphs inside them, each before its subgraphs."""
-    for node in graph.node:
+def all_nodes(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
+    """Yield `nodes` and those of the subgraphs inside them, each before its subgraphs."""
+    for node in nodes:
         yield node
         for inner in subgraphs(node):
-            yield from all_nodes(inner)
+            yield from all_nodes(inner.node)
 
 
 def all_graphs(graph: GraphProto) -> Iterator[GraphProto]:
@@ -86,7 +86,7 @@ def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
 def detach_exotic_attributes(model: ModelProto) -> list[list[AttributeProto]]:
     """Take the attributes that the graph library drops or cannot decode out of `model`; one list per node, in order."""
     taken = []
-    for node in all_nodes(model.graph):
+    for node in all_nodes(model.graph.node):
         exotic = [attribute for attribute in node.attribute if attribute.type in EXOTIC or not is_text(attribute)]
         kept = [attribute for attribute in node.attribute if attribute not in exotic]
         if exotic:

@@ -114,7 +114,7 @@ def variables(graph: Graph) -> list[Variable]:
 
 
 def trace_shapes(graph: Graph, run: Run, feeds: Sequence[Arrays]) -> int:
-    """Fill the shapes of tensors whose rank is unknown by running the model; return how many were filled.
+    """Fill types and shapes of tensors whose rank is unknown by running the model; return how many were filled.
 
     `run(model, feeds)` runs it once. A rank is taken from the first run. A dimension is taken as a number only if all
     inputs are static, or if several `feeds` agree on it although every dynamic input dimension differs between them.
@@ -125,15 +125,16 @@ def trace_shapes(graph: Graph, run: Run, feeds: Sequence[Arrays]) -> int:
     model = to_model(graph)
     given = {output.name for output in model.graph.output}
     model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(t.name) for t in unknown if t.name not in given)
-    shapes = [
-        {name: array.shape for name, array in run(model, feed).items() if isinstance(array, np.ndarray)}
+    runs = [
+        {name: (array.shape, array.dtype) for name, array in run(model, feed).items() if isinstance(array, np.ndarray)}
         for feed in feeds
     ]
     numbers = _varied(graph, feeds)
     filled = 0
     for tensor in unknown:
-        seen = [shape[tensor.name] for shape in shapes if tensor.name in shape]
+        seen = [found[tensor.name][0] for found in runs if tensor.name in found]
         if seen and len({len(shape) for shape in seen}) == 1:
+            tensor.dtype = runs[0][tensor.name][1] if tensor.dtype is None else tensor.dtype
             tensor.shape = [dims[0] if numbers and len(set(dims)) == 1 else None for dims in zip(*seen)]
             filled += 1
     return filled

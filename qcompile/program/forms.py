@@ -177,6 +177,14 @@ def dictated(node: Node) -> Quantizer | None:
     return HARD_SIGMOID if node.op == "HardSigmoid" else None
 
 
+def least_output_scale(node: Node, input_scale: float) -> float:
+    """Return the smallest output scale that the integer kernel of an arithmetic node takes.
+
+    QLinearGlobalAveragePool refuses input scale / (output scale * positions) of 256 or more; it may be 1 position.
+    """
+    return input_scale / 128 if node.op == "GlobalAveragePool" else 0.0
+
+
 def weight_axis(node: Node) -> int:
     """Return the output-channel axis of a compute node's constant weight."""
     if node.op == "Conv":

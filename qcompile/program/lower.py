@@ -33,12 +33,21 @@ class Value:
 
 @dataclass(frozen=True)
 class Step:
-    """One step: `inputs` are its data (codes where the kind says so, constants as they stand in the node)."""
+    """One step: `inputs` are its data (codes where the kind says so, constants as they stand in the node).
+
+    `others` are tensors that the node reads besides: shapes and indices that are computed as the model runs.
+    """
 
     kind: Kind
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
     node: Node | None = None
+    others: tuple[Value, ...] = ()
+
+    @property
+    def reads(self) -> tuple[Value, ...]:
+        """Everything that has to be made before."""
+        return self.inputs + self.others
 
 
 @dataclass(frozen=True)
@@ -84,7 +93,7 @@ class _Lowering:
         elif form is Form.CODES:
             sources = tuple(self.codes(tensor) for tensor in data_inputs(node))
             outputs = tuple(self._new_codes(tensor, self.plan.key(tensor.name)) for tensor in node.outputs)
-            self._step(Kind.CODES, sources, outputs, node)
+            self._step(Kind.CODES, sources, outputs, node, self._others(node))
         elif form in (Form.COMPUTE, Form.ARITHMETIC):
             bits = self.plan.nodes[node.name].input_bits if form is Form.COMPUTE else None
             data = data_inputs(node) if form is Form.COMPUTE else operands(node)
@@ -95,7 +104,12 @@ class _Lowering:
             else:
                 output = Value(end.name)
                 self.floats.add(end.name)
-            self._step(Kind(form.value), inputs, (output,), node)
+            self._step(Kind(form.value), inputs, (output,), node, self._others(node))
+
+    def _others(self, node: Node) -> tuple[Value, ...]:
+        """Return the values that a node on integers reads besides its operands and constants."""
+        rest = node.inputs[len(operands(node)) :]
+        return tuple(self.real(tensor) for tensor in rest if tensor.name and not isinstance(tensor, Constant))
 
     def codes(self, tensor: Tensor, bits: int | None = None) -> Value:
         """Return the codes of `tensor` that a reader sees who asks for `bits` (None: the tensor's own)."""
@@ -141,6 +155,11 @@ class _Lowering:
         return value
 
     def _step(
-        self, kind: Kind, inputs: tuple[Value, ...], outputs: tuple[Value, ...], node: Node | None = None
+        self,
+        kind: Kind,
+        inputs: tuple[Value, ...],
+        outputs: tuple[Value, ...],
+        node: Node | None = None,
+        others: tuple[Value, ...] = (),
     ) -> None:
-        self.steps.append(Step(kind, inputs, outputs, node))
+        self.steps.append(Step(kind, inputs, outputs, node, others))

@@ -16,6 +16,8 @@ from qcompile.passmanager import PassRun
 from qcompile.qmodel import QModel
 
 SCHEMA_VERSION = 1
+LEAST_ARGMAX, LEAST_SQNR = 0.9, 10.0  # share of equal decisions, and dB where nothing is decided
+ENOUGH_SAMPLES = 256
 LIBRARIES = ("qcompile", "onnx", "onnxruntime", "numpy")
 
 
@@ -118,9 +120,32 @@ def warnings(model: QModel, found: Mapping[str, Any]) -> list[str]:
         texts.append("calibrated on random data: the ranges, and with them the accuracy, mean nothing")
     if (speed := found.get("speed")) and speed["speedup"] < 1:
         texts.append(f"the file is slower than its float model: {speed['speedup']:.2f}x; see the float nodes for why")
+    for name, figures in ((found.get("agreement") or {}).get("outputs") or {}).items():
+        if differs(figures):
+            texts.append(f"{name!r} differs much from the float model ({agreement_text(figures)}); {advice(model)}")
     for row in found.get("fused", {}).get("missing", []):
         texts.append(f"node {row['node']!r} should run on an integer kernel, but does not: {row['rule']}")
     return texts
+
+
+def differs(figures: Mapping[str, Any]) -> bool:
+    """Say whether an output is too far from the float model's to be of use without a look at it."""
+    sqnr, argmax = figures["sqnr_db"], figures["argmax"]
+    return (argmax is not None and argmax < LEAST_ARGMAX) or (argmax is None and sqnr is not None and sqnr < LEAST_SQNR)
+
+
+def advice(model: QModel) -> str:
+    """Return what to try next for accuracy, most promising first."""
+    config, steps = model.config, []
+    if config.w < 8:
+        steps.append(f"--w {min(8, config.w + 2)}")
+    if config.a < 8:
+        steps.append(f"--a {min(8, config.a + 2)}")
+    if model.data is not None and model.data.count < ENOUGH_SAMPLES:
+        steps.append(f"more samples than {model.data.count}")
+    if config.w == config.a == 8:
+        steps.append("another --calibration-method")
+    return f"try {', '.join(steps)}"
 
 
 def verdict(model: QModel, found: Mapping[str, Any]) -> str:
@@ -133,7 +158,7 @@ def verdict(model: QModel, found: Mapping[str, Any]) -> str:
         parts.append(f"{ratio:.2f}x the float speed" if ratio >= 1 else f"SLOWER than float ({ratio:.2f}x)")
     if top1 := found.get("top1"):
         parts.append(f"top-1 {top1['emitted']:.2f} % (float {top1['float']:.2f} %, {top1['samples']} samples)")
-    elif agreement := found.get("agreement"):
+    elif (agreement := found.get("agreement")) and agreement["outputs"]:
         name, figures = next(iter(agreement["outputs"].items()))
         parts.append(f"{agreement_text(figures)} on {name!r}")
     return ", ".join(parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,12 +14,13 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from qcompile.errors import InputError, QCompileError
-from qcompile.ir.load import save_model
+from qcompile.ir.load import byte_size, save_model
 from qcompile.memory import release_freed_memory
 
 Arrays = dict[str, NDArray[Any]]
 SMALL = 1 << 20
 TWO_GB = 2**31 - 2**20  # protobuf's limit for one message, with some room
+PLACE = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : |/onnxruntime_src/\S+:\d+ .*?\) (?=[A-Z])")
 ort.set_default_logger_severity(3)
 
 LEVELS = {
@@ -33,6 +35,7 @@ class Session:
     """A model ready to run.
 
     `model` is a ModelProto or a path; `level` one of "off", "basic", "extended", "all"; `threads` 0 means all cores.
+    `outputs` are the names of those that are arrays of numbers: sequences, maps and texts have nothing to compare.
     `fuse_qdq` False keeps QuantizeLinear and DequantizeLinear as written: the file then runs as float fake-quant.
     """
 
@@ -67,7 +70,7 @@ class Session:
         except Exception as error:
             raise QCompileError(f"ONNX Runtime {ort.__version__} cannot load the model: {first_line(error)}") from error
         self.inputs = {item.name: item for item in self._session.get_inputs()}
-        self.outputs = [item.name for item in self._session.get_outputs()]
+        self.outputs = [item.name for item in self._session.get_outputs() if is_numeric(item.type)]
 
     def run(self, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str] | None = None) -> Arrays:
         """Run once; return {output name: array} for `outputs` (all by default)."""
@@ -91,7 +94,7 @@ def loadable(model: onnx.ModelProto | str | Path) -> Iterator[bytes | str]:
     if not isinstance(model, onnx.ModelProto):
         yield str(model)
         return
-    size = model.ByteSize()
+    size = byte_size(model)
     if size < SMALL:
         yield model.SerializeToString()
         return
@@ -105,9 +108,14 @@ def loadable(model: onnx.ModelProto | str | Path) -> Iterator[bytes | str]:
         yield str(path)
 
 
+def is_numeric(kind: str) -> bool:
+    """Say whether a type, as ONNX Runtime writes it, is an array of numbers."""
+    return kind.startswith("tensor(") and kind != "tensor(string)"
+
+
 def first_line(error: Exception) -> str:
-    """Return the first line of an exception's message: ONNX Runtime appends stack traces."""
-    return str(error).strip().split("\n", 1)[0]
+    """Return the first line of an exception's message, without the place in the source of ONNX Runtime."""
+    return PLACE.sub("", str(error).strip().split("\n", 1)[0])
 
 
 def version() -> str:

@@ -163,13 +163,18 @@ class IntegerReference:
 
     def _session(self, node: Node, kind: str, inputs: list[Array | None], captured: dict[str, Array]) -> list[Array]:
         names = [f"in{k}" if array is not None else "" for k, array in enumerate(inputs)]
-        feeds = {name: np.asarray(array) for name, array in zip(names, inputs) if array is not None} | captured
+        given = {name: array for name, array in zip(names, inputs) if array is not None} | captured
+        feeds = {name: np.asarray(array) for name, array in given.items()}  # a scalar is no array
         outputs = [f"out{k}" for k in range(len(node.outputs))]
         key = (node.name, kind)
         if key not in self.sessions:
             proto = node_proto(node, names, outputs)
-            infos = [
-                helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), [None] * array.ndim)
+            infos = [  # sizes and the like keep their length, which some operators must know; data may change its shape
+                helper.make_tensor_value_info(
+                    name,
+                    helper.np_dtype_to_tensor_dtype(array.dtype),
+                    list(array.shape) if array.dtype == np.int64 else [None] * array.ndim,
+                )
                 for name, array in feeds.items()
             ]
             graph = helper.make_graph([proto], "one", infos, [onnx.ValueInfoProto(name=name) for name in outputs])
@@ -177,7 +182,7 @@ class IntegerReference:
             domains[""] = self.graph.opset
             imports = [helper.make_opsetid(domain, version) for domain, version in domains.items()]
             self.sessions[key] = Session(helper.make_model(graph, opset_imports=imports, ir_version=8))
-        made = self.sessions[key].run(feeds)
+        made = self.sessions[key].run(feeds, outputs)
         return [made[name] for name in outputs]
 
 

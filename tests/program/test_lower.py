@@ -1,0 +1,233 @@
+"""Lowering: the list of steps, values made before they are read, one quantizer step per tensor."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import onnx
+import pytest
+from graph_strategies import graphs
+from graph_strategies import samples as drawn_samples
+from hypothesis import HealthCheck, given, settings
+from networks import (
+    ATTENTION,
+    CALIBRATE,
+    CHANNELS_LAST,
+    CLASSIFIER,
+    FLOAT_ISLAND,
+    MOVERS,
+    NETWORKS,
+    RELU6,
+    RESIDUAL,
+    compiled,
+)
+
+from qcompile import Config, InputError, PassManager, QModel, open_model
+from qcompile.ir import Constant
+from qcompile.program.lower import Kind, Program, Step, lower
+from qcompile.quant.plan import Form
+
+
+def lowered(text: str, **bits: int) -> list[str]:
+    model = compiled(text, CALIBRATE, **({"w": 4, "a": 4} | bits))
+    return [line(step) for step in lower(model.graph, model.plan).steps]
+
+
+def line(step: Step) -> str:
+    """Return a step as "node: inputs -> outputs", or "kind: ..." where it has no node."""
+    inputs, outputs = (", ".join(value.name for value in values) for values in (step.inputs, step.outputs))
+    return f"{step.node.name if step.node else step.kind.upper()}: {inputs} -> {outputs}"
+
+
+def test_residual_block() -> None:
+    assert lowered(RESIDUAL) == [
+        "QUANTIZE: image -> image_q8",
+        "stem: image_q8 -> trunk_q8",  # its Relu is absorbed
+        "REQUANTIZE: trunk_q8 -> trunk_q4",
+        "first: trunk_q4 -> c_q4",
+        "second: c_q4 -> d_q8",
+        "add: d_q8, trunk_q8 -> t_q8",
+        "head: t_q8 -> y_q8",
+        "DEQUANTIZE: y_q8 -> y",
+    ]
+
+
+def test_residual_block_with_one_narrow_trunk() -> None:
+    steps = lowered(RESIDUAL, residual_bits=4)
+    assert not any(step.startswith("REQUANTIZE") for step in steps)
+    assert "add: d_q8, trunk_q4 -> t_q8" in steps
+
+
+def test_classifier_ends_in_float_without_a_step_for_it() -> None:
+    assert lowered(CLASSIFIER) == [
+        "QUANTIZE: image -> image_q8",
+        "conv1: image_q8 -> b_q4",
+        "conv2: b_q4 -> d_q8",
+        "pool: d_q8 -> e_q8",
+        "flatten: e_q8 -> f_q8",
+        "head: f_q8 -> logits",
+    ]
+
+
+def test_float_island_is_dequantized_and_quantized_again() -> None:
+    assert lowered(FLOAT_ISLAND) == [
+        "QUANTIZE: image -> image_q8",
+        "conv1: image_q8 -> a_q8",
+        "DEQUANTIZE: a_q8 -> a",
+        "tanh: a -> b",
+        "QUANTIZE: b -> b_q4",
+        "conv2: b_q4 -> c_q8",
+        "DEQUANTIZE: c_q8 -> c",
+        "neg: c -> d",
+        "abs: d -> e",
+        "QUANTIZE: e -> e_q8",
+        "conv3: e_q8 -> y_q8",
+        "DEQUANTIZE: y_q8 -> y",
+    ]
+
+
+def test_movers_move_codes() -> None:
+    assert lowered(MOVERS)[1:-1] == [
+        "conv1: image_q8 -> a_q8",
+        "pool: a_q8 -> b_q8",
+        "pad: b_q8 -> c_q8",
+        "up: c_q8 -> d_q8",
+        "turn: d_q8 -> e_q8",
+        "shape: e_q8 -> f_q8",
+        "cut: f_q8 -> h_q8",
+        "parts: h_q8 -> i_q8, j_q8",
+        "conv2: i_q8 -> y_q8",
+    ]
+    assert lowered(CHANNELS_LAST)[:2] == ["QUANTIZE: image -> image_q8", "turn: image_q8 -> a_q8"]
+
+
+def test_mover_of_narrow_codes() -> None:
+    """The narrow quantizer stands in front of the layer, behind the mover."""
+    steps = lowered(
+        """net (float[N,3,8,8] x, float[4,3,1,1] A, float[4,4,1,1] B) => (float[N,4,P,Q] y) {
+          [first] a = Conv(x, A)  [turn] b = Transpose<perm = [0,1,3,2]>(a)  [second] c = Conv(b, B)
+          [add] d = Add(a, c)  [head] y = Conv(d, B)
+        }"""
+    )
+    assert steps[2:5] == ["turn: a_q8 -> b_q8", "REQUANTIZE: b_q8 -> b_q4", "second: b_q4 -> c_q8"]
+
+
+def test_products_of_activations() -> None:
+    assert "scores: q_q4, t_q4 -> s" in lowered(ATTENTION)  # float at once, for the Softmax
+    assert "mix: p_q4, v_q4 -> m_q8" in lowered(ATTENTION)
+
+
+def test_constant_operand_is_quantized_too() -> None:
+    steps = lowered(
+        """net (float[N,3,8,8] x, float[4,3,1,1] A, float[4,1,1] K, float[4,4,1,1] B) => (float[N,4,P,Q] y) {
+          [first] a = Conv(x, A)  [scaled] b = Mul(K, a)  [last] y = Conv(b, B)
+        }"""
+    )
+    assert steps[2:4] == ["QUANTIZE: K -> K_q8", "scaled: K_q8, a_q8 -> b_q8"]
+
+
+def test_names_that_are_taken() -> None:
+    model = compiled(
+        """net (float[N,3,8,8] x, float[4,3,1,1] A, float[4,4,1,1] B) => (float[N,4,P,Q] x_q8) {
+          [first] a_q8 = Conv(x, A)  [relu] a = Relu(a_q8)  [last] x_q8 = Conv(a, B)
+        }""",
+        CALIBRATE,
+    )
+    program = lower(model.graph, model.plan)
+    assert_executable(model, program)
+    assert {"x_q8", "a_q8"}.isdisjoint(program.codes.values())
+
+
+def test_tensor_with_the_name_of_a_narrow_quantizer() -> None:
+    """Quantizers have the names of tensors, narrow ones with @ and their bits."""
+    model = compiled(
+        RESIDUAL.replace(" t = Relu(s)", ' "trunk@4" = Relu(s)').replace("(t, W4)", '("trunk@4", W4)'),
+        CALIBRATE,
+        w=4,
+        a=4,
+    )
+    quantizers = {step.outputs[0].quantizer for step in lower(model.graph, model.plan).steps}
+    assert len(quantizers - {None}) == 7
+
+
+def test_float_reader_of_an_absorbed_clip_sees_the_clipped_value() -> None:
+    steps = lowered(
+        """net (float[N,3,8,8] x, float[4,3,1,1] A, float[4,4,1,1] B) => (float[N,4,P,Q] y, float[N,4,P,Q] t) {
+          [first] a = Conv(x, A)  [relu] b = Relu(a)  [last] y = Conv(b, B)  [tanh] t = Tanh(b)
+        }"""
+    )
+    assert "DEQUANTIZE: b_q8 -> b" in steps and "tanh: b -> t" in steps
+
+
+def test_clip_behind_a_float_node_is_skipped_and_its_quantizer_reads_what_is_before_it() -> None:
+    steps = lowered(
+        """net (float[N,3,8,8] x, float[4,3,1,1] A, float[4,4,1,1] B) => (float[N,4,P,Q] y) {
+          [first] a = Conv(x, A)  [tanh] t = Tanh(a)  [relu] b = Relu(t)  [last] y = Conv(b, B)
+        }"""
+    )
+    assert steps[3:6] == ["tanh: a -> t", "QUANTIZE: t -> b_q8", "last: b_q8 -> y_q8"]
+
+
+def assert_executable(model: QModel, program: Program) -> None:
+    """Every value is made once and before it is read, each step reads what its kind says, nodes come once each."""
+    made = {tensor.name for tensor in model.graph.inputs}
+    made |= {name for name, tensor in model.graph.tensors().items() if isinstance(tensor, Constant)}
+    coded = {Kind.COMPUTE, Kind.ARITHMETIC, Kind.CODES, Kind.DEQUANTIZE, Kind.REQUANTIZE}
+    for step in program.steps:
+        for value in step.inputs:
+            assert value.name in made, f"{line(step)}: {value.name} is not there yet"
+            assert (value.quantizer is not None) == (step.kind in coded), line(step)
+        for value in step.outputs:
+            assert value.name not in made, f"{line(step)}: {value.name} is made twice"
+            made.add(value.name)
+    assert {tensor.name for tensor in model.graph.outputs} <= made
+    nodes = Counter(step.node.name for step in program.steps if step.node)
+    unabsorbed = {node.name for node in model.graph.nodes if model.plan.form(node.name) is not Form.ABSORBED}
+    assert nodes == dict.fromkeys(unabsorbed, 1)
+
+
+def assert_one_quantizer_each(model: QModel, program: Program) -> None:
+    """A float value is quantized once for each quantizer; requantizing goes from wide to narrow codes of one tensor."""
+    keys = Counter(step.outputs[0] for step in program.steps if step.kind in (Kind.QUANTIZE, Kind.REQUANTIZE))
+    assert not keys or max(keys.values()) == 1
+    for step in program.steps:
+        if step.kind is Kind.REQUANTIZE:
+            (wide,), (narrow,) = step.inputs, step.outputs
+            assert wide.quantizer is not None and narrow.quantizer is not None
+            assert narrow.quantizer.bits < wide.quantizer.bits
+    for tensor, codes in program.codes.items():
+        assert model.plan.quantizers[model.plan.key(tensor)] in [
+            value.quantizer for step in program.steps for value in step.outputs if value.name == codes
+        ]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_network_is_executable(name: str) -> None:
+    model = compiled(NETWORKS[name], CALIBRATE, w=4, a=3)
+    program = lower(model.graph, model.plan)
+    assert_executable(model, program)
+    assert_one_quantizer_each(model, program)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(graphs())
+def test_any_graph_is_executable(source: onnx.ModelProto) -> None:
+    model = open_model(source, Config(w=4, a=4, threads=1), {"x": drawn_samples(source, 4)})
+    try:
+        PassManager(CALIBRATE).run(model)
+    except InputError as error:
+        assert "nothing to quantize" in str(error)
+        return
+    program = lower(model.graph, model.plan)
+    assert_executable(model, program)
+    assert_one_quantizer_each(model, program)
+
+
+def test_relu6_is_two_quantizers_with_its_bounds() -> None:
+    model = compiled(RELU6, CALIBRATE, w=4, a=4)
+    outputs = [value for step in lower(model.graph, model.plan).steps for value in step.outputs if value.quantizer]
+    clipped = {value.name: value.quantizer for value in outputs if value.name in ("b_q4", "d_q8")}
+    assert len(clipped) == 2
+    for quantizer in clipped.values():
+        assert quantizer is not None
+        assert quantizer.zero_point == 0 and quantizer.high <= 6.0

@@ -1,0 +1,144 @@
+"""The door to ONNX Runtime: levels, Q/DQ as written, models too large for bytes, and errors of one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from networks import CHAIN, EMIT, compiled, network, samples
+from onnx import numpy_helper, parser
+
+from qcompile.errors import InputError, QCompileError
+from qcompile.ir import load
+from qcompile.runtime import session as module
+from qcompile.runtime.session import LEVELS, Session, first_line, loadable, newest_opset, version
+
+SQUARE = """<ir_version: 8, opset_import: ["": 18]>
+net (float[N,2] x) => (float[N,2] y, float[N,2] z) { y = Mul(x, x)  z = Neg(y) }"""
+
+
+def model_of(text: str = SQUARE) -> onnx.ModelProto:
+    return parser.parse_model(text)
+
+
+def test_run() -> None:
+    session = Session(model_of(), threads=1)
+    assert list(session.inputs) == ["x"] and session.outputs == ["y", "z"]
+    x = np.array([[1, 2]], np.float32)
+    found = session.run({"x": x})
+    assert list(found) == ["y", "z"] and found["z"].tolist() == [[-1, -4]]
+    assert list(session.run({"x": x}, ["z"])) == ["z"]
+
+
+def test_model_from_a_file(tmp_path: Path) -> None:
+    onnx.save(model_of(), tmp_path / "m.onnx")
+    for path in (tmp_path / "m.onnx", str(tmp_path / "m.onnx")):
+        assert Session(path).run({"x": np.ones((1, 2), np.float32)})["z"].tolist() == [[-1, -1]]
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_levels_compute_the_same(level: str) -> None:
+    model = compiled(CHAIN, EMIT, w=4, a=4)
+    assert model.emitted is not None
+    feeds = samples(model.source, 2)
+    expected = Session(model.source, level="off", threads=1).run(feeds)["y"]
+    found = Session(model.source, level=level, threads=1).run(feeds)["y"]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)  # fusions sum in another order
+
+
+def test_levels_optimize_more_and_more(tmp_path: Path) -> None:
+    emitted = compiled(CHAIN, EMIT).emitted
+    assert emitted is not None
+    operators = {}
+    for level in LEVELS:
+        Session(emitted, level=level, threads=1, save_optimized=tmp_path / level)
+        saved = onnx.load(tmp_path / level, load_external_data=False)
+        operators[level] = [node.op_type for node in saved.graph.node]
+    assert "QLinearConv" not in operators["off"] + operators["basic"]
+    assert operators["extended"].count("QLinearConv") == 3
+    assert len(operators["off"]) == len(emitted.graph.node)
+
+
+def test_qdq_can_be_kept_as_written(tmp_path: Path) -> None:
+    emitted = compiled(CHAIN, EMIT).emitted
+    assert emitted is not None
+    Session(emitted, fuse_qdq=False, threads=1, save_optimized=tmp_path / "m.onnx")
+    kept = {node.op_type for node in onnx.load(tmp_path / "m.onnx", load_external_data=False).graph.node}
+    assert "QuantizeLinear" in kept and not any(op.startswith("QLinear") for op in kept)
+
+
+def large_model(bytes_: int) -> onnx.ModelProto:
+    model = model_of(f'<ir_version: 8, opset_import: ["": 18]> net (float[{bytes_ // 4}] x) => (y) {{ y = Add(x, w) }}')
+    model.graph.initializer.append(numpy_helper.from_array(np.arange(bytes_ // 4, dtype=np.float32), "w"))
+    return model
+
+
+@pytest.mark.parametrize("limit", ["bytes", "file", "external data"])
+def test_model_of_any_size(limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small ones as bytes, larger ones through a file, those above 2 GB with their weights beside it."""
+    monkeypatch.setattr(module, "SMALL", {"bytes": 1 << 20}.get(limit, 100))
+    if limit == "external data":
+        monkeypatch.setattr(module, "TWO_GB", 1000)
+        monkeypatch.setattr(load, "MESSAGE_LIMIT", 1000)
+    model = large_model(8000)
+    before = model.SerializeToString()
+    with loadable(model) as source:
+        assert isinstance(source, bytes) == (limit == "bytes")
+        folder = Path(source).parent if isinstance(source, str) else None
+        assert folder is None or len(list(folder.iterdir())) == (2 if limit == "external data" else 1)
+    assert folder is None or not folder.exists()
+    y = Session(model).run({"x": np.zeros(2000, np.float32)})["y"]
+    np.testing.assert_array_equal(y, np.arange(2000))
+    assert model.SerializeToString() == before
+
+
+def test_model_that_cannot_be_loaded() -> None:
+    model = model_of(SQUARE.replace("Neg(y)", "Neg(missing)"))
+    with pytest.raises(QCompileError, match=r"ONNX Runtime [\d.]+ cannot load the model: .*missing") as caught:
+        Session(model)
+    assert "\n" not in str(caught.value) and not isinstance(caught.value, InputError)
+
+
+def test_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(QCompileError, match="cannot load the model"):
+        Session(tmp_path / "nothing.onnx")
+
+
+@pytest.mark.parametrize(
+    "feeds", [{}, {"x": np.ones((1, 3), np.float32)}, {"x": np.ones((1, 2))}, {"other": np.ones((1, 2), np.float32)}]
+)
+def test_data_that_does_not_fit(feeds: dict[str, np.ndarray]) -> None:
+    session = Session(model_of())
+    with pytest.raises(InputError, match=r"the model cannot run on this data: .+") as caught:
+        session.run(feeds)
+    assert "\n" not in str(caught.value)
+
+
+def test_first_line() -> None:
+    assert first_line(ValueError("  what happened\nstack trace\nmore")) == "what happened"
+    assert first_line(ValueError()) == ""
+
+
+def test_threads() -> None:
+    x = np.ones((1, 2), np.float32)
+    assert all(Session(model_of(), threads=count).run({"x": x})["y"].tolist() == [[1, 1]] for count in (0, 1, 2))
+
+
+def test_newest_opset_is_one_that_loads() -> None:
+    opset = newest_opset()
+    assert 18 <= opset <= onnx.defs.onnx_opset_version()
+    assert Session(network("net (float[N,2] x) => (float[N,2] y) { y = Neg(x) }", opset=opset)).outputs == ["y"]
+
+
+def test_version() -> None:
+    assert [part.isdecimal() for part in version().split(".")[:2]] == [True, True]
+
+
+def test_outputs_are_those_that_can_be_compared() -> None:
+    session = Session(
+        model_of("""<ir_version: 8, opset_import: ["": 18]> net (float[N,2] x) => (float[N,2] y, seq(float[N,2]) s)
+        { y = Neg(x)  s = SequenceConstruct(x, y) }""")
+    )
+    assert session.outputs == ["y"] and list(session.run({"x": np.ones((1, 2), np.float32)})) == ["y"]
