@@ -34,8 +34,8 @@ def check_file(model: QModel) -> None:
     """Assert that the file is valid, fuses, runs at every level and batch size, and has the codes of the reference.
 
     The reference is fed the file's own codes, so each layer is compared alone. Exact everywhere but in two places: what
-    leaves a float operator differs in its last bit with the fusions around it (rarely enough to move a code by one), and
-    AveragePool sums in float.
+    leaves a float operator differs in its last bit with the fusions around it (rarely enough to move a code by one),
+    and AveragePool sums in float.
     """
     emitted = model.emitted
     assert emitted is not None

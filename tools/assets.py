@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # tools run without an installation
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # tools run without an installation
 ASSETS = ROOT.parent / "shared" / "assets"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -1,9 +1,9 @@
-"""The float fake-quant graph against the emitted file: same decisions on the whole, nearly the same codes layer by layer.
+"""The float fake-quant graph against the emitted file: the same decisions, nearly the same codes layer by layer.
 
     python tools/check_simulation.py resnet20 --bits w8a8 --bits w4a4 --images 2000
 
-"argmax" compares the outputs of the two files. "codes" feeds every step of the float simulation the file's own codes and
-counts the results that differ, on the first batch; the share is that of the worst step.
+"argmax" compares the outputs of the two files. "codes" feeds every step of the float simulation the file's own codes
+and counts the results that differ, on the first batch; the share is that of the worst step.
 """
 
 from __future__ import annotations

@@ -12,15 +12,12 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import assets  # noqa: F401  (puts the checkout and its tests on the path)
 import onnx
-from hypothesis import HealthCheck, Phase, given, seed, settings
-from hypothesis import strategies as st
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # tools run without an installation
-
 from graph_checks import check_file, compiled
 from graph_strategies import graphs
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
 
 from qcompile import Config
 
