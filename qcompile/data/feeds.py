@@ -159,7 +159,7 @@ def load_function(text: str) -> Feeds:
     with folder_on_path(Path.cwd()):
         try:
             module = importlib.import_module(name)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise InputError(
                 f"cannot import {name!r}: {type(error).__name__}: {error}", where=text, remedy="give module:function"
             ) from error
