@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
+import networkx as nx
 import numpy as np
 
 from qcompile.ir import Graph, Node, only_consumer, topological
@@ -37,37 +38,55 @@ class EqualizeLayers:
 
     def run(self, model: QModel) -> int:
         """Equalize; return the number of pairs whose weights changed."""
-        graph = model.graph
-        layers: dict[str, Layer] = {}
-        pairs = list(_pairs(graph, layers))
-        changed: set[tuple[str, str]] = set()
-        for _ in range(ROUNDS):
-            moved = [pair for pair in pairs if _equalize(layers[pair[0]], layers[pair[1]])]
-            changed.update(moved)
-            if not moved:
-                break
-        touched = [layers[name] for name in sorted({name for pair in changed for name in pair})]
-        if any(layer.stored() is None for layer in touched):
-            model.journal.note(self.name, "nothing equalized", reason="the scaled weights overflow float16")
-            return 0
-        for layer in touched:
-            layer.write(graph)
+        pairs = list(_pairs(model.graph))
+        changed = sum(_equalize_chain(model, chain) for chain in _chains(pairs))
         if pairs:
-            model.journal.note(self.name, "layers equalized", pairs=len(pairs), changed=len(changed))
-        return len(changed)
+            model.journal.note(self.name, "layers equalized", pairs=len(pairs), changed=changed)
+        return changed
 
 
-def _pairs(graph: Graph, layers: dict[str, Layer]) -> Iterator[tuple[str, str]]:
-    """Yield the names of consecutive layers between which every channel may be rescaled, and open them in `layers`."""
+def _pairs(graph: Graph) -> Iterator[tuple[Node, Node]]:
+    """Yield consecutive layers between which every channel may be rescaled, in topological order."""
     for node in topological(graph):
         second = _next_layer(graph, node)
-        if second is None:
-            continue
-        for item in (node, second):
-            if item.name not in layers and (opened := open_layer(item)):
-                layers[item.name] = opened
-        if node.name in layers and second.name in layers and layers[node.name].outputs == layers[second.name].inputs:
-            yield node.name, second.name
+        if second is not None:
+            yield node, second
+
+
+def _chains(pairs: list[tuple[Node, Node]]) -> Iterator[list[tuple[Node, Node]]]:
+    """Yield the pairs that share layers together: only one chain's weights are open at a time."""
+    linked = nx.Graph((first.name, second.name) for first, second in pairs)
+    for names in sorted(nx.connected_components(linked), key=min):
+        yield [pair for pair in pairs if pair[0].name in names]
+
+
+def _equalize_chain(model: QModel, chain: list[tuple[Node, Node]]) -> int:
+    """Equalize the layers of one chain; return the number of pairs whose weights changed."""
+    layers = {
+        node.name: opened
+        for node in {id(node): node for pair in chain for node in pair}.values()
+        if (opened := open_layer(node))
+    }
+    names = [(first.name, second.name) for first, second in chain if first.name in layers and second.name in layers]
+    pairs = [pair for pair in names if layers[pair[0]].outputs == layers[pair[1]].inputs]
+    changed: set[tuple[str, str]] = set()
+    for _ in range(ROUNDS):
+        moved = [pair for pair in pairs if _equalize(layers[pair[0]], layers[pair[1]])]
+        changed.update(moved)
+        if not moved:
+            break
+    touched = [layers[name] for name in sorted({name for pair in changed for name in pair})]
+    if any(layer.stored() is None for layer in touched):
+        model.journal.note(
+            EqualizeLayers.name,
+            "not equalized",
+            node=chain[0][0].name,
+            reason="the scaled weights overflow float16",
+        )
+        return 0
+    for layer in touched:
+        layer.write(model.graph)
+    return len(changed)
 
 
 def _next_layer(graph: Graph, node: Node) -> Node | None:

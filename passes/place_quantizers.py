@@ -242,6 +242,9 @@ class _Placement:
                 wide = spec.fixed.bits
                 plan.specs[root] = replace(spec, bits=wide)
             for narrow in sorted(bits - {wide}):
+                if narrow_key(root, narrow) in tensors:
+                    name = narrow_key(root, narrow)
+                    raise InputError(f"a tensor is named {name!r}, as a quantizer of {root!r} is", remedy="rename it")
                 plan.specs[narrow_key(root, narrow)] = replace(
                     plan.specs[root], bits=narrow, even_zero_point=False, fixed=None
                 )

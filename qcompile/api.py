@@ -17,6 +17,7 @@ import onnx
 from qcompile.config import Config
 from qcompile.data import InputInfo, input_infos, open_dataset, open_evaluation, parse_preprocess, random_dataset
 from qcompile.data.dataset import Dataset
+from qcompile.emission.pack import INT4_OPSET
 from qcompile.errors import InputError, QCompileError
 from qcompile.ir.load import check_model, load_model, prepare, refuse_special, save_model
 from qcompile.passmanager import Pass, PassManager, Watch
@@ -166,7 +167,7 @@ def open_model(model: Source, config: Config | None = None, data: Any = None, *,
     else:
         source = load_model(Path(model), max_opset=newest_opset())
     with blaming(source):
-        graph = prepare(source, target.opset)
+        graph = prepare(source, max(target.opset, INT4_OPSET) if config.pack == "int4" else target.opset)
     inputs = input_infos(graph)
     if not inputs:
         raise InputError("the model has no inputs: nothing to calibrate", remedy="export it with its inputs")

@@ -23,8 +23,21 @@ from qcompile.quant.arithmetic import quantize
 from qcompile.quant.params import Quantizer, WeightQuantizer
 from qcompile.quant.plan import Plan
 
-INT4_OPSET, INT4_IR = 21, 10
+WIDEST_IR = 8  # what ONNX Runtime 1.19 and everything later reads
 LARGEST = 3e38  # as a bound of a Clip that changes nothing, but is not removed as infinity would be
+# Between DequantizeLinear and QuantizeLinear ONNX Runtime gives these an integer kernel, planned or not. That of
+# Softmax is far off; the others are float because the plan says so.
+FUSED_AT_LOAD = {
+    "Add",
+    "Mul",
+    "Concat",
+    "MatMul",
+    "AveragePool",
+    "GlobalAveragePool",
+    "LeakyRelu",
+    "Sigmoid",
+    "Softmax",
+}
 QUANTIZED_AT_LOAD = {"Conv", "ConvTranspose", "Gemm"}  # by ONNX Runtime, where their weight is float
 
 
@@ -50,8 +63,11 @@ class Emitter:
         self.constants = Constants(kept | codes)
         self.names = {node.name for node in self.graph.nodes}
         self.dequantized: dict[str, str] = {}  # codes -> their float reading for integer kernels
+        self.quantized = {
+            value.name for step in self.program.steps if step.kind is Kind.QUANTIZE for value in step.inputs
+        }
         self.sources: dict[str, Value] = {}  # float tensor -> the codes it was read from
-        self.opset, self.ir_version = self.graph.opset, 8
+        self.opset = self.graph.opset
 
     def model(self) -> onnx.ModelProto:
         """Return the whole program as a model with the graph's own inputs and outputs."""
@@ -71,7 +87,8 @@ class Emitter:
         restore_types(graph, self.graph)
         domains = {entry.domain: entry.version for entry in self.graph.import_domains or []} | {"": self.opset}
         imports = [helper.make_opsetid(domain, version) for domain, version in domains.items() if domain != "ai.onnx"]
-        return helper.make_model(graph, opset_imports=imports, ir_version=self.ir_version, producer_name="qcompile")
+        ir_version = max(WIDEST_IR, helper.find_min_ir_version_for(imports, ignore_unknown=True))
+        return helper.make_model(graph, opset_imports=imports, ir_version=ir_version, producer_name="qcompile")
 
     def _drop_unread(self, outputs: set[str]) -> None:
         """Drop a DequantizeLinear whose only reader took another way to the codes."""
@@ -143,9 +160,16 @@ class Emitter:
         node = step.node
         assert node is not None
         inputs = [self._input(tensor) for tensor in node.inputs]
+        if node.op in FUSED_AT_LOAD and any(tensor.name in self.quantized for tensor in node.outputs):
+            inputs = [self._unfused(name) if name in self.sources else name for name in inputs]
         if node.op in QUANTIZED_AT_LOAD and node.inputs[0].name in self.sources:
             inputs[0] = self._guarded(node, self.sources[node.inputs[0].name])
         self.nodes.append(node_proto(node, inputs, [tensor.name for tensor in node.outputs]))
+
+    def _unfused(self, name: str) -> str:
+        """Read a dequantized tensor through a Clip that changes nothing: ONNX Runtime does not look behind it."""
+        bounds = [self.constants.add(np.float32(bound), "largest") for bound in (-LARGEST, LARGEST)]
+        return self._add("Clip", [name, *bounds], name)
 
     def _guarded(self, node: Node, codes: Value) -> str:
         """Read codes through a scale per channel, all equal: ONNX Runtime then leaves a float weight as it is.
@@ -159,9 +183,8 @@ class Emitter:
         axis = {"Conv": 1, "ConvTranspose": 0, "Gemm": 1 if node.attrs.get("transB", 0) else 0}[node.op]
         along = 0 if node.attrs.get("transA", 0) else 1
         channels = weight.shape[axis] * (node.attrs.get("group", 1) if node.op == "Conv" else 1)
-        if channels == 1:  # one scale is a scalar to ONNX Runtime, but it does not look behind a Clip
-            bounds = [self.constants.add(np.float32(bound), "largest") for bound in (-LARGEST, LARGEST)]
-            return self._add("Clip", [node.inputs[0].name, *bounds], codes.name)
+        if channels == 1:  # one scale is a scalar to ONNX Runtime
+            return self._unfused(node.inputs[0].name)
         scale = self.constants.add(np.full(channels, quantizer.scale, np.float32), f"{codes.name}_scales")
         zeros = self.constants.add(np.full(channels, quantizer.zero_point, np.uint8), f"{codes.name}_zeros")
         return self._add("DequantizeLinear", [codes.name, scale, zeros], codes.name, axis=along)
@@ -232,8 +255,7 @@ class Emitter:
         return output
 
     def _integers(self, weight: WeightQuantizer, stem: str) -> str:
-        if self.packing == "int4" and pack.fits_int4(weight):
-            self.opset, self.ir_version = max(self.opset, INT4_OPSET), max(self.ir_version, INT4_IR)
+        if self.packing == "int4" and self.opset >= pack.INT4_OPSET and pack.fits_int4(weight):
             nibbles = self.constants.proto(pack.int4_initializer(weight.integers(), f"{stem}_int4"))
             return self._add("Cast", [nibbles], stem, to=TensorProto.INT8)
         if self.packing != "none" and pack.worth_packing(weight):

@@ -32,6 +32,7 @@ from qcompile.ir.protos import (
 OLDEST_OPSET = 13  # below it Squeeze, ReduceSum, Softmax ... have another form than the rewrites expect
 MESSAGE_LIMIT = 2**31 - 2**20  # protobuf's limit for one message, with room for everything but the weights
 CHUNK = 1 << 22
+GROUP_NORM_REDEFINED = 21  # a scale per channel instead of one per group; the converter leaves the node as it is
 ONNX_DOMAINS = ("", "ai.onnx")
 WEIGHT_READERS = {"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization"}
 QUANTIZED = {
@@ -209,6 +210,8 @@ def prepare(model: ModelProto, target_opset: int) -> Graph:
 
 def _raised(light: ModelProto, target_opset: int) -> ModelProto:
     own = opset(light)
+    if own < GROUP_NORM_REDEFINED <= target_opset and any(n.op_type == "GroupNormalization" for n in _nodes(light)):
+        target_opset = GROUP_NORM_REDEFINED - 1
     try:
         raised = onnx.version_converter.convert_version(light, target_opset)
         onnx.checker.check_model(raised)
