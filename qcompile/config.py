@@ -20,7 +20,7 @@ import tomli_w
 
 from qcompile.errors import InputError, nearest
 
-Method = Literal["rtn"]
+Method = Literal["rtn", "brecq", "qdrop"]
 CalibrationMethod = Literal["mse", "percentile", "entropy", "max"]
 Packing = Literal["auto", "int4", "planes", "none"]
 BITS = (2, 8)
@@ -59,12 +59,15 @@ class Config:
 
     `bits` holds (regular expression on node names, weight bits, input bits), the last match wins; `keep_float` regular
     expressions on node names. `residual_bits` are those of a tensor that a compute node and a residual Add both read.
+    `steps` and `recon_batch` are those of training, for the methods that train; None means the recipe's own.
     `calibration_method` None means: max for 8 bits, mse below. `threads` 0 means as many as the machine has.
     """
 
     w: int = bit_count(8, "weights, 2 to 8")
     a: int = bit_count(8, "inputs of Conv, Gemm and MatMul, 2 to 8")
-    method: Method = flag("rtn", "Precision", "how weights are rounded: rtn", metavar="NAME", choices=get_args(Method))
+    method: Method = flag("rtn", "Precision", "rtn, or trained: brecq, qdrop", metavar="NAME", choices=get_args(Method))
+    steps: int | None = flag(None, "Precision", "of training per unit [500]", kind=int, metavar="N", least=1)
+    recon_batch: int | None = flag(None, "Precision", "samples in one of them [16]", kind=int, metavar="N", least=1)
     first_last_bits: int = bit_count(8, "first and last compute node")
     residual_bits: int = bit_count(8, "sums that a compute node reads too; a: as --a", words=("a",))
     bits: tuple[tuple[str, int, int], ...] = flag((), "Precision", "bits of nodes of that name", metavar="REGEX=W,A")

@@ -12,6 +12,7 @@ from qcompile.passes.insert_qdq import InsertQDQ
 from qcompile.passes.normalize_graph import NormalizeGraph
 from qcompile.passes.partition_units import PartitionUnits
 from qcompile.passes.place_quantizers import PlaceQuantizers
+from qcompile.passes.reconstruct import Reconstruct
 from qcompile.passes.use_plan import UsePlan
 from qcompile.passes.validate import Validate
 from qcompile.passmanager import Pass
@@ -23,6 +24,8 @@ PREPARE: tuple[Pass, ...] = (NormalizeGraph(), FoldBatchNorm(), EqualizeLayers()
 def build(config: Config, plan: Plan | None = None) -> tuple[Pass, ...]:
     """Return the passes that compile a model; with a `plan` that was made before, decisions are taken from it."""
     decide: tuple[Pass, ...] = (PlaceQuantizers(), CheckData(), Calibrate(), CorrectBias())
+    if config.method != "rtn":
+        decide = (*decide, Reconstruct())
     if plan is not None:
         decide = (UsePlan(plan), CheckData())
     return (*PREPARE, *decide, InsertQDQ(), Validate())

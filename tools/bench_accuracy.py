@@ -45,10 +45,9 @@ def main() -> None:
     parser.add_argument("case", choices=["resnet20", "embedded", "lite0"])
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--bits", action="append")
-    parser.add_argument("flags", nargs="*", help="for the compiler, behind --")
-    given = parser.parse_args()
+    given, flags = parser.parse_known_args()  # other flags are the compiler's
     precisions = given.bits or ["w8a8", "w4a8", "w4a4"]
-    Console(soft_wrap=True).print(table(given.case, given.images, precisions, tuple(given.flags)))
+    Console(soft_wrap=True).print(table(given.case, given.images, precisions, tuple(flags)))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,64 @@
+"""How a unit is trained: learning rates, regulariser and their schedules, as data.
+
+The settings are those that work at short budgets: the rounding variables travel far in few steps, and the regulariser
+is relative to the loss before training, so that large activations do not leave weights undecided.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+
+
+class Kind(StrEnum):
+    """Kinds of trained parameters."""
+
+    ROUNDING = "rounding"
+    WEIGHT_SCALE = "weight_scale"  # logarithm of a factor, per output channel
+    ACTIVATION_SCALE = "activation_scale"  # logarithm of a factor
+    BIAS = "bias"
+
+
+# Adam's learning rates. That of the rounding variables is constant; the others fall to zero along a cosine.
+RATES = {Kind.ROUNDING: 0.3, Kind.WEIGHT_SCALE: 0.01, Kind.ACTIVATION_SCALE: 0.003, Kind.BIAS: 0.003}
+WARM_UP = 0.2  # of the steps without regulariser
+FIRST_EXPONENT, LAST_EXPONENT = 20.0, 2.0
+STRENGTH = 30.0  # of the regulariser, per weight, beside a loss of 1 before training
+
+# Probability that an element is quantized during training, by method: BRECQ (Li et al., 2021) trains on the quantized
+# prefix, QDrop (Wei et al., 2022) on a mixture with float, which flattens the loss.
+QUANTIZED = {"brecq": 1.0, "qdrop": 0.5}
+STEPS, BATCH = 500, 16
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What one step is given: learning rates by kind, strength and exponent of the rounding regulariser."""
+
+    rates: dict[Kind, float]
+    strength: float
+    exponent: float
+
+
+FROZEN = Settings(dict.fromkeys(Kind, 0.0), 0.0, FIRST_EXPONENT)
+
+
+def settings_at(progress: float) -> Settings:
+    """Return the settings at `progress` in 0..1 of the steps."""
+    cosine = 0.5 * (1 + math.cos(math.pi * progress))
+    rates = {kind: rate if kind is Kind.ROUNDING else rate * cosine for kind, rate in RATES.items()}
+    later = max(0.0, (progress - WARM_UP) / (1 - WARM_UP))
+    exponent = FIRST_EXPONENT + (LAST_EXPONENT - FIRST_EXPONENT) * later
+    return Settings(rates, STRENGTH if progress >= WARM_UP else 0.0, exponent)
+
+
+def draw_mask(random: np.random.Generator, shape: tuple[int, ...], quantized: float) -> np.ndarray:
+    """Return booleans of `shape`, True with probability `quantized`, which is 0.5 or 1."""
+    size = math.prod(shape)
+    if quantized == 1.0:
+        return np.ones(shape, np.bool_)
+    bits = np.unpackbits(np.frombuffer(random.bytes(-(-size // 8)), np.uint8), count=size)
+    return bits.view(np.bool_).reshape(shape)

@@ -1,0 +1,305 @@
+"""A unit of the program as a differentiable graph: fake-quant weights and activations, a loss against the float unit.
+
+Weights are rounded softly (AdaRound, Nagel et al., 2020) on their own grid with a trained scale; activation quantizers
+have a trained scale (LSQ, Esser et al., 2020) and are dropped element by element (QDrop, Wei et al., 2022).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from qcompile.ir import Constant, Graph, Node, Tensor, node_proto
+from qcompile.program.forms import operands
+from qcompile.program.lower import Kind, Step, Value
+from qcompile.quant.arithmetic import fake_quantize
+from qcompile.quant.params import Quantizer, WeightQuantizer
+from qcompile.quant.plan import Form, Plan
+from qcompile.training.recipe import Kind as ParameterKind
+from qcompile.training.rounding import SHIFT, STRETCH, soft_start
+
+Array = NDArray[Any]
+LOSS, RECONSTRUCTION = "region/loss", "region/reconstruction"
+STRENGTH, EXPONENT, UNIT_ERROR = "region/strength", "region/exponent", "region/unit_error"
+
+
+class UntrainableError(Exception):
+    """This unit cannot be trained; the text says why."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A trained tensor: its start value and what it belongs to (a node's name, or the key of a quantizer)."""
+
+    kind: ParameterKind
+    start: NDArray[np.float32]
+    owner: str
+    highest: float = np.inf  # of a scale in the log domain: what an absorbed clip allows
+
+
+@dataclass
+class Region:
+    """The graph of one region and what to feed it.
+
+    `feeds` maps graph inputs to (side, value): "q" for the quantized prefix, "f" for the float model. `masks` maps mask
+    inputs to the value whose shape they have.
+    """
+
+    model: onnx.ModelProto
+    parameters: dict[str, Parameter]
+    feeds: dict[str, tuple[str, str]]
+    masks: dict[str, tuple[int, ...]]
+
+
+@dataclass
+class RegionBuilder:
+    """Writes the steps of one region with pseudo-operators for fake quantization; `shapes` are those of one batch."""
+
+    graph: Graph
+    plan: Plan
+    shapes: Mapping[tuple[str, str], tuple[int, ...]]
+    tensor_of: Mapping[str, str]
+    nodes: list[onnx.NodeProto] = field(default_factory=list)
+    constants: list[onnx.TensorProto] = field(default_factory=list)
+    inputs: list[onnx.ValueInfoProto] = field(default_factory=list)
+    parameters: dict[str, Parameter] = field(default_factory=dict)
+    feeds: dict[str, tuple[str, str]] = field(default_factory=dict)
+    masks: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.tensors: dict[str, Tensor] = self.graph.tensors()
+        self.known: set[str] = set()
+        self.batch = next(iter(self.shapes.values()))[0]
+        self.sizes: dict[str, tuple[int, ...]] = {}  # of the values that masks lie over
+
+    def build(self, steps: Sequence[Step], inputs: Sequence[Value], outputs: Sequence[Value]) -> Region:
+        """Return the region that computes `outputs` from `inputs`."""
+        for value in inputs:
+            self._input(value)
+        for step in steps:
+            WRITERS[step.kind](self, step)
+        self._loss(outputs)
+        graph = helper.make_graph(self.nodes, "region", self.inputs, [onnx.ValueInfoProto(name=LOSS)], self.constants)
+        imports = [helper.make_opsetid("", self.graph.opset), helper.make_opsetid("qcompile", 1)]
+        model = helper.make_model(graph, opset_imports=imports, ir_version=8)
+        return Region(model, self.parameters, self.feeds, self.masks)
+
+    # inputs and the loss
+
+    def _input(self, value: Value) -> None:
+        """What a region reads is a mixture of the quantized and the float value, drawn for each element."""
+        tensor = self.tensor_of.get(value.name, value.name)
+        if value.quantizer is None or ("f", tensor) not in self.shapes:
+            self._feed(value.name, "q", value.name, TensorProto.FLOAT)
+            return
+        codes = self._feed(f"{value.name}/codes", "q", value.name, TensorProto.UINT8)
+        exact = self._feed(f"{value.name}/exact", "f", tensor, TensorProto.FLOAT)
+        scale = self._constant(np.float32(value.quantizer.scale))
+        zero = self._constant(np.uint8(value.quantizer.zero_point))
+        quantized = self._node("DequantizeLinear", [codes, scale, zero])
+        self.sizes[value.name] = self.shapes["q", value.name]
+        chosen = self._node("Cast", [self._mask(value.name)], to=TensorProto.FLOAT)
+        change = self._node("Mul", [chosen, self._node("Sub", [quantized, exact])])
+        self._node("Add", [exact, change], value.name)
+
+    def _feed(self, name: str, side: str, value: str, kind: int) -> str:
+        self.inputs.append(helper.make_tensor_value_info(name, kind, self.shapes[side, value]))
+        self.feeds[name] = (side, value)
+        return name
+
+    def _loss(self, outputs: Sequence[Value]) -> None:
+        """Squared error, summed over channels, mean over samples and positions, plus the rounding regulariser."""
+        for name in (STRENGTH, EXPONENT, UNIT_ERROR):
+            self.inputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, []))
+        errors = []
+        for value in outputs:
+            tensor = self.tensor_of.get(value.name, value.name)
+            target = self._feed(f"{value.name}/target", "f", tensor, TensorProto.FLOAT)
+            shape = self.shapes["f", tensor]
+            off = self._node("Sub", [value.name, target])
+            total = self._node("ReduceSum", [self._node("Mul", [off, off])], keepdims=0)
+            count = np.float32(shape[1] / np.prod(shape)) if len(shape) > 1 else np.float32(1 / np.prod(shape))
+            errors.append(self._node("Mul", [total, self._constant(count)]))
+        error = errors[0]
+        for other in errors[1:]:
+            error = self._node("Add", [error, other])
+        self._node("Identity", [error], RECONSTRUCTION)
+        relative = self._node("Div", [error, UNIT_ERROR])
+        variables = {name: item for name, item in self.parameters.items() if item.kind is ParameterKind.ROUNDING}
+        weights = sum(item.start.size for item in variables.values())
+        penalties = [self._penalty(name) for name in variables]
+        penalty = penalties[0]
+        for other in penalties[1:]:
+            penalty = self._node("Add", [penalty, other])
+        undecided = self._node("Mul", [penalty, self._constant(np.float32(1 / weights))])
+        self._node("Add", [relative, self._node("Mul", [undecided, STRENGTH])], LOSS)
+
+    def _penalty(self, variable: str) -> str:
+        """Return the sum of 1 - |2h - 1|^exponent."""
+        soft = self._node("Mul", [self._node("Sigmoid", [variable]), self._constant(np.float32(STRETCH))])
+        soft = self._node("Add", [soft, self._constant(np.float32(SHIFT))])
+        soft = self._node("Clip", [soft, self._constant(np.float32(0)), self._constant(np.float32(1))])
+        twice = self._node("Sub", [self._node("Add", [soft, soft]), self._constant(np.float32(1))])
+        decided = self._node("Pow", [self._node("Abs", [twice]), EXPONENT])
+        return self._node("ReduceSum", [self._node("Sub", [self._constant(np.float32(1)), decided])], keepdims=0)
+
+    # one writer per kind of step
+
+    def quantize(self, step: Step) -> None:
+        """A quantizer of its own: in front of a compute node, or behind a float one."""
+        (source,), (target,) = step.inputs, step.outputs
+        tensor = self.tensors.get(source.name)
+        assert target.quantizer is not None
+        if isinstance(tensor, Constant):
+            self.constants.append(numpy_helper.from_array(fake_quantize(tensor.values, target.quantizer), target.name))
+            return
+        known = self.sizes.get(source.name)
+        self.sizes[target.name] = known if known else self._size(self.tensors[source.name])
+        self._fake_quantize(self._read(source), target)
+
+    def dequantize(self, step: Step) -> None:
+        """Nothing: values here are float already."""
+        self._node("Identity", [step.inputs[0].name], step.outputs[0].name)
+
+    def compute(self, step: Step) -> None:
+        """A layer with soft-rounded weights."""
+        node = step.node
+        assert node is not None
+        inputs = [self._read(value) for value in step.inputs]
+        weight = self.plan.weights.get(node.name)
+        if weight is not None:
+            inputs.append(self._weight(node, weight))
+            bias = self.plan.biases.get(node.name)
+            if bias is not None:
+                inputs.append(self._parameter(f"{node.name}/bias", ParameterKind.BIAS, bias, node.name))
+        self._operator(step, inputs)
+
+    def arithmetic(self, step: Step) -> None:
+        """An operator, then its quantizer."""
+        assert step.node is not None
+        rest = [self._read(Value(tensor.name)) for tensor in step.node.inputs[len(operands(step.node)) :]]
+        self._operator(step, [self._read(value) for value in step.inputs] + rest)
+
+    def keep(self, step: Step) -> None:
+        """Movers, clips and float operators, on float values."""
+        node = step.node
+        assert node is not None
+        data = [value.name for value in step.inputs] if step.kind is Kind.CODES else []
+        rest = [self._read(Value(tensor.name)) if tensor.name else "" for tensor in node.inputs[len(data) :]]
+        outputs = [value.name for value in step.outputs]
+        if step.kind is Kind.CODES:
+            self.sizes.update({v.name: self._size(t) for v, t in zip(step.outputs, node.outputs)})
+        self.nodes.append(node_proto(node, [*data, *rest], outputs))
+
+    # the pieces they share
+
+    def _operator(self, step: Step, inputs: list[str]) -> None:
+        """Write the node, the clips absorbed behind it, and its quantizer."""
+        (target,), node = step.outputs, step.node
+        assert node is not None
+        end, current = node.outputs[0], f"{target.name}/raw"
+        self.nodes.append(node_proto(node, inputs, [current]))
+        while len(end.outputs) == 1 and self.plan.form(end.outputs[0].name) is Form.ABSORBED:
+            clip = end.outputs[0]
+            end, clipped = clip.outputs[0], f"{target.name}/{clip.name}"
+            rest = [self._read(Value(tensor.name)) if tensor.name else "" for tensor in clip.inputs[1:]]
+            self.nodes.append(node_proto(clip, [current, *rest], [clipped]))
+            current = clipped
+        if target.quantizer is None:
+            self._node("Identity", [current], target.name)
+        else:
+            self.sizes[target.name] = self._size(end)
+            self._fake_quantize(current, target)
+
+    def _fake_quantize(self, source: str, target: Value) -> None:
+        quantizer = target.quantizer
+        assert quantizer is not None
+        scale = self._activation_scale(target.name, quantizer)
+        mask = self._mask(target.name)
+        self.nodes.append(
+            helper.make_node("FakeQuantActivation", [source, scale, mask], [target.name], target.name,
+                             domain="qcompile", bits=quantizer.bits, zero_point=quantizer.zero_point)
+        )  # fmt: skip
+
+    def _activation_scale(self, codes: str, quantizer: Quantizer) -> str:
+        key = self._key(codes, quantizer)
+        start = self._constant(np.float32(quantizer.scale))
+        spec = self.plan.specs[key]
+        if spec.fixed is not None:
+            return start
+        name = f"{key}/log_scale"
+        limit = [np.log(spec.upper / quantizer.high)] if np.isfinite(spec.upper) and spec.upper > 0 else []
+        limit += [np.log(spec.lower / quantizer.low)] if np.isfinite(spec.lower) and quantizer.low < 0 else []
+        self._parameter(name, ParameterKind.ACTIVATION_SCALE, np.zeros((), np.float32), key, min(limit, default=np.inf))
+        return self._node("Mul", [start, self._node("Exp", [name])])
+
+    def _key(self, codes: str, quantizer: Quantizer) -> str:
+        """Return the key of the quantizer that makes `codes`."""
+        return next(key for key, item in self.plan.quantizers.items() if item is quantizer)
+
+    def _weight(self, node: Node, weight: WeightQuantizer) -> str:
+        """Return W = scale (base + h): base the grid point below the float weight, h between it and the next one."""
+        start, step, base = soft_start(np.asarray(node.inputs[1].values, np.float32), weight)
+        variable = self._parameter(f"{node.name}/rounding", ParameterKind.ROUNDING, start, node.name)
+        log_scale = np.zeros(step.shape, np.float32)
+        factor = self._parameter(f"{node.name}/log_scale", ParameterKind.WEIGHT_SCALE, log_scale, node.name)
+        scale = self._node("Mul", [self._constant(step), self._node("Exp", [factor])])
+        output = f"{node.name}/weight"
+        self.nodes.append(
+            helper.make_node("FakeQuantWeight", [variable, scale, self._constant(base)], [output], output,
+                             domain="qcompile", rounding="adaround")
+        )  # fmt: skip
+        return output
+
+    def _parameter(self, name: str, kind: ParameterKind, start: Array, owner: str, highest: float = np.inf) -> str:
+        if name not in self.parameters:
+            self.parameters[name] = Parameter(kind, start.astype(np.float32), owner, float(highest))
+            self.inputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, start.shape))
+        return name
+
+    def _mask(self, of: str) -> str:
+        name = f"{of}/mask"
+        self.masks[name] = self.sizes[of]
+        self.inputs.append(helper.make_tensor_value_info(name, TensorProto.BOOL, self.sizes[of]))
+        return name
+
+    def _size(self, tensor: Tensor) -> tuple[int, ...]:
+        """Return the shape of a tensor of the graph for one batch."""
+        shape = (self.batch, *(tensor.shape or ())[1:])
+        if tensor.shape is None or not all(isinstance(size, int) for size in shape):
+            raise UntrainableError(f"the shape of {tensor.name!r} is not static")
+        return shape
+
+    def _read(self, value: Value) -> str:
+        tensor = self.tensors.get(value.name)
+        if isinstance(tensor, Constant) and value.name not in self.known:
+            self.known.add(value.name)
+            self.constants.append(numpy_helper.from_array(np.asarray(tensor.values), value.name))
+        return value.name
+
+    def _constant(self, array: Any) -> str:
+        name = f"region/constant_{len(self.constants)}"
+        self.constants.append(numpy_helper.from_array(np.asarray(array), name))
+        return name
+
+    def _node(self, op: str, inputs: list[str], output: str = "", **attributes: Any) -> str:
+        output = output or f"region/{op}_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(op, inputs, [output], output, **attributes))
+        return output
+
+
+WRITERS = {
+    Kind.QUANTIZE: RegionBuilder.quantize,
+    Kind.REQUANTIZE: RegionBuilder.quantize,
+    Kind.DEQUANTIZE: RegionBuilder.dequantize,
+    Kind.COMPUTE: RegionBuilder.compute,
+    Kind.ARITHMETIC: RegionBuilder.arithmetic,
+    Kind.CODES: RegionBuilder.keep,
+    Kind.FLOAT: RegionBuilder.keep,
+}

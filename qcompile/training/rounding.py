@@ -1,0 +1,45 @@
+"""Between soft and hard rounding of a weight on its own grid (AdaRound, Nagel et al., 2020)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qcompile.quant.params import WeightQuantizer
+
+STRETCH, SHIFT = 1.2, -0.1  # zeta - gamma and gamma of the rectified sigmoid
+Floats = NDArray[np.float32]
+
+
+def soft_start(exact: Floats, weight: WeightQuantizer) -> tuple[Floats, Floats, Floats]:
+    """Return (variable, scale, base) such that scale * (base + h(variable)) is the float weight, where the grid has it.
+
+    h = clip(1.2 sigmoid(variable) - 0.1, 0, 1). `variable` has the weight's shape, `scale` and `base` broadcast to it.
+    """
+    low, part = _grid(exact, weight)
+    variable = -np.log(STRETCH / (np.clip(part, 0, 1 - 1e-6) - SHIFT) - 1)
+    return variable.astype(np.float32), _step(weight), (low + _offset(weight)).astype(np.float32)
+
+
+def hardened(exact: Floats, weight: WeightQuantizer, variable: NDArray[Any]) -> WeightQuantizer:
+    """Return `weight` with every code at the end of its interval that `variable` points to."""
+    low, _ = _grid(exact, weight)
+    return replace(weight, codes=(low + (variable >= 0)).astype(np.uint8))
+
+
+def _grid(exact: Floats, weight: WeightQuantizer) -> tuple[Floats, Floats]:
+    """Return the code below each float weight, at most the last but one, and how far above it the weight lies."""
+    place = exact / _step(weight) - _offset(weight)
+    low = np.clip(np.floor(place), 0, (1 << weight.bits) - 2).astype(np.float32)
+    return low, place - low
+
+
+def _step(weight: WeightQuantizer) -> Floats:
+    return weight.along((weight.scale * weight.step).astype(np.float32))
+
+
+def _offset(weight: WeightQuantizer) -> Floats:
+    return weight.along((weight.offset / weight.step.astype(np.float32)).astype(np.float32))

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from networks import NETWORKS, network, samples
+
+import qcompile
+from qcompile import Config, PassManager, QModel, open_model
+from qcompile.pipeline import build
+from qcompile.runtime.session import Session
+
+WIDE = """net (float[N,3,8,8] x, float[16,3,3,3] A, float[16,16,3,3] B, float[5,16,1,1] C) => (float[N,5,P,Q] y) {
+  [first] a = Conv<pads = [1,1,1,1]>(x, A)  [relu1] b = Relu(a)  [inner] c = Conv<pads = [1,1,1,1]>(b, B)
+  [relu2] d = Relu(c)  [last] y = Conv(d, C)
+}"""
+
+
+def trained(source: onnx.ModelProto, method: str, *, data: Any = None, **settings: Any) -> QModel:
+    config = Config(method=method, threads=1, **settings)
+    model = open_model(source, config, samples(source, 200) if data is None else data)
+    PassManager(item for item in build(config) if item.name != "validate").run(model)
+    return model
+
+
+def error(model: QModel) -> float:
+    """Squared error of the emitted file against the float model, on samples that nobody saw."""
+    feeds = samples(model.source, 32, seed=99)
+    assert model.emitted is not None
+    exact, made = Session(model.source, threads=1).run(feeds), Session(model.emitted, threads=1).run(feeds)
+    return float(sum(np.square(made[name] - exact[name]).sum() / np.square(exact[name]).sum() for name in exact))
+
+
+@pytest.mark.parametrize("method", ["qdrop", "brecq"])
+def test_unseen_samples_come_out_closer(method: str) -> None:
+    source = network(WIDE)
+    low = {"w": 2, "a": 8, "first_last_bits": 2}
+    assert error(trained(source, method, steps=150, **low)) < 0.9 * error(trained(source, "rtn", **low))
+
+
+def test_same_seed_same_file() -> None:
+    source = network(NETWORKS["residual"])
+    one, two = (trained(source, "qdrop", w=4, a=4, steps=10).emitted for _ in range(2))
+    assert one is not None and two is not None
+    assert one.SerializeToString(deterministic=True) == two.SerializeToString(deterministic=True)
+
+
+def test_every_unit_is_accounted_for() -> None:
+    model = trained(network(NETWORKS["squeeze_excite"]), "qdrop", w=4, a=4, steps=20)
+    with_weights = {unit.name for unit in model.plan.units if any(node in model.plan.weights for node in unit.nodes)}
+    assert {entry["unit"] for entry in model.journal.by("reconstruct")} == with_weights
+    for entry in model.journal.by("reconstruct"):
+        assert entry["what"] == "not trained" or (entry["after"] < entry["before"]) == (entry["what"] == "trained")
+
+
+def test_what_cannot_be_trained_is_left_with_a_note() -> None:
+    source = network(
+        """net (float[N,3,8,8] x, float[4,3,1,1] A, float[4,4,1,1] B, float[4,4,1,1] C) => (float[N,4,P,Q] y) {
+          [first] a = Conv(x, A)  [inner] b = Conv(a, B)  [round] r = Round(b)  [last] y = Conv(r, C)
+        }"""
+    )
+    model = trained(source, "qdrop", w=4, a=4, steps=5)
+    notes = [entry for entry in model.journal.by("reconstruct") if entry["what"] == "not trained"]
+    assert notes and all("Round" in note["reason"] for note in notes)
+
+
+def test_two_bits_of_the_embedded_example(models: Path) -> None:
+    """A few steps are worth points: 60 of 16 images per unit, scored on the first 300 test images."""
+    with np.load(models / "cifar10_test.npz") as arrays:
+        evaluation = {"images": arrays["images"][:300], "labels": arrays["labels"][:300]}
+    top1 = {}
+    for method in ("rtn", "qdrop"):
+        config = Config(w=2, a=3, method=method, steps=60, samples=200, preprocess="imagenet-norm", threads=1)
+        result = qcompile.compile(
+            models / "resnet20_cifar10.onnx", config, str(models / "cifar10_calib.npz"), evaluation=evaluation
+        )
+        top1[method] = result.report["audit"]["top1"]["emitted"]
+    assert top1["qdrop"] > top1["rtn"] + 1

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qcompile.quant.scales import quantize_weight
+from qcompile.training.rounding import SHIFT, STRETCH, hardened, soft_start
+
+
+def soft(variable: np.ndarray) -> np.ndarray:
+    return np.clip(STRETCH / (1 + np.exp(-variable.astype(np.float64))) + SHIFT, 0, 1)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**31), st.sampled_from([2, 3, 4, 8]), st.sampled_from([0, 1]))
+def test_training_starts_at_the_float_weight_where_the_grid_has_it(seed: int, bits: int, axis: int) -> None:
+    exact = np.random.default_rng(seed).normal(0, 1, (5, 6, 3)).astype(np.float32)
+    weight = quantize_weight(exact, bits=bits, axis=axis)
+    variable, scale, base = soft_start(exact, weight)
+    start = scale * (base + soft(variable))
+    low, high = scale * base, scale * (base + 1)
+    inside = (exact >= low) & (exact <= high)
+    np.testing.assert_allclose(start[inside], exact[inside], atol=1e-5 * np.abs(exact).max())  # float32
+    np.testing.assert_allclose(start, np.clip(exact, low, high), atol=1e-5 * np.abs(exact).max())
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**31), st.sampled_from([2, 3, 4, 8]))
+def test_hard_codes_are_the_ends_that_the_variable_points_to(seed: int, bits: int) -> None:
+    random = np.random.default_rng(seed)
+    exact = random.normal(0, 1, (4, 7)).astype(np.float32)
+    weight = quantize_weight(exact, bits=bits, axis=0)
+    _, scale, base = soft_start(exact, weight)
+    decided = np.where(random.random(exact.shape) < 0.5, 20.0, -20.0)
+    found = hardened(exact, weight, decided)
+    assert found.codes.max() < 1 << bits
+    np.testing.assert_allclose(found.dequantize(), scale * (base + soft(decided)), rtol=1e-5, atol=1e-6)
+
+
+def test_untrained_variables_round_to_nearest() -> None:
+    exact = np.random.default_rng(0).normal(0, 1, (8, 32)).astype(np.float32)
+    weight = quantize_weight(exact, bits=4, axis=0)
+    variable, _, _ = soft_start(exact, weight)
+    assert (hardened(exact, weight, variable).codes == weight.codes).mean() == pytest.approx(1.0, abs=0.01)  # ties
