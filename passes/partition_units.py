@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import ClassVar, Literal
 
-from qcompile.ir import Constant, Graph, Node
+from qcompile.ir import Constant, Graph, Node, unique_name
 from qcompile.program.blocks import find_blocks
 from qcompile.program.dag import COMPUTE, ActivationDag, activation_dag
 from qcompile.qmodel import QModel
@@ -294,12 +294,7 @@ class _Names:
         """Return a name for the unit at `position`: `layer1.0`, or `unit_03` if its nodes share no scope."""
         named = [node for node in nodes if node.op in COMPUTE] or nodes[-1:]
         stem = self._scope([node.name.strip("/") for node in named], named[0].op) or f"unit_{position:02d}"
-        name, count = stem, 1
-        while name in self.taken:
-            count += 1
-            name = f"{stem}_{count}"
-        self.taken.add(name)
-        return name
+        return unique_name(stem, self.taken)
 
     def _scope(self, names: Sequence[str], op: str) -> str:
         """Return what `names` share, if no other compute node shares it; layer1/layer1.0 becomes layer1.0."""

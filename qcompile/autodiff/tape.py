@@ -13,6 +13,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 
 from qcompile.autodiff.operators import Operand, Operators, Value
 from qcompile.errors import InputError
+from qcompile.ir import unique_name
 from qcompile.ir.protos import all_nodes, hollow, size, subgraphs
 
 OLDEST_OPSET = 18  # the first where all reductions and Pad take their axes as inputs
@@ -145,12 +146,7 @@ class Tape(Operators):
 
     def unique(self, stem: str) -> Value:
         """Return `stem`, or `stem_2`, `stem_3` ...: a name that nothing has, which is taken now."""
-        name, count = stem, 1
-        while name in self._taken:
-            count += 1
-            name = f"{stem}_{count}"
-        self._taken.add(name)
-        return name
+        return unique_name(stem, self._taken)
 
     # what is known of the forward graph
 

@@ -9,6 +9,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from qcompile.ir import unique_name
+
 
 class Constants:
     """Initializers by content. `add` returns the name under which an equal array stands in the file."""
@@ -44,9 +46,4 @@ class Constants:
 
     def unique(self, stem: str) -> str:
         """Return `stem`, or `stem_2`, `stem_3` ...: a name not yet taken, which is taken now."""
-        name, count = stem, 1
-        while name in self._taken:
-            count += 1
-            name = f"{stem}_{count}"
-        self._taken.add(name)
-        return name
+        return unique_name(stem, self._taken)

@@ -15,7 +15,17 @@ from onnx import TensorProto, helper
 from qcompile.emission import pack
 from qcompile.emission.bias import integer_bias
 from qcompile.emission.constants import Constants
-from qcompile.ir import Constant, Graph, Node, Tensor, constant_value, node_proto, restore_types, value_info
+from qcompile.ir import (
+    Constant,
+    Graph,
+    Node,
+    Tensor,
+    constant_value,
+    node_proto,
+    restore_types,
+    unique_name,
+    value_info,
+)
 from qcompile.ir.protos import all_nodes
 from qcompile.program.forms import HALF, HARD_SIGMOID, HARD_SWISH_SLOPE, clip_bounds, float_bias, operands
 from qcompile.program.lower import Kind, Program, Step, Value
@@ -290,11 +300,7 @@ class Emitter:
         return output
 
     def _name(self, stem: str) -> str:
-        name, count = stem, 1
-        while name in self.names:
-            name, count = f"{stem}_{count}", count + 1
-        self.names.add(name)
-        return name
+        return unique_name(stem, self.names)
 
 
 WRITERS = {

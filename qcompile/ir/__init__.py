@@ -20,6 +20,7 @@ from qcompile.ir.graph import (
     replace_uses,
     restore_types,
     topological,
+    unique_name,
     value_info,
 )
 from qcompile.ir.load import to_model
@@ -45,5 +46,6 @@ __all__ = [
     "restore_types",
     "to_model",
     "topological",
+    "unique_name",
     "value_info",
 ]

@@ -95,7 +95,11 @@ def remove_node(graph: Graph, node: Node) -> None:
 
 def fresh_name(graph: Graph, stem: str) -> str:
     """Return `stem`, or `stem_2`, `stem_3` ...: a name that no tensor and no node of the graph has."""
-    taken = vars(graph).get("taken_names") or taken_names(graph)
+    return unique_name(stem, vars(graph).get("taken_names") or taken_names(graph))
+
+
+def unique_name(stem: str, taken: set[str]) -> str:
+    """Return `stem`, or `stem_2`, `stem_3` ...: a name that is not in `taken`, which is taken now."""
     name, count = stem, 1
     while name in taken:
         count += 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qcompile.ir.graph import Graph
+from qcompile.ir.graph import Graph, unique_name
 
 
 def name_nodes(graph: Graph) -> int:
@@ -16,16 +16,9 @@ def name_nodes(graph: Graph) -> int:
     renamed = 0
     for node in graph.nodes:
         if not node.name or node.name in seen:
-            node.name = _unused(node.name or next((t.name for t in node.outputs if t.name), node.op), taken)
+            stem = node.name or next((tensor.name for tensor in node.outputs if tensor.name), node.op)
+            node.name = unique_name(stem, taken)
             renamed += 1
         seen.add(node.name)
         taken.add(node.name)
     return renamed
-
-
-def _unused(stem: str, taken: set[str]) -> str:
-    name, count = stem, 1
-    while name in taken:
-        count += 1
-        name = f"{stem}_{count}"
-    return name

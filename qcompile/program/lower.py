@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from qcompile.ir import Constant, Graph, Node, Tensor, captured_names, only_consumer, topological
+from qcompile.ir import Constant, Graph, Node, Tensor, captured_names, only_consumer, topological, unique_name
 from qcompile.program.forms import data_inputs, operands
 from qcompile.quant.params import Quantizer
 from qcompile.quant.plan import Form, Plan
@@ -144,11 +144,7 @@ class _Lowering:
 
     def _new_codes(self, tensor: Tensor, key: str) -> Value:
         quantizer = self.plan.quantizers[key]
-        stem = f"{tensor.name}_q{quantizer.bits}"
-        name, count = stem, 1
-        while name in self.taken:
-            name, count = f"{stem}_{count}", count + 1
-        self.taken.add(name)
+        name = unique_name(f"{tensor.name}_q{quantizer.bits}", self.taken)
         value = self.coded[tensor.name, key] = Value(name, quantizer)
         if key == self.plan.key(tensor.name):
             self.code_names[tensor.name] = name
