@@ -89,6 +89,9 @@ class Config:
 
     def __post_init__(self) -> None:
         check(self)
+        if self.method == "rtn" and (self.steps or self.recon_batch):
+            flag_name = "--steps" if self.steps else "--recon-batch"
+            raise InputError(f"{flag_name} is for methods that train", remedy="add --method qdrop, or leave it out")
         for pattern in self.keep_float:
             check_pattern("--keep-float", pattern)
         for pattern, weight_bits, input_bits in self.bits:

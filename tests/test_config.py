@@ -117,3 +117,9 @@ def test_unreadable_recipe(tmp_path: Path, content: bytes | None, message: str) 
         path.write_bytes(content)
     with pytest.raises(InputError, match=message):
         read_recipe(path)
+
+
+def test_training_flags_need_a_method_that_trains() -> None:
+    assert Config(method="qdrop", steps=10).steps == 10
+    with pytest.raises(InputError, match="--recon-batch is for methods that train"):
+        Config(recon_batch=8)
