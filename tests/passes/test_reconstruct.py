@@ -72,8 +72,8 @@ def test_two_bits_of_the_embedded_example(models: Path) -> None:
     with np.load(models / "cifar10_test.npz") as arrays:
         evaluation = {"images": arrays["images"][:300], "labels": arrays["labels"][:300]}
     top1 = {}
-    for method in ("rtn", "qdrop"):
-        config = Config(w=2, a=3, method=method, steps=60, samples=200, preprocess="imagenet-norm", threads=1)
+    for method, steps in (("rtn", None), ("qdrop", 60)):
+        config = Config(w=2, a=3, method=method, steps=steps, samples=200, preprocess="imagenet-norm", threads=1)
         result = qcompile.compile(
             models / "resnet20_cifar10.onnx", config, str(models / "cifar10_calib.npz"), evaluation=evaluation
         )
