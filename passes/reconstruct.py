@@ -65,7 +65,7 @@ def _reconstruct(model: QModel, sides: Sides, unit: Unit, random: np.random.Gene
         judged = slice(sides.count - max(1, sides.count // HELD_BACK), sides.count)
         start = sides.error(numbers, judged)
         try:
-            _train(model, sides, numbers, random, judged.start)
+            _train(model, sides, numbers, random, max(1, judged.start))
             end = sides.error(numbers, judged)
             better = math.isfinite(end) and end < start
             what = "trained" if better else "worse after training: left as it was"

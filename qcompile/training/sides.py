@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from qcompile.data.dataset import Dataset
 from qcompile.emission.fragment import boundary, fragment
+from qcompile.errors import InputError
 from qcompile.ir import Constant, Graph, topological
 from qcompile.program.lower import Kind, Program, Step, Value, lower
 from qcompile.quant.plan import Plan, Unit
@@ -42,6 +43,12 @@ class Sides:
         self.results = {tensor.name for tensor in self.graph.outputs}
         batches = list(self.data.batches(PART))
         for name in batches[0]:
+            if len({batch[name].shape[1:] for batch in batches}) > 1:
+                raise InputError(
+                    f"training needs samples of one size, those of {name!r} differ",
+                    where=self.data.source,
+                    remedy="give --preprocess a size or a crop, or use --method rtn",
+                )
             array = np.concatenate([batch[name] for batch in batches])
             self.values[FLOAT, name] = self.values[QUANTIZED, name] = array
         self.count = len(array)

@@ -9,7 +9,7 @@ import pytest
 from networks import NETWORKS, network, samples
 
 import qcompile
-from qcompile import Config, PassManager, QModel, open_model
+from qcompile import Config, InputError, PassManager, QModel, open_model
 from qcompile.pipeline import build
 from qcompile.runtime.session import Session
 
@@ -79,3 +79,25 @@ def test_two_bits_of_the_embedded_example(models: Path) -> None:
         )
         top1[method] = result.report["audit"]["top1"]["emitted"]
     assert top1["qdrop"] > top1["rtn"] + 1
+
+
+def test_one_sample_is_enough_to_run() -> None:
+    model = trained(network(WIDE), "qdrop", data=samples(network(WIDE), 1), w=4, a=4, steps=2)
+    assert model.emitted is not None
+
+
+def test_samples_of_differing_sizes_are_refused() -> None:
+    source = network(
+        """net (float[N,3,H,W] x, float[4,3,1,1] A, float[4,4,1,1] B) => (float[N,4,P,Q] y) {
+          [first] a = Conv(x, A)  [last] y = Conv(a, B)
+        }"""
+    )
+    random = np.random.default_rng(0)
+
+    def feeds() -> Any:
+        for size in (6, 8, 10, 12):
+            yield {"x": random.normal(size=(1, 3, size, size)).astype(np.float32)}
+
+    every = list(feeds())
+    with pytest.raises(InputError, match="samples of one size"):
+        trained(source, "qdrop", data=lambda: iter(every), w=4, a=4, steps=2)
