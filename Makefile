@@ -1,12 +1,14 @@
-# Two commands; neither needs the other first, and nothing has to be installed but Python 3.11 or later.
-#   make demo   compile the embedded ResNet-20 to W4A4 and print its accuracy before and after
-#   make test   formatter, linter, types, import layers, tests
+# No command needs another first, and nothing has to be installed but Python 3.11 or later.
+#   make demo                compile the embedded ResNet-20 to W4A4 and print its accuracy before and after
+#   make test                formatter, linter, types, import layers, tests
+#   make test-ort-training   the second training engine; in an environment of its own: 1.1 GB, and Python 3.11
 
 PYTHON ?= python3
+ORT_TRAINING_PYTHON ?= $(shell command -v python3.11 || echo $(PYTHON))
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check tests clean
+.PHONY: demo test check tests test-ort-training clean
 
 demo: .venv/installed
 	mkdir -p out
@@ -17,6 +19,10 @@ test: check tests
 
 tests: .venv/installed-dev
 	$(BIN)/python -m pytest
+
+test-ort-training: .venv/installed-dev .venv-ort-training/installed
+	QCOMPILE_ORT_TRAINING_PYTHON=$(CURDIR)/.venv-ort-training/bin/python \
+	  $(BIN)/python -m pytest tests/training/test_ort_training.py
 
 check: .venv/installed-dev # all of `make test` that runs no test
 	$(BIN)/ruff format --check
@@ -38,5 +44,12 @@ check: .venv/installed-dev # all of `make test` that runs no test
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
+.venv-ort-training/installed: Makefile # the package is imported as onnxruntime too, so it cannot live in .venv
+	@$(ORT_TRAINING_PYTHON) -c 'import sys; sys.exit(sys.version_info >= (3, 12))' || \
+	  { echo "onnxruntime-training needs Python 3.11; name it with: make ORT_TRAINING_PYTHON=... test-ort-training" >&2; exit 1; }
+	$(ORT_TRAINING_PYTHON) -m venv .venv-ort-training
+	.venv-ort-training/bin/python -m pip install --quiet onnxruntime-training==1.19.2 onnx==1.17.0
+	touch $@
+
 clean:
-	rm -rf .venv out build *.egg-info
+	rm -rf .venv .venv-ort-training out build *.egg-info

@@ -28,6 +28,8 @@ from qcompile.quant.plan_file import fingerprint, load_plan, save_plan
 from qcompile.report.summary import build_report
 from qcompile.runtime.session import Session, newest_opset
 from qcompile.targets.schema import Target
+from qcompile.training.engines import check_engine
+from qcompile.training.work_dir import open_work_dir
 
 Source = str | Path | onnx.ModelProto
 HELD_BACK = 64  # samples that calibration does not see; at most a tenth of them
@@ -133,6 +135,7 @@ def compile(
         The compiler failed, or the emitted model broke a rule of its target.
     """
     opened = open_model(model, config, data, evaluation=evaluation)
+    open_work_dir(opened)  # a wrong one is refused before any work
     if opened.data is None and plan is None:
         raise InputError("no calibration data", remedy=NO_DATA)
     if isinstance(plan, str | Path):
@@ -159,6 +162,7 @@ def open_model(model: Source, config: Config | None = None, data: Any = None, *,
     """
     config = config or Config()
     target = Target.load(config.target)
+    check_engine(config)
     if config.preprocess is not None:
         parse_preprocess(config.preprocess)  # a wrong one is refused even where there is no image
     if isinstance(model, onnx.ModelProto):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,12 +18,15 @@ from qcompile import api
 from qcompile.config import TYPE_NAMES, Config, Files, Flag, build_settings, flag_of, read_recipe, recipe_text
 from qcompile.errors import InputError, QCompileError, nearest
 from qcompile.ir.load import refuse_special
+from qcompile.report import plot
 from qcompile.report.screen import Screen
 from qcompile.report.summary import environment
+from qcompile.training.work_dir import has_state
 
 INTERRUPTED = 130
 WIDTH = 100
-GROUPS = ("Precision", "Data", "Output", "Recipe", "Run")
+DECIDING = ("Precision", "Fusion")  # groups of flags whose effect a saved plan holds
+GROUPS = ("Precision", "Fusion", "Data", "Output", "Recipe", "Run")
 EXAMPLES = """\
 qcompile in.onnx -o out.onnx --data calib.npz --w 4 --a 4
 qcompile in.onnx -o out.onnx --data photos/ --preprocess imagenet --eval val/
@@ -130,7 +135,7 @@ class Main(click.Group):
 
     def run(self, arguments: list[str]) -> None:
         """Parse and run; errors come out as exceptions."""
-        with self.make_context("qcompile", arguments, max_content_width=WIDTH) as context:
+        with self.make_context("qcompile", list(arguments), max_content_width=WIDTH, obj=arguments) as context:
             self.invoke(context)
 
 
@@ -146,8 +151,8 @@ def guarded(action: Callable[[], None], *, verbose: bool) -> int:
         if verbose and error.exit_code == 1:
             traceback.print_exc()
         return complain(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        return complain("interrupted", INTERRUPTED)
+    except KeyboardInterrupt as interrupt:
+        return complain(f"interrupted{interrupt}", INTERRUPTED)
     except Exception as error:
         if verbose:
             traceback.print_exc()
@@ -162,15 +167,24 @@ def complain(text: str, code: int) -> int:
     return code
 
 
+MISSING = {  # what click says where the argument of a command is missing
+    "compile": "no model given; qcompile IN.onnx -o OUT.onnx --data FROM, or qcompile --help",
+    "plot": "no report given; qcompile plot REPORT.json -o FIG.svg",
+}
+
+
 def usage_text(error: click.UsageError) -> str:
     """Return click's error as one line that says what to do."""
+    command = error.ctx.info_name if error.ctx and error.ctx.info_name in MISSING else "compile"
     if isinstance(error, click.NoSuchOption) and error.ctx is not None:
         known = [name for item in error.ctx.command.params for name in item.opts if name.startswith("--")]
-        return f"unknown flag {error.option_name}; {nearest(error.option_name, known)}"
-    if isinstance(error, click.MissingParameter):
-        return "no model given; qcompile IN.onnx -o OUT.onnx --data FROM, or qcompile --help"
-    text = error.format_message().rstrip(".")
-    return f"{text[:1].lower()}{text[1:]}; see qcompile --help"
+        text = f"unknown flag {error.option_name}; {nearest(error.option_name, known)}"
+    elif isinstance(error, click.MissingParameter):
+        text = MISSING[command]
+    else:
+        text = error.format_message().rstrip(".")
+        text = f"{text[:1].lower()}{text[1:]}; see qcompile {'plot ' if command == 'plot' else ''}--help"
+    return f"{text}; a model of the name plot is ./plot" if command == "plot" and Path("plot").exists() else text
 
 
 @click.group(cls=Main, add_help_option=False)
@@ -180,7 +194,10 @@ def main() -> None:
 
 @main.command("compile", cls=Command, params=OPTIONS)
 @click.argument("model", metavar="IN.onnx")
+@click.pass_obj
 def compile_command(
+    arguments: list[str],
+    /,
     model: str,
     recipe_path: str | None,
     save_config: str | None,
@@ -202,14 +219,14 @@ def compile_command(
         raise InputError(
             "--plan decides without numbers, so there is nothing to save", remedy="leave --plan or --save-plan out"
         )
-    decided = [item.name for item in fields(Config) if flag_of(item).group == "Precision"]
+    decided = [item.name for item in fields(Config) if flag_of(item).group in DECIDING]
     if files.load_plan and (asked := [name for name in ("precision", *decided) if name in given]):
         what = f"--{asked[0].replace('_', '-')} has no effect: the plan decides it"
         raise InputError(what, where=files.load_plan, remedy="leave it or --load-plan out")
     read = {"model": model, "data": files.data, "evaluation data": files.eval, "plan": files.load_plan}
     check_outputs(read, [files.out, files.report, files.save_plan, save_config])
     screen = Screen(verbose=verbose, quiet=quiet)
-    with screen.progress(), api.staged() as stage:
+    with resumable(config, arguments), screen.progress(), api.staged() as stage:
         if save_config:
             stage(save_config).write_text(recipe_text(config, files), encoding="utf-8")
         if plan_only:
@@ -222,6 +239,32 @@ def compile_command(
             )
             result.save(str(files.out), plan=files.save_plan, report=files.report)
             screen.result(result.report)
+
+
+@contextmanager
+def resumable(config: Config, arguments: Sequence[str]) -> Iterator[None]:
+    """Say with an interruption which command goes on, if there is a state to go on from."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if config.work_dir is None or not has_state(Path(config.work_dir)):
+            raise
+        command = shlex.join(["qcompile", *arguments, *([] if config.resume else ["--resume"])])
+        raise KeyboardInterrupt(f"; go on with: {command}") from None
+
+
+@main.command("plot")
+@click.argument("report", metavar="REPORT.json")
+@click.option("-o", "--out", metavar="FIG.svg", help="the figure to write: .png or .svg")
+def plot_command(report: str, out: str | None) -> None:
+    """Draw the errors and capacities of units that a report holds, and which units were trained together."""
+    if not out:
+        raise InputError("no output file", remedy="give -o FIG.svg or -o FIG.png")
+    plot.check_kind(Path(out))
+    check_outputs({"report": report}, [out])
+    found = plot.read_report(Path(report))
+    with api.staged() as stage:
+        plot.draw(found, stage(out))
 
 
 def check_outputs(inputs: Mapping[str, str | None], outputs: Sequence[str | None]) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
@@ -20,10 +20,20 @@ import tomli_w
 
 from qcompile.errors import InputError, nearest
 
-Method = Literal["rtn", "brecq", "qdrop"]
+Method = Literal["rtn", "adaround", "brecq", "qdrop", "mrecg", "mrecg-brecq"]
+Effort = Literal["fast", "default", "max"]
 CalibrationMethod = Literal["mse", "percentile", "entropy", "max"]
+FuseBy = Literal["data-free", "data-dependent", "loss"]
 Packing = Literal["auto", "int4", "planes", "none"]
+Engine = Literal["auto", "ort", "ort-training"]
+Device = Literal["cpu", "cuda"]
+FUSING = ("mrecg", "mrecg-brecq")
+OF_FUSION = ("fuse", "fuse_top_k", "fuse_by", "max_fused", "stride_factor")  # fields that mean nothing without it
+# fields that mean nothing without it
+OF_TRAINING = ("effort", "steps", "recon_batch", "engine", "device", "memory", "work_dir", "resume")
 BITS = (2, 8)
+UNITS = {"B": 1, "kB": 1000, "MB": 1000**2, "GB": 1000**3, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+AUTO = "auto"
 ACCEPTED: dict[type, tuple[type, ...]] = {int: (int,), float: (int, float), str: (str,), bool: (bool,)}
 TYPE_NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
 
@@ -59,19 +69,37 @@ class Config:
 
     `bits` holds (regular expression on node names, weight bits, input bits), the last match wins; `keep_float` regular
     expressions on node names. `residual_bits` are those of a tensor that a compute node and a residual Add both read.
-    `steps` and `recon_batch` are those of training, for the methods that train; None means the recipe's own.
+    `effort`, `steps` (which wins over it), `recon_batch`, `memory`, `work_dir` and `resume` are for the methods that
+    train; None means the recipe's own. `memory` is what the values between units may take, such as "1GB".
+    `fuse_top_k` None means as many boundaries as stand out; `fuse` lists the units of each region, by name or number.
     `calibration_method` None means: max for 8 bits, mse below. `threads` 0 means as many as the machine has.
     """
 
     w: int = bit_count(8, "weights, 2 to 8")
     a: int = bit_count(8, "inputs of Conv, Gemm and MatMul, 2 to 8")
-    method: Method = flag("rtn", "Precision", "rtn, or trained: brecq, qdrop", metavar="NAME", choices=get_args(Method))
-    steps: int | None = flag(None, "Precision", "of training per unit [500]", kind=int, metavar="N", least=1)
+    method: Method = flag(
+        "rtn", "Precision", "rtn; trained: adaround, brecq, qdrop, mrecg ...", metavar="NAME", choices=get_args(Method)
+    )
+    effort: Effort | None = flag(
+        None, "Precision", "of training: fast, default, max [default]", metavar="NAME", choices=get_args(Effort)
+    )
+    steps: int | None = flag(None, "Precision", "of training per unit [by effort]", kind=int, metavar="N", least=1)
     recon_batch: int | None = flag(None, "Precision", "samples in one of them [16]", kind=int, metavar="N", least=1)
     first_last_bits: int = bit_count(8, "first and last compute node")
     residual_bits: int = bit_count(8, "sums that a compute node reads too; a: as --a", words=("a",))
     bits: tuple[tuple[str, int, int], ...] = flag((), "Precision", "bits of nodes of that name", metavar="REGEX=W,A")
     keep_float: tuple[str, ...] = flag((), "Precision", "leave nodes of that name float", metavar="REGEX")
+    fuse_top_k: int | None = flag(
+        None, "Fusion", "join N pairs of neighbouring units [auto]", kind=int, metavar="N", least=0, words=(AUTO,)
+    )
+    fuse_by: FuseBy = flag(
+        "data-free", "Fusion", "data-free, data-dependent or loss", metavar="NAME", choices=get_args(FuseBy)
+    )
+    max_fused: int = flag(3, "Fusion", "units in one region at most", kind=int, metavar="N", least=1)
+    fuse: tuple[tuple[str, ...], ...] = flag((), "Fusion", "join these instead", metavar="UNIT+UNIT")
+    stride_factor: float = flag(
+        1.6, "Fusion", "capacity of a strided convolution", kind=float, metavar="X", least=0.01, most=100
+    )
     preprocess: str | None = flag(None, "Data", "imagenet, imagenet-norm, tf, raw, .toml, key=value", metavar="HOW")
     samples: int | None = flag(None, "Data", "use N samples, drawn at random", kind=int, metavar="N", least=1)
     batch: int | None = flag(None, "Data", "samples in one run", kind=int, metavar="N", least=1)
@@ -86,12 +114,30 @@ class Config:
     )
     seed: int = flag(0, "Run", "of every random choice", kind=int, metavar="N", least=0)
     threads: int = flag(0, "Run", "0: all cores", kind=int, metavar="N", least=0)
+    engine: Engine = flag(
+        "auto", "Run", "of training: auto, ort, ort-training", metavar="NAME", choices=get_args(Engine)
+    )
+    device: Device = flag("cpu", "Run", "of training: cpu, cuda", metavar="NAME", choices=get_args(Device))
+    memory: str | None = flag(None, "Run", "for values in training [half of what is free]", metavar="SIZE")
+    work_dir: str | None = flag(None, "Run", "keep the state of training there", metavar="FOLDER")
+    resume: bool = flag(False, "Run", "go on from the state in --work-dir", kind=bool)
 
     def __post_init__(self) -> None:
         check(self)
-        if self.method == "rtn" and (self.steps or self.recon_batch):
-            flag_name = "--steps" if self.steps else "--recon-batch"
-            raise InputError(f"{flag_name} is for methods that train", remedy="add --method qdrop, or leave it out")
+        given = {item.name for item in fields(self) if getattr(self, item.name) != item.default}
+        for name in OF_TRAINING if self.method == "rtn" else ():
+            if name in given:
+                flag_name = f"--{name.replace('_', '-')}"
+                raise InputError(f"{flag_name} is for methods that train", remedy="add --method qdrop, or leave it out")
+        if self.resume and self.work_dir is None:
+            raise InputError("--resume without a state to go on from", remedy="name its folder with --work-dir")
+        if self.memory is not None:
+            parse_size("--memory", self.memory)
+        for name in OF_FUSION:
+            _check_fusion(self, name, given)
+        for group in self.fuse:
+            if _region(group) != group:
+                raise InputError(f"--fuse {group!r} is no region", remedy="give a tuple of names or numbers as texts")
         for pattern in self.keep_float:
             check_pattern("--keep-float", pattern)
         for pattern, weight_bits, input_bits in self.bits:
@@ -144,6 +190,15 @@ def check(settings: Config | Files) -> None:
             check_range(where, value, known.least, known.most)
 
 
+def _check_fusion(config: Config, name: str, given: Collection[str]) -> None:
+    """Raise InputError where the field `name` is set, but something else in the configuration makes it void."""
+    flag_name = f"--{name.replace('_', '-')}"
+    if name in given and config.method not in FUSING:
+        raise InputError(f"{flag_name} is for methods that fuse", remedy="add --method mrecg, or leave it out")
+    if name in given and config.fuse and name in ("fuse_top_k", "fuse_by"):
+        raise InputError(f"{flag_name} has no effect: --fuse names the regions", remedy="leave one of them out")
+
+
 def has_type(value: object, kind: type) -> bool:
     """Say whether `value` is one for a flag of this kind; a truth value is not a number."""
     return isinstance(value, ACCEPTED[kind]) and isinstance(value, bool) == (kind is bool)
@@ -162,6 +217,15 @@ def check_pattern(where: str, pattern: str) -> None:
         re.compile(pattern)
     except (re.error, TypeError) as error:
         raise InputError(f"{where} {pattern!r} is not a regular expression: {error}") from error
+
+
+def parse_size(where: str, text: str) -> int:
+    """Return the bytes behind a size such as 1GB, 512 MB or 1.5GiB; `where` is the flag. Raises InputError."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]+)", text.strip(), re.IGNORECASE)
+    units = {name.lower(): size for name, size in UNITS.items()}
+    if not found or found[2].lower() not in units:
+        raise InputError(f"{where} {text!r} is not a size", remedy="give a number and a unit, such as 1GB or 512MB")
+    return int(float(found[1]) * units[found[2].lower()])
 
 
 def known_keys(values: Mapping[str, Any], *classes: type[Config] | type[Files]) -> dict[str, Any]:
@@ -185,10 +249,14 @@ def _precision(text: Any) -> dict[str, int]:
 
 
 def resolve(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `values` with notations turned into what the fields hold: lists, REGEX=W,A, residual bits 'a'."""
+    """Return `values` with notations turned into what the fields hold: lists, REGEX=W,A, UNIT+UNIT, 'a', 'auto'."""
     result = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     if isinstance(result.get("bits"), tuple):
         result["bits"] = tuple(_override(text) for text in result["bits"])
+    if isinstance(result.get("fuse"), tuple):
+        result["fuse"] = tuple(_region(group) for group in result["fuse"])
+    if result.get("fuse_top_k") == AUTO:
+        result["fuse_top_k"] = None
     residual = result.get("residual_bits")
     if residual == "a":
         result["residual_bits"] = result.get("a", Config.a)
@@ -204,6 +272,16 @@ def _override(text: Any) -> tuple[str, int, int]:
     if not found:
         raise InputError(f"--bits {text} is not of the form REGEX=W,A", remedy="for example --bits 'layer1=4,8'")
     return found[1], int(found[2]), int(found[3])
+
+
+def _region(group: Any) -> tuple[str, ...]:
+    """Return the units of one region: of a text UNIT+UNIT, or of a list of names and numbers."""
+    parts = group.split("+") if isinstance(group, str) else group
+    if not isinstance(parts, list | tuple) or not all(has_type(part, str) or has_type(part, int) for part in parts):
+        raise InputError(f"--fuse {group!r} is no region", remedy="give UNIT+UNIT, or a list of names and numbers")
+    if not (names := tuple(str(part).strip() for part in parts)) or not all(names):
+        raise InputError(f"--fuse {group!r} lacks a unit", remedy="give UNIT+UNIT, or a list of names and numbers")
+    return names
 
 
 Settings = TypeVar("Settings", Config, Files)
@@ -238,6 +316,8 @@ def recipe(*settings: Config | Files) -> dict[str, Any]:
     values = {item.name.replace("_", "-"): getattr(part, item.name) for part in settings for item in fields(part)}
     if values.get("bits"):
         values["bits"] = [f"{pattern}={weight},{data}" for pattern, weight, data in values["bits"]]
+    if "fuse" in values:
+        values["fuse"] = tuple(list(group) for group in values["fuse"])
     return {
         key: list(value) if isinstance(value, tuple) else value for key, value in values.items() if value is not None
     }

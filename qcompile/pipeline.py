@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from qcompile.config import Config
+from qcompile.config import FUSING, Config
 from qcompile.passes.calibrate import Calibrate
 from qcompile.passes.check_data import CheckData
 from qcompile.passes.correct_bias import CorrectBias
 from qcompile.passes.equalize_layers import EqualizeLayers
 from qcompile.passes.fold_batch_norm import FoldBatchNorm
+from qcompile.passes.fuse_regions import FuseRegions
 from qcompile.passes.insert_qdq import InsertQDQ
 from qcompile.passes.normalize_graph import NormalizeGraph
 from qcompile.passes.partition_units import PartitionUnits
 from qcompile.passes.place_quantizers import PlaceQuantizers
 from qcompile.passes.reconstruct import Reconstruct
+from qcompile.passes.score_capacity import ScoreCapacity
 from qcompile.passes.use_plan import UsePlan
 from qcompile.passes.validate import Validate
 from qcompile.passmanager import Pass
@@ -23,7 +25,7 @@ PREPARE: tuple[Pass, ...] = (NormalizeGraph(), FoldBatchNorm(), EqualizeLayers()
 
 def build(config: Config, plan: Plan | None = None) -> tuple[Pass, ...]:
     """Return the passes that compile a model; with a `plan` that was made before, decisions are taken from it."""
-    decide: tuple[Pass, ...] = (PlaceQuantizers(), CheckData(), Calibrate(), CorrectBias())
+    decide: tuple[Pass, ...] = (*place(config), CheckData(), Calibrate(), CorrectBias())
     if config.method != "rtn":
         decide = (*decide, Reconstruct())
     if plan is not None:
@@ -33,4 +35,9 @@ def build(config: Config, plan: Plan | None = None) -> tuple[Pass, ...]:
 
 def build_placement(config: Config) -> tuple[Pass, ...]:
     """Return the passes that decide what would be done, without any data."""
-    return (*PREPARE, PlaceQuantizers())
+    return (*PREPARE, *place(config))
+
+
+def place(config: Config) -> tuple[Pass, ...]:
+    """Return the passes that decide without data, in front of those that need some: a bad scheme is found early."""
+    return (PlaceQuantizers(), ScoreCapacity(), FuseRegions()) if config.method in FUSING else (PlaceQuantizers(),)

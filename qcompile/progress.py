@@ -8,8 +8,8 @@ from contextvars import ContextVar
 from typing import TypeVar
 
 Item = TypeVar("Item")
-Listener = Callable[[str, int, int | None], None]
-"""Called with the title of a step, how many items are done, and how many there are (None: unknown)."""
+Listener = Callable[[str, int, int | None, str], None]
+"""Called with the title of a step, how many items are done, how many there are (None: unknown), and a detail or ""."""
 
 _listener: ContextVar[Listener | None] = ContextVar("progress_listener", default=None)
 
@@ -24,15 +24,18 @@ def listening(listener: Listener) -> Iterator[None]:
         _listener.reset(token)
 
 
+def tell(title: str, done: int, total: int | None, detail: str = "") -> None:
+    """Say how far a step is; for steps that `track` does not suit. `done` == `total` ends it."""
+    listener = _listener.get()
+    if listener is not None:
+        listener(title, done, total, detail)
+
+
 def track(items: Iterable[Item], title: str, total: int | None = None) -> Iterator[Item]:
     """Yield `items`, reporting each as done when the next is asked for; `total` is their number where it is known."""
-    listener = _listener.get()
-    if listener is None:
-        yield from items
-        return
     done = 0
-    listener(title, done, total)
+    tell(title, done, total)
     for done, item in enumerate(items, start=1):
         yield item
-        listener(title, done, total)
-    listener(title, done, done)
+        tell(title, done, total)
+    tell(title, done, done)

@@ -149,11 +149,28 @@ def test_random_data_is_warned_about(run: Run) -> None:
 def test_help_is_one_screen_with_every_flag(run: Run) -> None:
     code, text, _ = run("--help")
     assert code == 0
-    assert len(text.splitlines()) <= 52 and max(map(len, text.splitlines())) <= 80
+    assert len(text.splitlines()) <= 68 and max(map(len, text.splitlines())) <= 80
     for item in (*fields(Config), *fields(Files)):
         assert f"--{item.name.replace('_', '-')}" in text
-    for group in ("Precision:", "Data:", "Output:", "Recipe:", "Run:", "Examples:"):
+    for group in ("Precision:", "Fusion:", "Data:", "Output:", "Recipe:", "Run:", "Examples:"):
         assert group in text
+
+
+def test_plot_draws_a_report(run: Run, folder: Path) -> None:
+    assert run("in.onnx", "--plan", "-q", "--method", "mrecg", "--fuse", "0+branch", "--report", "plot").code == 0
+    ended = run("plot", "plot", "-o", "figure.svg")
+    assert (ended.code, ended.out, ended.err) == (0, "", "")
+    assert (folder / "figure.svg").read_text().startswith("<?xml")
+
+
+def test_a_model_called_plot_is_compiled(run: Run, folder: Path) -> None:
+    (folder / "in.onnx").rename(folder / "plot")
+    ended = run("plot", "--plan")
+    assert (ended.code, ended.err) == (
+        2, "error: unknown flag --plan; known: --out; a model of the name plot is ./plot\n"
+    )  # fmt: skip
+    for arguments in (("./plot",), ("compile", "plot"), ("-q", "plot")):
+        assert run(*arguments, "--plan").code == 0
 
 
 def test_version(run: Run) -> None:
@@ -233,6 +250,7 @@ def image_folder() -> None:
 GOOD = np.ones((4, 3, 8, 8), np.float32)
 NOTHING: Callable[[], object] = lambda: None  # noqa: E731
 PLAIN = ("in.onnx", "-o", "out.onnx")
+MRECG = ("--method", "mrecg")
 BAD: dict[str, tuple[Callable[[], object], tuple[str, ...], str]] = {
     "no model": (NOTHING, (), "no model given"),
     "no such model": (NOTHING, ("none.onnx", "-o", "out.onnx", *DATA), "not found"),
@@ -278,6 +296,31 @@ BAD: dict[str, tuple[Callable[[], object], tuple[str, ...], str]] = {
     "output below a file": (NOTHING, (*COMPILE, "--report", "calib.npz/r.json"), "cannot write r.json"),
     "output is a folder": (lambda: Path("dir").mkdir(), ("in.onnx", "-o", "dir", *DATA), "cannot write dir"),
     "not a plan": (NOTHING, (*PLAIN, "--load-plan", "calib.npz"), "not a plan"),
+    "nothing to fuse": (NOTHING, (*COMPILE, "--fuse-top-k", "2"), "--fuse-top-k is for methods that fuse"),
+    "fused twice": (NOTHING, (*COMPILE, *MRECG, "--fuse-by", "loss", "--fuse", "0+1"), "--fuse names the regions"),
+    "no such unit": (NOTHING, (*COMPILE, *MRECG, "--fuse", "stem+brnch"), "no such unit; did you mean 'branch'?"),
+    "no unit": (NOTHING, (*COMPILE, *MRECG, "--fuse", "stem+"), "lacks a unit"),
+    "no losses": (NOTHING, (*COMPILE, *MRECG, "--fuse-by", "loss"), "use --fuse-by data-free"),
+    "no number of boundaries": (NOTHING, (*COMPILE, *MRECG, "--fuse-top-k", "some"), "give a whole number"),
+    "plot nothing": (NOTHING, ("plot",), "no report given; qcompile plot REPORT.json -o FIG.svg"),
+    "plot nowhere": (NOTHING, ("plot", "calib.npz"), "give -o FIG.svg"),
+    "plot no report": (NOTHING, ("plot", "calib.npz", "-o", "figure.svg"), "not a report"),
+    "plot no file": (NOTHING, ("plot", "none.json", "-o", "figure.svg"), "cannot read the report"),
+    "plot over the report": (NOTHING, ("plot", "r.svg", "-o", "r.svg"), "overwrite"),
+    "plot a PDF": (NOTHING, ("plot", "calib.npz", "-o", "figure.pdf"), "end its name in .png or .svg"),
+    "--effort with rtn": (NOTHING, (*COMPILE, "--effort", "max"), "--effort is for methods that train"),
+    "--resume with rtn": (NOTHING, (*COMPILE, "--resume", "--work-dir", "w"), "--work-dir is for methods that train"),
+    "--memory without a unit": (NOTHING, (*COMPILE, "--method", "qdrop", "--memory", "12"), "such as 1GB or 512MB"),
+    "--resume without a folder": (
+        NOTHING,
+        (*COMPILE, "--method", "qdrop", "--resume"),
+        "name its folder with --work-dir",
+    ),
+    "--resume from nothing": (
+        lambda: Path("work").mkdir(),
+        (*COMPILE, "--method", "qdrop", "--work-dir", "work", "--resume"),
+        "no state to go on from (work)",
+    ),
     "nothing to save": (NOTHING, ("in.onnx", "--plan", "--save-plan", "p.npz"), "--save-plan"),
 }
 
@@ -293,6 +336,11 @@ def test_bad_input_is_one_clear_line(run: Run, folder: Path, case: str) -> None:
     assert len(lines) == 1 and lines[0].startswith("error: ")
     assert message in lines[0]
     assert names(folder) == before
+
+
+def test_without_a_work_folder_training_leaves_the_file_alone(run: Run, folder: Path) -> None:
+    assert run(*COMPILE, "-q", "--method", "adaround", "--steps", "2", "--memory", "1kB").code == 0
+    assert names(folder) == {"in.onnx", "calib.npz", "out.onnx"}
 
 
 @pytest.mark.parametrize("argument", [("--w", "1"), ("--data", "none.npz"), ("--target", "no"), ("--keep-float", "no")])

@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qcompile.config import Config, Files, build_settings, flag_of, read_recipe, recipe, recipe_text
+from qcompile.config import Config, Files, build_settings, flag_of, parse_size, read_recipe, recipe, recipe_text
 from qcompile.errors import InputError
 
 BITS = st.integers(2, 8)
 NAMES = st.text("abc.*/_0=,", min_size=1, max_size=6).filter(lambda text: not text.startswith("*") and "**" not in text)
+UNITS = st.text("abc./_0 ", min_size=1, max_size=6).map(str.strip).filter(bool)
 CONFIGS = st.builds(
     Config,
     w=BITS,
@@ -25,6 +26,9 @@ CONFIGS = st.builds(
     calibration_method=st.sampled_from([None, "mse", "max"]),
     percentile=st.floats(50, 100),
     random_data=st.booleans(),
+    method=st.just("mrecg"),
+    fuse=st.lists(st.lists(UNITS, min_size=1, max_size=3).map(tuple), max_size=2).map(tuple),
+    max_fused=st.integers(1, 5),
 )
 
 
@@ -37,6 +41,19 @@ def test_recipe_holds_every_setting(config: Config) -> None:
 def test_every_field_has_help_and_a_group() -> None:
     for item in (*fields(Config), *fields(Files)):
         assert flag_of(item).help and flag_of(item).group
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("1GB", 10**9), ("512 MB", 512 * 10**6), ("1.5GiB", 3 << 29), ("20kb", 20_000), ("0B", 0)]
+)
+def test_sizes(text: str, size: int) -> None:
+    assert parse_size("--memory", text) == size
+
+
+@pytest.mark.parametrize("text", ["", "1", "GB", "1 TB", "-1GB", "1,5GB"])
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(InputError, match=r"give a number and a unit"):
+        Config(method="qdrop", memory=text)
 
 
 def test_later_layers_win() -> None:
@@ -123,3 +140,51 @@ def test_training_flags_need_a_method_that_trains() -> None:
     assert Config(method="qdrop", steps=10).steps == 10
     with pytest.raises(InputError, match="--recon-batch is for methods that train"):
         Config(recon_batch=8)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["a+b"], (("a", "b"),)),
+        (["layer1.0 + layer1.1", "3+4"], (("layer1.0", "layer1.1"), ("3", "4"))),
+        ([["a", 2], [5]], (("a", "2"), ("5",))),
+        ([["a+b", "c"]], (("a+b", "c"),)),  # a list takes names as they are
+    ],
+)
+def test_regions_are_texts_or_lists(given: list[Any], expected: tuple[tuple[str, ...], ...]) -> None:
+    assert Config.from_dict({"method": "mrecg", "fuse": given}).fuse == expected
+
+
+@pytest.mark.parametrize("given", [["a+"], [[]], [["a", ""]], [[True]], [[1.5]], [3], "a+b"])
+def test_what_is_no_region_is_refused(given: Any) -> None:
+    with pytest.raises(InputError, match="--fuse"):
+        Config.from_dict({"method": "mrecg", "fuse": given})
+
+
+def test_regions_in_python_are_tuples() -> None:
+    with pytest.raises(InputError, match="give a tuple"):
+        Config(method="mrecg", fuse=("a+b",))  # type: ignore[arg-type]
+
+
+def test_auto_is_the_default_number_of_boundaries() -> None:
+    assert Config.from_dict({"method": "mrecg", "fuse-top-k": "auto"}) == Config(method="mrecg")
+    config, _ = build_settings({"method": "mrecg", "fuse-top-k": 3}, {"fuse_top_k": "auto"})
+    assert config.fuse_top_k is None
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"fuse_top_k": 0}, {"fuse_by": "loss"}, {"max_fused": 2}, {"fuse": (("a", "b"),)}, {"stride_factor": 1.0}],
+)
+def test_settings_of_fusion_need_a_method_that_fuses(settings: dict[str, Any]) -> None:
+    for method in ("rtn", "brecq", "qdrop"):
+        with pytest.raises(InputError, match="is for methods that fuse; add --method mrecg, or leave it out"):
+            Config(method=method, **settings)  # type: ignore[arg-type]
+    for method in ("mrecg", "mrecg-brecq"):
+        Config(method=method, **settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("settings", [{"fuse_top_k": 2}, {"fuse_by": "loss"}])
+def test_a_scheme_leaves_nothing_to_choose(settings: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="has no effect: --fuse names the regions"):
+        Config(method="mrecg", fuse=(("a", "b"),), **settings)

@@ -88,8 +88,16 @@ def gradients(
                     tape.describe(gradient, like=name)
             for name, part in _contributions(tape, node, above, rules):
                 if name in targets:
-                    found[name] = tape.add(found[name], part) if name in found else part
+                    found[name] = sum_of(tape, found[name], part) if name in found else part
     return {name: found[name] if name in found else zeros_like(tape, name) for name in trainable}
+
+
+def sum_of(tape: Tape, a: Value, b: Value) -> Value:
+    """Return a + b; products with one factor in common, such as the slope at a value with two uses, share it."""
+    factors = [node.input for node in map(tape.producer, (a, b)) if node is not None and node.op_type == "Mul"]
+    if len(factors) == 2 and factors[0][1] == factors[1][1]:
+        return tape.mul(sum_of(tape, factors[0][0], factors[1][0]), factors[0][1])
+    return tape.add(a, b)
 
 
 def _active(tape: Tape, trainable: Iterable[Value]) -> set[Value]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -75,8 +75,10 @@ class Tape(Operators):
         self.nodes: list[NodeProto] = []
         self.float_type = np.dtype(np.float32)
         self._domains = {entry.domain: entry.version for entry in model.opset_import}
-        self._infos: dict[Value, TensorProto | onnx.ValueInfoProto] = {}
         self._pool: dict[tuple[Any, ...], Value] = {}
+        self._made: dict[Value, NodeProto] = {}
+        self._declared = {item.name: item for item in (*model.graph.input, *model.graph.value_info)}
+        self._infos: dict[Value, TensorProto | onnx.ValueInfoProto] = {**self._declared}
         self._constants: dict[Value, NDArray[Any]] = {}
         self._added: list[TensorProto] = []
         graph = model.graph
@@ -100,6 +102,7 @@ class Tape(Operators):
             result = output or self.unique(f"{op_type}_{len(self.nodes)}")
             self.nodes.append(helper.make_node(op_type, names, [result], result, domain=domain, **attributes))
             self._pool[key] = result
+            self._made[result] = self.nodes[-1]
         return self._pool[key]
 
     def ops(self, op_type: str, *inputs: Operand, outputs: int, **attributes: Any) -> list[Value]:
@@ -114,6 +117,7 @@ class Tape(Operators):
         copy = NodeProto()
         copy.CopyFrom(proto)
         self.nodes.append(copy)
+        self._made.update(dict.fromkeys(copy.output, copy))
         node = Node.of(copy)
         if len(node.outputs) == 1 and not node.captured:
             attributes = sorted((name, _frozen(value)) for name, value in node.attributes.items())
@@ -153,6 +157,8 @@ class Tape(Operators):
     def infer(self) -> None:
         """Learn types and shapes of everything appended so far."""
         light, _ = hollow(self._model(self.nodes, [item.name for item in self.model.graph.output]))
+        fed = {item.name for item in light.graph.input}  # the rest is of operators that shape inference does not know
+        light.graph.value_info.extend(item for name, item in self._declared.items() if name not in fed)
         inferred = onnx.shape_inference.infer_shapes(light, data_prop=True).graph
         self._infos.update({item.name: item for item in (*inferred.value_info, *inferred.input, *inferred.output)})
         kinds = [self.dtype(item.name) for item in self.model.graph.output]
@@ -183,6 +189,10 @@ class Tape(Operators):
         graph = self.model.graph
         return {item.name for item in graph.input} | {item.name for item in graph.initializer}
 
+    def producer(self, value: Value) -> NodeProto | None:
+        """Return the node that makes `value`, None for inputs and constants."""
+        return self._made.get(value)
+
     def constant(self, value: Value) -> NDArray[Any] | None:
         """Return the array behind a small constant, else None."""
         return self._constants.get(value)
@@ -196,6 +206,11 @@ class Tape(Operators):
         self._infos[value] = helper.make_tensor_value_info(
             value, helper.np_dtype_to_tensor_dtype(self.dtype(like) or self.float_type), self.shape_of(like)
         )
+
+    def declare(self, value: Value, shape: Sequence[Dim]) -> None:
+        """Note the shape of a float value whose operator shape inference does not know."""
+        kind = helper.np_dtype_to_tensor_dtype(self.float_type)
+        self._infos[value] = self._declared[value] = helper.make_tensor_value_info(value, kind, shape)
 
     def assemble(self, outputs: Iterable[Value]) -> ModelProto:
         """Return a model with `outputs` and the nodes and constants that they need; all inputs stay."""

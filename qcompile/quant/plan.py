@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -42,6 +43,21 @@ class Unit:
     note: str = ""
 
 
+@dataclass(frozen=True)
+class Boundary:
+    """Two adjacent units, which may be trained together: all that leaves the first goes to the second.
+
+    `differential` is the capacity of the second less that of the first, in bits. `homogeneous`: both are built alike.
+    `inner`: neither has the first or last compute node of the model; automatic choices take only such boundaries.
+    """
+
+    first: str
+    second: str
+    differential: float
+    homogeneous: bool
+    inner: bool
+
+
 @dataclass
 class Plan:
     """All decisions. Passes fill it in order; the emitted file, the simulations and the report are made from it.
@@ -49,6 +65,8 @@ class Plan:
     `groups` maps each quantized tensor to the tensor whose quantizer it shares (often itself). `specs` and `quantizers`
     are keyed by that tensor; a second, narrower quantizer in front of compute nodes has the key `narrow_key(tensor,
     bits)`. `weights` and `biases` are keyed by node name; biases are float32 [C], rounded to int32 only on emission.
+    `capacities` (in bits) and `losses` (squared error after training relative to the squared values) are by unit.
+    `regions` lists the names of the units that are trained together, in order; empty means every unit by itself.
     """
 
     nodes: dict[str, NodePlan] = field(default_factory=dict)
@@ -58,6 +76,10 @@ class Plan:
     weights: dict[str, WeightQuantizer] = field(default_factory=dict)
     biases: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     units: list[Unit] = field(default_factory=list)
+    capacities: dict[str, float] = field(default_factory=dict)
+    boundaries: list[Boundary] = field(default_factory=list)
+    losses: dict[str, float] = field(default_factory=dict)
+    regions: list[tuple[str, ...]] = field(default_factory=list)
 
     def form(self, node: str) -> Form:
         """Return the form of a node; a node that no pass has placed is float."""
@@ -73,6 +95,11 @@ class Plan:
     def narrow_keys(self, tensor: str) -> list[str]:
         """Return the keys of the narrow quantizers that stand behind the one of `tensor`."""
         return [key for bits in range(2, 9) if (key := narrow_key(tensor, bits)) in self.specs]
+
+
+def region_name(units: Iterable[str]) -> str:
+    """Return the name of the region that these units make."""
+    return " + ".join(units)
 
 
 def narrow_key(tensor: str, bits: int) -> str:

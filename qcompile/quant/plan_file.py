@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from qcompile.errors import InputError
 from qcompile.quant.params import ActivationSpec, Quantizer, WeightQuantizer
-from qcompile.quant.plan import Form, NodePlan, Plan, Unit
+from qcompile.quant.plan import Boundary, Form, NodePlan, Plan, Unit
 
 VERSION = 1
 ARRAYS = ("codes", "scale", "step", "offset")  # of a WeightQuantizer, in the order of its fields
@@ -58,6 +58,14 @@ _SPEC = _record(
     fixed={"anyOf": [{"type": "null"}, _QUANTIZER]},
 )
 _UNIT = _record(name={"type": "string"}, nodes=_NAMES, inputs=_NAMES, outputs=_NAMES, note={"type": "string"})
+_BOUNDARY = _record(
+    first={"type": "string"},
+    second={"type": "string"},
+    differential={"type": "number"},
+    homogeneous={"type": "boolean"},
+    inner={"type": "boolean"},
+)
+_POSITIVE = {"type": "number", "minimum": 0}
 SCHEMA = _record(
     version={"const": VERSION},
     target={"type": "string"},
@@ -69,6 +77,10 @@ SCHEMA = _record(
     weights=_table(_record(bits=_BITS, axis={"type": "integer", "minimum": 0})),
     biases=_NAMES,
     units={"type": "array", "items": _UNIT},
+    capacities=_table(_POSITIVE),
+    boundaries={"type": "array", "items": _BOUNDARY},
+    losses=_table(_POSITIVE),
+    regions={"type": "array", "items": _NAMES},
 )
 
 
@@ -141,6 +153,10 @@ def to_json(plan: Plan, *, target: str, fingerprint: str) -> dict[str, Any]:
             {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(unit).items()}
             for unit in plan.units
         ],
+        "capacities": plan.capacities,
+        "boundaries": [asdict(boundary) for boundary in plan.boundaries],
+        "losses": plan.losses,
+        "regions": [list(region) for region in plan.regions],
     }
 
 
@@ -160,6 +176,10 @@ def from_json(document: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -
             Unit(row["name"], tuple(row["nodes"]), tuple(row["inputs"]), tuple(row["outputs"]), row["note"])
             for row in document["units"]
         ],
+        capacities=dict(document["capacities"]),
+        boundaries=[Boundary(**row) for row in document["boundaries"]],
+        losses=dict(document["losses"]),
+        regions=[tuple(region) for region in document["regions"]],
     )
 
 

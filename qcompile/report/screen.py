@@ -38,15 +38,21 @@ class Screen:
     @contextmanager
     def progress(self) -> Iterator[None]:
         """Show a bar for every long step inside the block, if stderr is a terminal."""
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
         silent = self.quiet or not self.err.is_terminal
         same = sys.stdout.isatty()  # else rich would send what we write to a pipe to the terminal
         with Progress(*columns, console=self.err, transient=True, disable=silent, redirect_stdout=same) as progress:
 
-            def listen(title: str, done: int, total: int | None) -> None:
+            def listen(title: str, done: int, total: int | None, detail: str) -> None:
                 if title not in self.bars or done == 0:
                     self.bars[title] = progress.add_task(title, total=total)
-                progress.update(self.bars[title], completed=done, total=total, visible=done != total)
+                text = f"{title} {detail}".rstrip()
+                progress.update(self.bars[title], description=text, completed=done, total=total, visible=done != total)
 
             with listening(listen):
                 yield

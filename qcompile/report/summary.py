@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
+from itertools import pairwise
 from typing import Any
 
 import onnx
@@ -14,6 +15,7 @@ import onnx
 from qcompile.config import recipe
 from qcompile.passmanager import PassRun
 from qcompile.qmodel import QModel
+from qcompile.quant.plan import Plan, region_name
 
 SCHEMA_VERSION = 1
 LEAST_ARGMAX, LEAST_SQNR = 0.9, 10.0  # share of equal decisions, and dB where nothing is decided
@@ -35,7 +37,9 @@ def build_report(model: QModel, runs: Sequence[PassRun], name: str = "") -> dict
         "data": data_facts(model),
         "audit": found,
         "nodes": node_rows(model),
-        "units": [asdict(unit) for unit in model.plan.units],
+        "units": unit_rows(model.plan),
+        "boundaries": boundary_rows(model.plan),
+        "regions": region_rows(model),
         "quantizers": quantizer_rows(model),
         "weights": weight_rows(model),
         "passes": [asdict(run) for run in runs],
@@ -77,6 +81,34 @@ def node_rows(model: QModel) -> list[dict[str, Any]]:
         {"name": name, "op": operators[name], **asdict(node), "form": str(node.form)}
         for name, node in model.plan.nodes.items()
     ]
+
+
+def unit_rows(plan: Plan) -> list[dict[str, Any]]:
+    """Return one row per unit; capacity and loss are None where nothing scored it."""
+    return [
+        {**asdict(unit), "capacity": plan.capacities.get(unit.name), "loss": plan.losses.get(unit.name)}
+        for unit in plan.units
+    ]
+
+
+def boundary_rows(plan: Plan) -> list[dict[str, Any]]:
+    """Return one row per pair of adjacent units that was scored, and whether it was fused."""
+    fused = {pair for region in plan.regions for pair in pairwise(region)}
+    return [{**asdict(item), "fused": (item.first, item.second) in fused} for item in plan.boundaries]
+
+
+def region_rows(model: QModel) -> list[dict[str, Any]]:
+    """Return one row per region: its units, its relative error on held-back samples before and after training.
+
+    Where training made it worse, the plan has what was there before: `trained` is false.
+    """
+    trained = {entry["unit"]: entry for entry in model.journal.by("reconstruct") if "unit" in entry}
+    rows = []
+    for units in model.plan.regions or [(unit.name,) for unit in model.plan.units]:
+        entry = trained.get(region_name(units), {})
+        errors = {key: entry.get(key) for key in ("before", "after")}
+        rows.append({"units": list(units), **errors, "trained": entry.get("trained", False)})
+    return rows
 
 
 def quantizer_rows(model: QModel) -> list[dict[str, Any]]:

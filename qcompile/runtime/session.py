@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
@@ -21,6 +22,8 @@ Arrays = dict[str, NDArray[Any]]
 SMALL = 1 << 20
 TWO_GB = 2**31 - 2**20  # protobuf's limit for one message, with some room
 PLACE = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : |/onnxruntime_src/\S+:\d+ .*?\) (?=[A-Z])")
+NO_PROVIDER = "pip install onnxruntime-gpu in place of onnxruntime, or use --device cpu"
+NO_DEVICE = "check the driver and that CUDA and cuDNN fit this onnxruntime, or use --device cpu"
 ort.set_default_logger_severity(3)
 
 LEVELS = {
@@ -29,6 +32,7 @@ LEVELS = {
     "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
+PROVIDERS = {"cpu": ["CPUExecutionProvider"], "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"]}
 
 
 class Session:
@@ -37,6 +41,7 @@ class Session:
     `model` is a ModelProto or a path; `level` one of "off", "basic", "extended", "all"; `threads` 0 means all cores.
     `outputs` are the names of those that are arrays of numbers: sequences, maps and texts have nothing to compare.
     `fuse_qdq` False keeps QuantizeLinear and DequantizeLinear as written: the file then runs as float fake-quant.
+    `provider` is "cpu", or "cuda" with the CPU for what has no kernel there; InputError if it is not to be had.
     """
 
     def __init__(
@@ -46,9 +51,13 @@ class Session:
         level: str = "all",
         threads: int = 0,
         fuse_qdq: bool = True,
+        provider: str = "cpu",
         save_optimized: Path | None = None,
         profile: Path | None = None,
     ) -> None:
+        self.provider = provider
+        if PROVIDERS[provider][0] not in ort.get_available_providers():
+            raise InputError(f"the installed onnxruntime has no {provider.upper()} provider", remedy=NO_PROVIDER)
         options = ort.SessionOptions()
         options.graph_optimization_level = LEVELS[level]
         options.intra_op_num_threads = threads
@@ -64,11 +73,13 @@ class Session:
             options.enable_profiling, options.profile_file_prefix = True, str(profile)
         try:
             with loadable(model) as source:
-                self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+                self._session = ort.InferenceSession(source, options, providers=PROVIDERS[provider])
         except QCompileError:
             raise
         except Exception as error:
             raise QCompileError(f"ONNX Runtime {ort.__version__} cannot load the model: {first_line(error)}") from error
+        if self._session.get_providers()[0] != PROVIDERS[provider][0]:  # it falls back to the CPU without an error
+            raise InputError(f"onnxruntime cannot start its {provider.upper()} provider", remedy=NO_DEVICE)
         self.inputs = {item.name: item for item in self._session.get_inputs()}
         self.outputs = [item.name for item in self._session.get_outputs() if is_numeric(item.type)]
 
@@ -77,6 +88,22 @@ class Session:
         names = self.outputs if outputs is None else list(outputs)
         try:
             return dict(zip(names, self._session.run(names, dict(feeds))))
+        except Exception as error:
+            raise InputError(f"the model cannot run on this data: {first_line(error)}") from error
+
+    def binding(self) -> Any:
+        """Return an empty IOBinding of this session."""
+        return self._session.io_binding()
+
+    def held(self, array: NDArray[Any]) -> Any:
+        """Return an OrtValue on the session's device; on the CPU it is the memory of `array` itself."""
+        device = "cuda" if self.provider == "cuda" else "cpu"
+        return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), device, 0)
+
+    def run_bound(self, binding: Any) -> None:
+        """Run once with what is bound."""
+        try:
+            self._session.run_with_iobinding(binding)
         except Exception as error:
             raise InputError(f"the model cannot run on this data: {first_line(error)}") from error
 
@@ -125,15 +152,24 @@ def version() -> str:
 
 def newest_opset() -> int:
     """Return the newest opset that onnx knows and the installed ONNX Runtime loads."""
-    tensor = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
-    graph = onnx.helper.make_graph(
-        [onnx.helper.make_node("Identity", ["x"], ["y"])], "probe", [tensor], [onnx.ValueInfoProto(name="y")]
-    )
     for opset in range(onnx.defs.onnx_opset_version(), 1, -1):
-        imports = [onnx.helper.make_opsetid("", opset)]
         try:
-            Session(onnx.helper.make_model(graph, opset_imports=imports, ir_version=8))
+            Session(_smallest(opset))
         except QCompileError:
             continue
         return opset
     return 1
+
+
+def require_provider(provider: str) -> None:
+    """Raise InputError unless a session starts on `provider`, "cpu" or "cuda"."""
+    if provider != "cpu":
+        Session(_smallest(17), provider=provider)
+
+
+def _smallest(opset: int) -> onnx.ModelProto:
+    tensor = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Identity", ["x"], ["y"])], "probe", [tensor], [onnx.ValueInfoProto(name="y")]
+    )
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)], ir_version=8)

@@ -28,10 +28,11 @@ WARM_UP = 0.2  # of the steps without regulariser
 FIRST_EXPONENT, LAST_EXPONENT = 20.0, 2.0
 STRENGTH = 30.0  # of the regulariser, per weight, beside a loss of 1 before training
 
-# Probability that an element is quantized during training, by method: BRECQ (Li et al., 2021) trains on the quantized
-# prefix, QDrop (Wei et al., 2022) on a mixture with float, which flattens the loss.
-QUANTIZED = {"brecq": 1.0, "qdrop": 0.5}
-STEPS, BATCH = 500, 16
+# Probability that an element is quantized during training, by method: AdaRound (Nagel et al., 2020) and BRECQ (Li et
+# al., 2021) train on the quantized prefix, QDrop (Wei et al., 2022) on a mixture with float, which flattens the loss.
+QUANTIZED = {"adaround": 1.0, "brecq": 1.0, "qdrop": 0.5, "mrecg": 0.5, "mrecg-brecq": 1.0}
+STEPS = {"fast": 100, "default": 500, "max": 5000}  # by effort
+BATCH = 16
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from qcompile.quant.arithmetic import fake_quantize
 from qcompile.quant.params import Quantizer, WeightQuantizer
 from qcompile.quant.plan import Form, Plan
 from qcompile.training.recipe import Kind as ParameterKind
-from qcompile.training.rounding import SHIFT, STRETCH, soft_start
+from qcompile.training.rounding import soft_start
 
 Array = NDArray[Any]
 LOSS, RECONSTRUCTION = "region/loss", "region/reconstruction"
@@ -104,9 +104,7 @@ class RegionBuilder:
         zero = self._constant(np.uint8(value.quantizer.zero_point))
         quantized = self._node("DequantizeLinear", [codes, scale, zero])
         self.sizes[value.name] = self.shapes["q", value.name]
-        chosen = self._node("Cast", [self._mask(value.name)], to=TensorProto.FLOAT)
-        change = self._node("Mul", [chosen, self._node("Sub", [quantized, exact])])
-        self._node("Add", [exact, change], value.name)
+        self._node("Where", [self._mask(value.name), quantized, exact], value.name)
 
     def _feed(self, name: str, side: str, value: str, kind: int) -> str:
         self.inputs.append(helper.make_tensor_value_info(name, kind, self.shapes[side, value]))
@@ -122,8 +120,7 @@ class RegionBuilder:
             tensor = self.tensor_of.get(value.name, value.name)
             target = self._feed(f"{value.name}/target", "f", tensor, TensorProto.FLOAT)
             shape = self.shapes["f", tensor]
-            off = self._node("Sub", [value.name, target])
-            total = self._node("ReduceSum", [self._node("Mul", [off, off])], keepdims=0)
+            total = self._own("SquaredError", [value.name, target], f"{value.name}/error")
             count = np.float32(shape[1] / np.prod(shape)) if len(shape) > 1 else np.float32(1 / np.prod(shape))
             errors.append(self._node("Mul", [total, self._constant(count)]))
         error = errors[0]
@@ -133,21 +130,12 @@ class RegionBuilder:
         relative = self._node("Div", [error, UNIT_ERROR])
         variables = {name: item for name, item in self.parameters.items() if item.kind is ParameterKind.ROUNDING}
         weights = sum(item.start.size for item in variables.values())
-        penalties = [self._penalty(name) for name in variables]
+        penalties = [self._own("RoundingPenalty", [name, EXPONENT], f"{name}/penalty") for name in variables]
         penalty = penalties[0]
         for other in penalties[1:]:
             penalty = self._node("Add", [penalty, other])
         undecided = self._node("Mul", [penalty, self._constant(np.float32(1 / weights))])
         self._node("Add", [relative, self._node("Mul", [undecided, STRENGTH])], LOSS)
-
-    def _penalty(self, variable: str) -> str:
-        """Return the sum of 1 - |2h - 1|^exponent."""
-        soft = self._node("Mul", [self._node("Sigmoid", [variable]), self._constant(np.float32(STRETCH))])
-        soft = self._node("Add", [soft, self._constant(np.float32(SHIFT))])
-        soft = self._node("Clip", [soft, self._constant(np.float32(0)), self._constant(np.float32(1))])
-        twice = self._node("Sub", [self._node("Add", [soft, soft]), self._constant(np.float32(1))])
-        decided = self._node("Pow", [self._node("Abs", [twice]), EXPONENT])
-        return self._node("ReduceSum", [self._node("Sub", [self._constant(np.float32(1)), decided])], keepdims=0)
 
     # one writer per kind of step
 
@@ -222,10 +210,8 @@ class RegionBuilder:
         assert quantizer is not None
         scale = self._activation_scale(target.name, quantizer)
         mask = self._mask(target.name)
-        self.nodes.append(
-            helper.make_node("FakeQuantActivation", [source, scale, mask], [target.name], target.name,
-                             domain="qcompile", bits=quantizer.bits, zero_point=quantizer.zero_point)
-        )  # fmt: skip
+        facts = {"bits": quantizer.bits, "zero_point": quantizer.zero_point}
+        self._own("FakeQuantActivation", [source, scale, mask], target.name, **facts)
 
     def _activation_scale(self, codes: str, quantizer: Quantizer) -> str:
         key = self._key(codes, quantizer)
@@ -244,18 +230,20 @@ class RegionBuilder:
         return next(key for key, item in self.plan.quantizers.items() if item is quantizer)
 
     def _weight(self, node: Node, weight: WeightQuantizer) -> str:
-        """Return W = scale (base + h): base the grid point below the float weight, h between it and the next one."""
-        start, step, base = soft_start(np.asarray(node.inputs[1].values, np.float32), weight)
+        """Return W = scale (base + h): base the grid point below the float weight, h between it and the next one.
+
+        Filters are rows here: elementwise operators are up to 90 times slower on shapes that end in ones.
+        """
+        exact = np.asarray(node.inputs[1].values, np.float32)
+        as_rows = exact.ndim > 2 and weight.axis == 0
+        start, step, base = (array.reshape(len(array), -1) if as_rows else array for array in soft_start(exact, weight))
         variable = self._parameter(f"{node.name}/rounding", ParameterKind.ROUNDING, start, node.name)
         log_scale = np.zeros(step.shape, np.float32)
-        factor = self._parameter(f"{node.name}/log_scale", ParameterKind.WEIGHT_SCALE, log_scale, node.name)
+        factor = self._parameter(f"{node.name}/weight_log_scale", ParameterKind.WEIGHT_SCALE, log_scale, node.name)
         scale = self._node("Mul", [self._constant(step), self._node("Exp", [factor])])
-        output = f"{node.name}/weight"
-        self.nodes.append(
-            helper.make_node("FakeQuantWeight", [variable, scale, self._constant(base)], [output], output,
-                             domain="qcompile", rounding="adaround")
-        )  # fmt: skip
-        return output
+        inputs = [variable, scale, self._constant(base)]
+        filters = self._own("FakeQuantWeight", inputs, f"{node.name}/weight", rounding="adaround")
+        return self._node("Reshape", [filters, self._constant(np.array(exact.shape))]) if as_rows else filters
 
     def _parameter(self, name: str, kind: ParameterKind, start: Array, owner: str, highest: float = np.inf) -> str:
         if name not in self.parameters:
@@ -289,9 +277,13 @@ class RegionBuilder:
         return name
 
     def _node(self, op: str, inputs: list[str], output: str = "", **attributes: Any) -> str:
-        output = output or f"region/{op}_{len(self.nodes)}"
-        self.nodes.append(helper.make_node(op, inputs, [output], output, **attributes))
-        return output
+        name = f"region/{op}_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(op, inputs, [output or name], name, **attributes))
+        return output or name
+
+    def _own(self, op: str, inputs: list[str], output: str, **attributes: Any) -> str:
+        """Write an operator of the domain of autodiff."""
+        return self._node(op, inputs, output, domain="qcompile", **attributes)
 
 
 WRITERS = {

@@ -25,9 +25,9 @@ def soft_start(exact: Floats, weight: WeightQuantizer) -> tuple[Floats, Floats, 
 
 
 def hardened(exact: Floats, weight: WeightQuantizer, variable: NDArray[Any]) -> WeightQuantizer:
-    """Return `weight` with every code at the end of its interval that `variable` points to."""
+    """Return `weight` with every code at the end of its interval that `variable`, of as many elements, points to."""
     low, _ = _grid(exact, weight)
-    return replace(weight, codes=(low + (variable >= 0)).astype(np.uint8))
+    return replace(weight, codes=(low + (variable.reshape(low.shape) >= 0)).astype(np.uint8))
 
 
 def _grid(exact: Floats, weight: WeightQuantizer) -> tuple[Floats, Floats]:

@@ -1,75 +1,116 @@
-"""The float model and its quantized twin side by side, advanced unit by unit over all samples."""
+"""The float model and its quantized twin side by side, advanced piece by piece over all samples."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+import hashlib
+from collections.abc import Collection, Iterable, Iterator, Sequence, Set
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qcompile.data.dataset import Dataset
+from qcompile.data.dataset import Dataset, sample_shapes
 from qcompile.emission.fragment import boundary, fragment
 from qcompile.errors import InputError
-from qcompile.ir import Constant, Graph, topological
+from qcompile.ir import Constant, Graph, Node, captured_names, topological
+from qcompile.program.dag import activation_dag
 from qcompile.program.lower import Kind, Program, Step, Value, lower
-from qcompile.quant.plan import Plan, Unit
+from qcompile.quant.plan import Plan
 from qcompile.runtime.session import Session
+from qcompile.runtime.spool import Spool
 
 Array = NDArray[Any]
-PART = 16  # samples in one run
+PART = 16  # samples in one run, at most
+PART_ELEMENTS = 1 << 25  # of the largest tensor in one run: bounds its memory
 FLOAT, QUANTIZED = "f", "q"
+Key = tuple[str, str]
 
 
 @dataclass
 class Sides:
-    """Values at the border of what has been run: `values` maps (side, name) to an array of all samples.
+    """Values at the border of what has been run, of all samples, kept in `spool`.
 
-    Codes are uint8, so the quantized side takes a quarter of the float one. What no later unit reads is dropped.
+    `shapes` maps (side, name) to the shape of one sample of what is kept. Codes are uint8, so the quantized side takes
+    a quarter of the float one; inputs of the model are kept once for both. What nothing later reads is dropped. Shape
+    arithmetic is done again wherever it is read, since its values are not those of samples. `digest` is a hash of the
+    samples.
     """
 
     graph: Graph
     plan: Plan
     data: Dataset
     threads: int
-    values: dict[tuple[str, str], Array] = field(default_factory=dict)
+    spool: Spool
 
     def __post_init__(self) -> None:
-        self.constants = {name for name, tensor in self.graph.tensors().items() if isinstance(tensor, Constant)}
-        self.nodes = topological(self.graph)
+        tensors = self.graph.tensors()
+        self.constants = {name for name, tensor in tensors.items() if isinstance(tensor, Constant)}
+        self.flowing = {node.name for node in activation_dag(self.graph).nodes}
+        self.floats = [_as_float(node, tensors.keys()) for node in topological(self.graph)]
         self.steps_done: set[int] = set()
-        self.nodes_done: set[str] = set()
+        self.floats_done: set[int] = set()
+        self.inputs = {tensor.name for tensor in self.graph.inputs}
         self.results = {tensor.name for tensor in self.graph.outputs}
-        batches = list(self.data.batches(PART))
-        for name in batches[0]:
-            if len({batch[name].shape[1:] for batch in batches}) > 1:
-                raise InputError(
-                    f"training needs samples of one size, those of {name!r} differ",
-                    where=self.data.source,
-                    remedy="give --preprocess a size or a crop, or use --method rtn",
-                )
-            array = np.concatenate([batch[name] for batch in batches])
-            self.values[FLOAT, name] = self.values[QUANTIZED, name] = array
-        self.count = len(array)
+        known = [[size for size in tensor.shape[1:] if isinstance(size, int)] for tensor in tensors.values()
+                 if tensor.name not in self.constants and tensor.shape]  # fmt: skip
+        largest = max((int(np.prod(sizes)) for sizes in known), default=1)
+        self.part = self.data.fixed_batch or max(1, min(PART, PART_ELEMENTS // max(largest, 1)))
+        self.shapes: dict[Key, tuple[int, ...]] = {}
+        self._take_in()
+
+    def _take_in(self) -> None:
+        found = hashlib.blake2b(digest_size=16)
+        self.count = 0
+        shapes: dict[str, tuple[int, ...]] = {}
+        for part, batch in enumerate(self.data.batches(self.part)):
+            shapes = shapes or sample_shapes(batch)
+            for name, array in batch.items():
+                if array.shape[1:] != shapes[name]:
+                    raise InputError(
+                        f"training needs samples of one size, those of {name!r} differ",
+                        where=self.data.source,
+                        remedy="give --preprocess a size or a crop, or use --method rtn",
+                    )
+                found.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+                self.spool.put(self._kept((FLOAT, name)), part, array)
+            self.count += len(array)
+        self.digest = found.hexdigest()
+        self.shapes = {(side, name): shape for side in (FLOAT, QUANTIZED) for name, shape in shapes.items()}
+
+    def _kept(self, key: Key) -> str:
+        """Return the name in the spool."""
+        side, name = key
+        return f"{FLOAT if name in self.inputs else side}:{name}"
+
+    def rows(self, key: Key, places: Sequence[int] | NDArray[np.int64]) -> Array:
+        """Return samples of what is kept under (side, name), as a new array."""
+        return self.spool.rows(self._kept(key), places)
 
     def program(self) -> Program:
         """Return the program as the plan stands now."""
         return lower(self.graph, self.plan)
 
-    def steps_of(self, unit: Unit) -> list[int]:
-        """Return the numbers of the unit's steps, with the quantizers in front of them that nobody has run."""
-        steps = self.program().steps
+    def steps_of(self, nodes: Collection[str]) -> list[int]:
+        """Return the numbers of these nodes' steps, with the quantizers in front of them that nobody has run."""
+        return self._with_what_they_need(self.program().steps, nodes, self.steps_done)
+
+    def _with_what_they_need(self, steps: Sequence[Step], nodes: Collection[str], done: set[int]) -> list[int]:
         made_by = {value.name: number for number, step in enumerate(steps) for value in step.outputs}
-        found = {number for number, step in enumerate(steps) if step.node is not None and step.node.name in unit.nodes}
+        found = {number for number, step in enumerate(steps) if step.node is not None and step.node.name in nodes}
         queue = list(found)
         while queue:
             for value in steps[queue.pop()].reads:
                 number = made_by.get(value.name, -1)
-                if number >= 0 and number not in found | self.steps_done and steps[number].node is None:
+                if number < 0 or number in found | done:
+                    continue
+                if steps[number].node is None or self._is_arithmetic_on_shapes(steps[number]):
                     found.add(number)
                     queue.append(number)
         return sorted(found)
+
+    def _is_arithmetic_on_shapes(self, step: Step) -> bool:
+        return step.node is not None and step.node.name not in self.flowing
 
     def inputs_of(self, steps: Sequence[Step]) -> list[Value]:
         """Return the values that `steps` read from before."""
@@ -79,67 +120,95 @@ class Sides:
         """Return the values of these steps that others read or the model gives out."""
         steps = self.program().steps
         read = {value.name for k, step in enumerate(steps) if k not in set(numbers) for value in step.reads}
-        return [value for k in numbers for value in steps[k].outputs if value.name in read | self.results]
+        return [value for k in numbers for value in self._kept_of(steps[k]) if value.name in read | self.results]
 
-    def run_float(self, unit: Unit) -> None:
-        """Run the unit's nodes on the float side."""
-        steps = [
-            Step(Kind.FLOAT, tuple(Value(t.name) for t in n.inputs), tuple(Value(t.name) for t in n.outputs), n)
-            for n in self.nodes
-            if n.name in set(unit.nodes)
-        ]
-        self.nodes_done.update(unit.nodes)
-        made = [value.name for step in steps for value in step.outputs]
-        self._run(FLOAT, steps, [name for name in made if name in self._read_later_as_float() | self.results])
+    def _kept_of(self, step: Step) -> tuple[Value, ...]:
+        return () if self._is_arithmetic_on_shapes(step) else step.outputs
+
+    def settled(self) -> set[str]:
+        """Return the keys of the quantizers whose codes have been made: to change them now would make those wrong."""
+        steps = self.program().steps
+        used = {id(value.quantizer) for number in self.steps_done for value in steps[number].outputs}
+        return {key for key, quantizer in self.plan.quantizers.items() if id(quantizer) in used}
+
+    def run_float(self, nodes: Collection[str]) -> None:
+        """Run these nodes on the float side."""
+        numbers = self._with_what_they_need(self.floats, nodes, self.floats_done)
+        self._end(self.floats, numbers, self.floats_done)
+        later = self._read_later(self.floats, self.floats_done) | self.results
+        steps = [self.floats[number] for number in numbers]
+        made = [value.name for step in steps for value in self._kept_of(step)]
+        self._run(FLOAT, steps, [name for name in made if name in later])
 
     def run_quantized(self, numbers: Sequence[int]) -> None:
         """Run these steps on the quantized side, as the plan stands now; forget what nobody needs any more."""
         steps = self.program().steps
         self._run(QUANTIZED, [steps[k] for k in numbers], [value.name for value in self.outputs_of(numbers)])
-        self.steps_done.update(numbers)
-        later = {value.name for k, step in enumerate(steps) if k not in self.steps_done for value in step.reads}
-        exact = self._read_later_as_float()
+        self._end(steps, numbers, self.steps_done)
+        later = self._read_later(steps, self.steps_done)
+        exact = self._read_later(self.floats, self.floats_done)
         tensors = self.tensors()
         kept = {FLOAT: exact | {tensors.get(name, name) for name in later}, QUANTIZED: later}
-        self.values = {key: array for key, array in self.values.items() if key[1] in kept[key[0]]}
+        self.shapes = {key: shape for key, shape in self.shapes.items() if key[1] in kept[key[0]]}
+        for name in set(self.spool.names()) - {self._kept(key) for key in self.shapes}:
+            self.spool.drop(name)
 
-    def error(self, numbers: Sequence[int], samples: slice) -> float:
+    def error(self, numbers: Sequence[int], samples: range) -> float:
         """Return the squared error of these steps' outputs against the float side, relative to the float values."""
         steps, tensors = self.program().steps, self.tensors()
-        outputs = [v for v in self.outputs_of(numbers) if (FLOAT, tensors.get(v.name, v.name)) in self.values]
-        made = self._results(QUANTIZED, [steps[k] for k in numbers], [v.name for v in outputs], samples)
-        total = 0.0
-        for value in outputs:
-            exact, found = (
-                self.values[FLOAT, tensors.get(value.name, value.name)][samples],
-                made[value.name].astype(np.float32),
-            )
-            if value.quantizer is not None:
-                found = (found - value.quantizer.zero_point) * np.float32(value.quantizer.scale)
-            total += float(np.square(found - exact).sum() / max(np.square(exact).sum(), 1e-30))
-        return total
+        exact = {value.name: (FLOAT, tensors.get(value.name, value.name)) for value in self.outputs_of(numbers)}
+        outputs = [value for value in self.outputs_of(numbers) if exact[value.name] in self.shapes]
+        sums = np.zeros((2, len(outputs)))
+        names = [value.name for value in outputs]
+        for places, made in self._results(QUANTIZED, [steps[k] for k in numbers], names, samples):
+            for place, value in enumerate(outputs):
+                target, found = self.rows(exact[value.name], places), made[value.name].astype(np.float32)
+                if value.quantizer is not None:
+                    found = (found - value.quantizer.zero_point) * np.float32(value.quantizer.scale)
+                sums[:, place] += np.square(found - target).sum(), np.square(target).sum()
+        return float((sums[0] / np.maximum(sums[1], 1e-30)).sum())
 
     def tensors(self) -> dict[str, str]:
         """Map the names of codes to the tensors of the graph that they stand for."""
         return {codes: tensor for tensor, codes in self.program().codes.items()}
 
-    def _read_later_as_float(self) -> set[str]:
-        return {tensor.name for node in self.nodes if node.name not in self.nodes_done for tensor in node.inputs}
+    def _end(self, steps: Sequence[Step], numbers: Iterable[int], done: set[int]) -> None:
+        done.update(number for number in numbers if not self._is_arithmetic_on_shapes(steps[number]))
 
-    def _run(self, side: str, steps: Sequence[Step], outputs: Sequence[str]) -> None:
-        made = self._results(side, steps, outputs, slice(0, self.count))
-        self.values.update({(side, name): array for name, array in made.items()})
+    def _read_later(self, steps: Sequence[Step], done: set[int]) -> set[str]:
+        """Return the names of what the steps that are not done read, themselves or through shape arithmetic."""
+        read: set[str] = set()
+        for number in reversed(range(len(steps))):
+            step = steps[number]
+            makes_it = any(value.name in read for value in step.outputs)
+            if makes_it if self._is_arithmetic_on_shapes(step) else number not in done:
+                read.update(value.name for value in step.reads)
+        return read
 
-    def _results(self, side: str, steps: Sequence[Step], outputs: Iterable[str], samples: slice) -> dict[str, Array]:
+    def _run(self, side: str, steps: Sequence[Step], outputs: Iterable[str]) -> None:
+        for part, (_, made) in enumerate(self._results(side, steps, outputs, range(self.count))):
+            for name, array in made.items():
+                self.shapes[side, name] = array.shape[1:]
+                self.spool.put(self._kept((side, name)), part, array)
+
+    def _results(
+        self, side: str, steps: Sequence[Step], outputs: Iterable[str], samples: range
+    ) -> Iterator[tuple[range, dict[str, Array]]]:
+        """Yield part after part of `samples`, with what the steps make of it."""
         names = list(dict.fromkeys(outputs))
         if not names:
-            return {}
+            return
         inputs = self.inputs_of(steps)
         session = Session(fragment(self.graph, self.plan, steps, inputs, names), threads=self.threads, fuse_qdq=False)
-        parts: dict[str, list[Array]] = {name: [] for name in names}
-        for start in range(samples.start, samples.stop, PART):
-            part = slice(start, min(start + PART, samples.stop))
-            made = session.run({value.name: self.values[side, value.name][part] for value in inputs}, names)
-            for name in names:
-                parts[name].append(made[name])
-        return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+        for start in range(samples.start, samples.stop, self.part):
+            places = range(start, min(start + self.part, samples.stop))
+            yield places, session.run({value.name: self.rows((side, value.name), places) for value in inputs}, names)
+
+
+def _as_float(node: Node, tensors: Set[str]) -> Step:
+    """Return a node of the float graph as a step, with what its subgraphs capture among what it reads."""
+    own = [tensor.name for tensor in node.inputs]
+    captured = sorted(captured_names(node) & tensors - set(own))
+    return Step(
+        Kind.FLOAT, tuple(map(Value, [*own, *captured])), tuple(Value(tensor.name) for tensor in node.outputs), node
+    )

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from qcompile.autodiff import gradients, record
-from qcompile.runtime.session import Session
+from qcompile.autodiff import Tape, Value, gradients, record
+from qcompile.runtime.in_place import InPlace
 from qcompile.training.recipe import Kind, Settings
-from qcompile.training.region import EXPONENT, LOSS, RECONSTRUCTION, STRENGTH, UNIT_ERROR, Region
+from qcompile.training.region import EXPONENT, LOSS, RECONSTRUCTION, STRENGTH, UNIT_ERROR, Parameter, Region
 
 Array = NDArray[Any]
 DECAY1, DECAY2, EPSILON = 0.9, 0.999, 1e-8  # Adam (Kingma and Ba, 2015)
@@ -24,45 +24,32 @@ def rate_of(kind: Kind) -> str:
     return f"adam/rate_{kind}"
 
 
-@dataclass
 class StepGraph:
-    """One region ready to be trained: its session, the shapes of its masks, and the state of its parameters."""
+    """One region ready to be trained. Parameters and Adam's moments stay with the runtime from step to step."""
 
-    region: Region
-    threads: int
-    state: dict[str, Array] = field(default_factory=dict)
-    steps: int = 0
-
-    def __post_init__(self) -> None:
-        region = self.region
-        scalars = [CORRECTION1, CORRECTION2, *map(rate_of, Kind)]
-        moments = [f"{name}/{which}" for name in region.parameters for which in ("first", "second")]
-        graph = region.model.graph
-        graph.input.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, []) for name in scalars)
-        for name in moments:
-            shape = region.parameters[name.rpartition("/")[0]].start.shape
-            graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
-        tape = record(region.model)
+    def __init__(self, region: Region, threads: int, device: str = "cpu") -> None:
+        self.region, self.steps = region, 0
+        tape = record(_with_state(region))
         found = gradients(tape, {LOSS: 1.0}, list(region.parameters))
-        self.outputs: dict[str, str] = {}
+        updates: dict[str, str] = {}
         for name, item in region.parameters.items():
-            gradient = found[name]
-            first = tape.add(tape.mul(f"{name}/first", DECAY1), tape.mul(gradient, 1 - DECAY1))
-            square = tape.mul(gradient, gradient)
-            second = tape.add(tape.mul(f"{name}/second", DECAY2), tape.mul(square, 1 - DECAY2))
-            size = tape.add(tape.mul(tape.sqrt(second), CORRECTION2), EPSILON)
-            change = tape.div(tape.mul(tape.mul(first, rate_of(item.kind)), CORRECTION1), size)
-            self.outputs |= {name: tape.sub(name, change), f"{name}/first": first, f"{name}/second": second}
-        self.reset()
-        self.session = Session(tape.assemble([LOSS, RECONSTRUCTION, *self.outputs.values()]), level="extended",
-                               threads=self.threads, fuse_qdq=False)  # fmt: skip
+            updates |= _adam(tape, name, item, found[name])
+        model = tape.assemble([RECONSTRUCTION, *updates.values()])
+        self._start = {name: item.start for name, item in region.parameters.items()}
+        for name in region.parameters:
+            self._start |= dict.fromkeys(_moments(name), np.zeros_like(region.parameters[name].start))
+        options = {"level": "extended", "threads": threads, "fuse_qdq": False, "provider": device}
+        self._session = InPlace(model, self._start, updates, **options)
+
+    @property
+    def state(self) -> dict[str, Array]:
+        """A copy of the parameters and of their moments."""
+        return self._session.read()
 
     def reset(self) -> None:
         """Go back to the start."""
-        self.steps, self.state = 0, {}
-        for name, item in self.region.parameters.items():
-            zeros = np.zeros_like(item.start)
-            self.state |= {name: item.start, f"{name}/first": zeros, f"{name}/second": zeros}
+        self.steps = 0
+        self._session.write(self._start)
 
     def run(self, feeds: dict[str, Array], settings: Settings, unit_error: float) -> float:
         """Take one step; return the squared error it saw. `unit_error` is that of the region before training."""
@@ -71,9 +58,36 @@ class StepGraph:
         scalars |= {STRENGTH: settings.strength, EXPONENT: settings.exponent, UNIT_ERROR: unit_error}
         scalars |= {CORRECTION1: 1 / (1 - DECAY1**self.steps), CORRECTION2: (1 - DECAY2**self.steps) ** -0.5}
         given = {name: np.array(value, np.float32) for name, value in scalars.items()}
-        results = self.session.run({**feeds, **given, **self.state})
-        self.state = {name: np.asarray(results[output]) for name, output in self.outputs.items()}
-        for name, item in self.region.parameters.items():
-            if np.isfinite(item.highest):
-                self.state[name] = np.asarray(np.minimum(self.state[name], np.float32(item.highest)))
-        return float(results[RECONSTRUCTION])
+        return float(self._session.run({**feeds, **given})[RECONSTRUCTION])
+
+    def close(self) -> None:
+        """Nothing: the session goes when its owner does."""
+
+
+def _moments(name: str) -> tuple[str, str]:
+    return f"{name}/first", f"{name}/second"
+
+
+def _with_state(region: Region) -> onnx.ModelProto:
+    """Return the region's graph with inputs for Adam's moments and scalars."""
+    model = onnx.ModelProto()
+    model.CopyFrom(region.model)
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys((CORRECTION1, CORRECTION2, *map(rate_of, Kind)), ())
+    for name, item in region.parameters.items():
+        shapes |= dict.fromkeys(_moments(name), item.start.shape)
+    given = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()]
+    model.graph.input.extend(given)
+    return model
+
+
+def _adam(tape: Tape, name: str, item: Parameter, gradient: Value) -> dict[str, Value]:
+    """Append one update; return what each part of the state becomes."""
+    first, second = _moments(name)
+    new_first = tape.add(tape.mul(first, DECAY1), tape.mul(gradient, 1 - DECAY1))
+    new_second = tape.add(tape.mul(second, DECAY2), tape.mul(tape.mul(gradient, gradient), 1 - DECAY2))
+    size = tape.add(tape.mul(tape.sqrt(new_second), CORRECTION2), EPSILON)
+    rate = tape.mul(rate_of(item.kind), CORRECTION1)
+    new = tape.sub(name, tape.mul(tape.div(new_first, size), rate))
+    if np.isfinite(item.highest):
+        new = tape.min(new, float(item.highest))
+    return {name: new, first: new_first, second: new_second}

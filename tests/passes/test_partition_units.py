@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import networkx as nx
 import numpy as np
 import pytest
+from classic_networks import Net, classifier, mobilenet_v2, regnetx_600m, residual, resnet18, resnet50
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qcompile.ir import Constant, Graph, Node, Tensor, Variable
+from qcompile.ir import Graph, Node, Variable
 from qcompile.ir.load import load_model, prepare
 from qcompile.passes.normalize_graph import NormalizeGraph
 from qcompile.passes.partition_units import PartitionUnits
@@ -25,128 +25,7 @@ from qcompile.targets.schema import Target
 COMPUTE = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 
 
-@dataclass
-class Net:
-    """Builds a graph node by node; every weight is a read-only zero of the right shape that takes no memory."""
-
-    graph: Graph = field(default_factory=lambda: Graph(opset=18))
-    channels: dict[str, int] = field(default_factory=dict)
-
-    def input(self, name: str = "x", channels: int = 3) -> Variable:
-        tensor = Variable(name, np.float32, None)
-        self.graph.inputs.append(tensor)
-        self.channels[name] = channels
-        return tensor
-
-    def op(self, op: str, *reads: Tensor, name: str = "", outputs: int = 1, **attrs: object) -> Variable:
-        name = name or f"{op}_{len(self.graph.nodes)}"
-        made = [Variable(f"{name}:{index}" if index else f"{name}:", np.float32, None) for index in range(outputs)]
-        self.graph.nodes.append(Node(op, name, attrs, list(reads), made))
-        data = [tensor for tensor in reads if tensor.name in self.channels]
-        width = sum(self.channels[tensor.name] for tensor in data) if op == "Concat" else self.channels[data[0].name]
-        self.channels.update({tensor.name: width // outputs for tensor in made})
-        return made[0]
-
-    def weight(self, *shape: int) -> Constant:
-        return Constant(f"w{len(self.graph.nodes)}", np.broadcast_to(np.float32(0), shape))
-
-    def conv(
-        self,
-        x: Variable,
-        out: int = 8,
-        kernel: int = 1,
-        *,
-        stride: int = 1,
-        group: int = 1,
-        name: str = "",
-        act: str = "",
-    ) -> Variable:
-        weight = self.weight(out, self.channels[x.name] // group, kernel, kernel)
-        y = self.op("Conv", x, weight, name=name, strides=[stride, stride], group=group)
-        self.channels[y.name] = out
-        return self.op(act, y) if act else y
-
-    def linear(self, x: Variable, out: int = 8, *, op: str = "Gemm", name: str = "") -> Variable:
-        y = self.op(op, x, self.weight(self.channels[x.name], out), name=name)
-        self.channels[y.name] = out
-        return y
-
-    def finish(self, *outputs: Variable) -> Graph:
-        self.graph.outputs = list(outputs)
-        return self.graph
-
-
 # --- networks with published unit counts
-
-
-def residual(net: Net, x: Variable, widths: Sequence[tuple[int, int, int]], stride: int, groups: int = 1) -> Variable:
-    """A residual block: (channels, kernel, stride or 1) of each convolution, a projection where the shape changes."""
-    y = x
-    for index, (width, kernel, own_stride) in enumerate(widths):
-        act = "Relu" if index < len(widths) - 1 else ""
-        y = net.conv(y, width, kernel, stride=own_stride, group=groups if kernel == 3 else 1, act=act)
-    if stride > 1 or net.channels[x.name] != net.channels[y.name]:
-        x = net.conv(x, net.channels[y.name], 1, stride=stride)
-    return net.op("Relu", net.op("Add", y, x))
-
-
-def classifier(net: Net, x: Variable, classes: int = 1000) -> Graph:
-    return net.finish(net.linear(net.op("Flatten", net.op("GlobalAveragePool", x)), classes, name="fc"))
-
-
-def residual_network(layout: str) -> Graph:
-    """ResNet-18, ResNet-50 or RegNetX-600M."""
-    net = Net()
-    stem = net.conv(net.input(), 32 if layout == "regnetx_600m" else 64, 3 if layout == "regnetx_600m" else 7, stride=2)
-    x = net.op("Relu", stem)
-    if layout != "regnetx_600m":
-        x = net.op("MaxPool", x, strides=[2, 2], kernel_shape=[3, 3])
-    stages = {
-        "resnet18": [(64, 2), (128, 2), (256, 2), (512, 2)],
-        "resnet50": [(64, 3), (128, 4), (256, 6), (512, 3)],
-        "regnetx_600m": [(48, 1), (96, 3), (240, 5), (528, 7)],
-    }[layout]
-    for stage, (width, depth) in enumerate(stages):
-        for index in range(depth):
-            stride = 2 if index == 0 and (stage or layout == "regnetx_600m") else 1
-            if layout == "resnet18":
-                x = residual(net, x, [(width, 3, stride), (width, 3, 1)], stride)
-            elif layout == "resnet50":
-                x = residual(net, x, [(width, 1, 1), (width, 3, stride), (4 * width, 1, 1)], stride)
-            else:
-                x = residual(net, x, [(width, 1, 1), (width, 3, stride), (width, 1, 1)], stride, groups=width // 24)
-    return classifier(net, x)
-
-
-def inverted(
-    net: Net,
-    x: Variable,
-    out: int,
-    stride: int,
-    expand: int,
-    name: str,
-    gate: Callable[[Net, Variable], Variable] | None = None,
-) -> Variable:
-    width, y = net.channels[x.name] * expand, x
-    if expand > 1:
-        y = net.conv(y, width, 1, name=f"/{name}/expand/Conv", act="Clip")
-    y = net.conv(y, width, 3, stride=stride, group=width, name=f"/{name}/depthwise/Conv", act="Clip")
-    y = gate(net, y) if gate else y
-    y = net.conv(y, out, 1, name=f"/{name}/project/Conv")
-    return net.op("Add", y, x) if stride == 1 and net.channels[x.name] == out else y
-
-
-def mobilenet_v2(gate: Callable[[Net, Variable], Variable] | None = None) -> Graph:
-    net = Net()
-    x = net.conv(net.input(), 32, 3, stride=2, name="/features/features.0/Conv", act="Clip")
-    number = 1
-    for expand, out, depth, first in [
-        (1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1),
-    ]:  # fmt: skip
-        for index in range(depth):
-            x = inverted(net, x, out, first if index == 0 else 1, expand, f"features/features.{number}", gate)
-            number += 1
-    return classifier(net, net.conv(x, 1280, 1, name="/features/features.18/Conv", act="Clip"))
 
 
 def squeeze_excite(net: Net, x: Variable) -> Variable:
@@ -158,9 +37,9 @@ def squeeze_excite(net: Net, x: Variable) -> Variable:
 @pytest.mark.parametrize(
     ("graph", "alone", "stack"),
     [
-        (residual_network("resnet18"), 10, 10),
-        (residual_network("resnet50"), 18, 18),
-        (residual_network("regnetx_600m"), 18, 18),
+        (resnet18(), 10, 10),
+        (resnet50(), 18, 18),
+        (regnetx_600m(), 18, 18),
         (mobilenet_v2(), 20, 18),
         (mobilenet_v2(squeeze_excite), 20, 19),  # the gate in features.1 makes stem and block four compute nodes
     ],
@@ -182,7 +61,7 @@ def test_mobilenet_v2_stacks_what_mrecg_stacks() -> None:
 
 
 def test_pooling_behind_the_stem_and_before_the_classifier() -> None:
-    graph = residual_network("resnet18")
+    graph = resnet18()
     stem, *_, block, fc = checked(graph)
     assert ops(graph, stem) == ["Conv", "Relu", "MaxPool"]
     assert ops(graph, block)[-2:] == ["GlobalAveragePool", "Flatten"]

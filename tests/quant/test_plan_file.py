@@ -8,7 +8,7 @@ import pytest
 
 from qcompile.errors import InputError
 from qcompile.quant.params import ActivationSpec, Quantizer, WeightQuantizer
-from qcompile.quant.plan import Form, NodePlan, Plan, Unit
+from qcompile.quant.plan import Boundary, Form, NodePlan, Plan, Unit
 from qcompile.quant.plan_file import load_plan, save_plan
 
 MADE_FOR = {"target": "ort-cpu", "fingerprint": "f"}
@@ -32,6 +32,10 @@ def example() -> Plan:
         weights={"/layer1/conv": weight},
         biases={"/layer1/conv": np.array([1.5, -2], np.float32)},
         units=[Unit("stem", ("/layer1/conv",), ("/x",), ("/y",), "a note")],
+        capacities={"stem": 48.0, "head": 0.0},
+        boundaries=[Boundary("stem", "head", -48.0, homogeneous=False, inner=True)],
+        losses={"stem": 1 / 3},
+        regions=[("stem", "head")],
     )
 
 
@@ -40,7 +44,7 @@ def test_a_plan_comes_back_whole(tmp_path: Path, name: str) -> None:
     plan = example()
     save_plan(plan, tmp_path / name, **MADE_FOR)
     loaded = load_plan(tmp_path / name, **MADE_FOR)
-    for field in ("nodes", "groups", "specs", "quantizers", "units"):
+    for field in ("nodes", "groups", "specs", "quantizers", "units", "capacities", "boundaries", "losses", "regions"):
         assert getattr(loaded, field) == getattr(plan, field)
     one, two = loaded.weights["/layer1/conv"], plan.weights["/layer1/conv"]
     assert (one.bits, one.axis) == (two.bits, two.axis)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from qcompile.errors import InputError
 from qcompile.runtime.spool import Spool
 
 
@@ -62,6 +65,38 @@ def test_dropping_makes_room_and_deletes_files() -> None:
         spool.drop("a")
         spool.put("c", 0, array_of(2))
         assert files_of(spool) == [] and spool.get("c", 0)[0] == 2
+
+
+@pytest.mark.parametrize("memory", [0, 60, 1 << 20])
+@pytest.mark.parametrize("dtype", [np.float32, np.uint8, np.bool_])
+def test_rows_are_counted_through_the_batches(memory: int, dtype: type) -> None:
+    whole = np.random.default_rng(0).integers(0, 2, (11, 3, 2)).astype(dtype)
+    with Spool(memory) as spool:
+        for batch, start in enumerate(range(0, 11, 4)):
+            spool.put("a", batch, whole[start : start + 4])
+        for places in (range(11), range(2, 9), [0, 3, 4, 10], np.array([7]), []):
+            found = spool.rows("a", places)
+            assert found.dtype == dtype
+            np.testing.assert_array_equal(found, whole[list(places)])
+        spool.rows("a", [5])[:] = 1  # a copy
+        np.testing.assert_array_equal(spool.rows("a", range(11)), whole)
+
+
+def test_files_lie_where_they_are_told_to(tmp_path: Path) -> None:
+    with Spool(0, tmp_path) as spool:
+        spool.put("a", 0, array_of(0))
+        assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with Spool(0) as spool:
+        monkeypatch.setattr(Path, "write_bytes", refuse)
+        with pytest.raises(InputError, match=r"cannot keep values on disk: No space left"):
+            spool.put("a", 0, array_of(0))
 
 
 def test_names() -> None:

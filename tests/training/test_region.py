@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,10 +16,10 @@ from qcompile.data import open_dataset
 from qcompile.emission.fragment import fragment
 from qcompile.passes.partition_units import PartitionUnits
 from qcompile.program.lower import Step
-from qcompile.quant.plan import Unit
 from qcompile.runtime.session import Session
+from qcompile.runtime.spool import Spool
 from qcompile.training.recipe import FROZEN, Kind, draw_mask, settings_at
-from qcompile.training.region import RegionBuilder
+from qcompile.training.region import Parameter, RegionBuilder
 from qcompile.training.rounding import hardened
 from qcompile.training.sides import FLOAT, QUANTIZED, Sides
 from qcompile.training.step_graph import StepGraph
@@ -29,18 +31,24 @@ WIDE = """net (float[N,3,8,8] x, float[16,3,3,3] A, float[16,16,3,3] B, float[5,
 }"""
 
 
-def first_trainable(name: str, skip: int = 0, **settings: Any) -> tuple[QModel, Sides, Unit, list[int]]:
+@pytest.fixture
+def spool() -> Iterator[Spool]:
+    with Spool() as spool:
+        yield spool
+
+
+def first_trainable(spool: Spool, name: str, skip: int = 0, **settings: Any) -> tuple[QModel, Sides, list[int]]:
     """Compile a small network up to training and run what stands before a unit with weights, the first or a later."""
     model = compiled(WIDE if name == "wide" else NETWORKS[name], (*CORRECT, PartitionUnits()), **settings)
     inputs = input_infos(model.graph)
     data = open_dataset(samples(model.source, 24), inputs, None)
-    sides = Sides(model.graph, model.plan, data, threads=1)
+    sides = Sides(model.graph, model.plan, data, 1, spool)
     for unit in model.plan.units:
-        numbers = sides.steps_of(unit)
-        sides.run_float(unit)
+        numbers = sides.steps_of(unit.nodes)
+        sides.run_float(unit.nodes)
         if any(node in model.plan.weights for node in unit.nodes):
             if not skip:
-                return model, sides, unit, numbers
+                return model, sides, numbers
             skip -= 1
         sides.run_quantized(numbers)
     raise AssertionError("no unit has weights")
@@ -48,7 +56,7 @@ def first_trainable(name: str, skip: int = 0, **settings: Any) -> tuple[QModel, 
 
 def graph_of(model: QModel, sides: Sides, numbers: list[int]) -> StepGraph:
     steps = [sides.program().steps[k] for k in numbers]
-    shapes = {key: (BATCH, *array.shape[1:]) for key, array in sides.values.items()}
+    shapes = {key: (BATCH, *shape) for key, shape in sides.shapes.items()}
     builder = RegionBuilder(model.graph, model.plan, shapes, sides.tensors())
     return StepGraph(builder.build(steps, sides.inputs_of(steps), sides.outputs_of(numbers)), threads=1)
 
@@ -56,34 +64,32 @@ def graph_of(model: QModel, sides: Sides, numbers: list[int]) -> StepGraph:
 def run_piece(model: QModel, steps: tuple[Step, ...], sides: Sides, names: list[str]) -> dict[str, Any]:
     inputs = sides.inputs_of(steps)
     session = Session(fragment(model.graph, model.plan, steps, inputs, names), threads=1, fuse_qdq=False)
-    return session.run({value.name: sides.values[QUANTIZED, value.name][:BATCH] for value in inputs}, names)
+    return session.run({value.name: sides.rows((QUANTIZED, value.name), range(BATCH)) for value in inputs}, names)
 
 
 def feeds(graph: StepGraph, sides: Sides, quantized: float, seed: int = 0) -> dict[str, Any]:
     random = np.random.default_rng(seed)
-    given = {name: sides.values[key][:BATCH] for name, key in graph.region.feeds.items()}
+    given = {name: sides.rows(key, range(BATCH)) for name, key in graph.region.feeds.items()}
     return given | {name: draw_mask(random, shape, quantized) for name, shape in graph.region.masks.items()}
 
 
 @pytest.mark.parametrize("name", ["chain", "residual", "relu6", "squeeze_excite", "hard_swish", "classifier"])
-def test_decided_and_fully_quantized_it_is_what_the_plan_then_computes(name: str) -> None:
+def test_decided_and_fully_quantized_it_is_what_the_plan_then_computes(spool: Spool, name: str) -> None:
     """Every weight decided at random, nothing dropped: the region's loss is that of the steps with hard codes."""
-    model, sides, _, numbers = first_trainable(name, w=4, a=4)
+    model, sides, numbers = first_trainable(spool, name, w=4, a=4)
     graph, random, plan = graph_of(model, sides, numbers), np.random.default_rng(0), model.plan
-    for parameter, item in graph.region.parameters.items():
-        if item.kind is Kind.ROUNDING:
-            graph.state[parameter] = np.where(random.random(item.start.shape) < 0.5, 30, -30).astype(np.float32)
-            node = next(node for node in model.graph.nodes if node.name == item.owner)
-            plan.weights[item.owner] = hardened(node.inputs[1].values, plan.weights[item.owner], graph.state[parameter])
-    seen = graph.run(feeds(graph, sides, 1.0), FROZEN, 1.0)
+    drawn = {key: 0.5 - random.random(item.start.shape) for key, item in rounding(graph).items()}
+    for key, item in rounding(graph).items():
+        exact = next(node for node in model.graph.nodes if node.name == item.owner).inputs[1].values
+        plan.weights[item.owner] = hardened(exact, plan.weights[item.owner], drawn[key].reshape(exact.shape))
+    seen = decided_error(graph, sides, drawn)
     outputs, tensors = sides.outputs_of(numbers), sides.tensors()
-    exact_values = {name: array for (side, name), array in sides.values.items() if side == FLOAT}
     names = [value.name for value in outputs]
     steps = [sides.program().steps[k] for k in numbers]
     made = run_piece(model, tuple(steps), sides, names)
     expected = 0.0
     for value in outputs:
-        exact = exact_values[tensors.get(value.name, value.name)][:BATCH]
+        exact = sides.rows((FLOAT, tensors.get(value.name, value.name)), range(BATCH))
         found = made[value.name].astype(np.float32)
         if value.quantizer is not None:
             found = (found - value.quantizer.zero_point) * np.float32(value.quantizer.scale)
@@ -92,26 +98,33 @@ def test_decided_and_fully_quantized_it_is_what_the_plan_then_computes(name: str
 
 
 @pytest.mark.parametrize("quantized", [0.5, 1.0])
-def test_trained_rounding_is_better_than_nearest(quantized: float) -> None:
-    model, sides, _, numbers = first_trainable("wide", skip=1, w=2, a=8, first_last_bits=8)
+def test_trained_rounding_is_better_than_nearest(spool: Spool, quantized: float) -> None:
+    model, sides, numbers = first_trainable(spool, "wide", skip=1, w=2, a=8, first_last_bits=8)
     graph = graph_of(model, sides, numbers)
-    start = decided_error(graph, sides)
-    graph.reset()
+    start = decided_error(graph, sides, graph.state)
     for k in range(150):
         graph.run(feeds(graph, sides, quantized, k), settings_at(k / 150), start)
-    assert decided_error(graph, sides) < 0.8 * start
+    assert decided_error(graph, sides, graph.state) < 0.8 * start
 
 
-def decided_error(graph: StepGraph, sides: Sides) -> float:
-    """Return the error with every weight rounded to where its variable points."""
-    for name, item in graph.region.parameters.items():
-        if item.kind is Kind.ROUNDING:
-            graph.state[name] = np.where(graph.state[name] >= 0, 30, -30).astype(np.float32)
-    return graph.run(feeds(graph, sides, 1.0), FROZEN, 1.0)
+def rounding(graph: StepGraph) -> dict[str, Parameter]:
+    return {name: item for name, item in graph.region.parameters.items() if item.kind is Kind.ROUNDING}
 
 
-def test_a_step_does_not_depend_on_what_ran_before() -> None:
-    model, sides, _, numbers = first_trainable("residual", w=4, a=4)
+def decided_error(graph: StepGraph, sides: Sides, state: Mapping[str, Any]) -> float:
+    """Return the error of the parameters in `state`, with every weight rounded to where its variable points."""
+    far = {name: np.where(state[name] >= 0, 30, -30) for name in rounding(graph)}
+    starts = {name: {**state, **far}.get(name, item.start) for name, item in graph.region.parameters.items()}
+    parameters = {
+        name: replace(item, start=np.asarray(starts[name], np.float32))
+        for name, item in graph.region.parameters.items()
+    }
+    decided = StepGraph(replace(graph.region, parameters=parameters), threads=1)
+    return decided.run(feeds(decided, sides, 1.0), FROZEN, 1.0)
+
+
+def test_a_step_does_not_depend_on_what_ran_before(spool: Spool) -> None:
+    model, sides, numbers = first_trainable(spool, "residual", w=4, a=4)
     graph = graph_of(model, sides, numbers)
 
     def curve() -> list[float]:
@@ -121,8 +134,8 @@ def test_a_step_does_not_depend_on_what_ran_before() -> None:
     assert curve() == curve()
 
 
-def test_a_scale_never_leaves_the_bounds_of_its_clip() -> None:
-    model, sides, _, numbers = first_trainable("relu6", w=4, a=4)
+def test_a_scale_never_leaves_the_bounds_of_its_clip(spool: Spool) -> None:
+    model, sides, numbers = first_trainable(spool, "relu6", w=4, a=4)
     graph = graph_of(model, sides, numbers)
     bounded = {name: item for name, item in graph.region.parameters.items() if np.isfinite(item.highest)}
     assert bounded

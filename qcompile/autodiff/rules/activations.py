@@ -25,6 +25,20 @@ def mask(g: Tape, condition: Value) -> Value:
     return g.cast(condition, to=helper.np_dtype_to_tensor_dtype(g.float_type))
 
 
+CONDITIONS = {"And", "Or", "Not", "Greater", "Less", "Equal"}  # operators that give booleans
+
+
+def masked(g: Tape, dy: Value, condition: Value) -> Value:
+    """Return `dy` where `condition` holds and 0 elsewhere; conditions on one gradient are joined as booleans."""
+    product = g.producer(dy)
+    factor = g.producer(product.input[1]) if product is not None and product.op_type == "Mul" else None
+    if product is not None and factor is not None and factor.op_type == "Cast":
+        before = g.producer(factor.input[0])
+        if before is not None and before.op_type in CONDITIONS:
+            return g.mul(product.input[0], mask(g, g.logical_and(before.output[0], condition)))
+    return g.mul(dy, mask(g, condition))
+
+
 def inside(g: Tape, value: Value, low: Operand, high: Operand) -> Value:
     """Say where `value` is above `low` and below `high`; "" is no bound."""
     if isinstance(low, str) and not low:
@@ -61,7 +75,6 @@ SLOPES: dict[str, Form] = {
     "HardSigmoid": _hard_sigmoid,
     "HardSwish": _hard_swish,
     "LeakyRelu": lambda g, node, x, y: g.where(g.greater(x, 0.0), 1.0, float(attribute(node, "alpha", 0.01))),
-    "Relu": lambda g, node, x, y: mask(g, g.greater(y, 0.0)),
     "Sigmoid": lambda g, node, x, y: g.mul(y, g.sub(1.0, y)),
     "Softplus": lambda g, node, x, y: g.sigmoid(x),
     "Tanh": lambda g, node, x, y: g.sub(1.0, g.mul(y, y)),
@@ -76,6 +89,11 @@ for _name, _form in SLOPES.items():
     vjp(_name)(_elementwise(_form))
 
 
+@vjp("Relu")
+def _relu(g: Tape, node: Node, dy: Value) -> Gradients:
+    return masked(g, dy, g.greater(node.outputs[0], 0.0))
+
+
 @vjp("Clip")
 def _clip(g: Tape, node: Node, dy: Value) -> Gradients:
     """dy where x is inside the bounds; a bound receives what it cuts off."""
@@ -85,7 +103,7 @@ def _clip(g: Tape, node: Node, dy: Value) -> Gradients:
     dims = dims_of(g, x)
     below = unbroadcast(g, g.mul(dy, mask(g, g.less(x, low))), dims, low) if low else None
     above = unbroadcast(g, g.mul(dy, mask(g, g.greater(x, high))), dims, high) if high else None
-    return g.mul(dy, mask(g, inside(g, x, low, high))), below, above
+    return masked(g, dy, inside(g, x, low, high)), below, above
 
 
 @vjp("PRelu")

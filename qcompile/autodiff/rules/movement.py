@@ -53,8 +53,8 @@ def _pad(g: Tape, node: Node, dy: Value) -> Gradients:
     dx = g.pad(dy, g.neg(pads), "", axes)
     if not value:
         return (dx,)
-    border = g.sub(g.reduce_sum(dy, keepdims=0), g.reduce_sum(dx, keepdims=0))
-    return dx, None, reshape_like(g, border, value)
+    border = g.sub(dy, g.pad(dx, pads, "", axes))  # summed alone: two sums over all would cancel out
+    return dx, None, reshape_like(g, g.reduce_sum(border, keepdims=0), value)
 
 
 @vjp("Gather")

@@ -1,4 +1,4 @@
-"""Fake quantization of activations and of weights: two operators of our own, lowered to standard ones.
+"""Fake quantization of activations and of weights, and what it is trained for: operators of our own.
 
 FakeQuantActivation(x, scale, mask), attributes bits, zero_point, surrogate
     y = scale * (clip(round(x / scale) + zero_point, 0, n) - zero_point) with n = 2^bits - 1; where mask is given and
@@ -7,6 +7,10 @@ FakeQuantWeight(variable, scale, base), attributes rounding, levels
     y = scale * (base + code(variable)): code is trained, base is the rest of the grid; scale and base broadcast.
     rounding "adaround": code = clip(1.2 sigmoid(v) - 0.1, 0, 1), between two neighbours (Nagel et al., 2020);
     the name of a surrogate: code = round(clip(v, 0, levels)).
+RoundingPenalty(variable, exponent)
+    y = sum of 1 - |2h - 1|^exponent with h = clip(1.2 sigmoid(v) - 0.1, 0, 1) (Nagel et al., 2020).
+SquaredError(a, b)
+    y = sum of (a - b)^2.
 
 Backward, round has the derivative 1 (straight-through) times the factor of its surrogate. Elements that clip cut off
 have none; the scale of an activation learns from all (LSQ, Esser et al., 2020).
@@ -22,12 +26,13 @@ import numpy as np
 from qcompile.autodiff.broadcasting import broadcast_dims, dims_of, unbroadcast
 from qcompile.autodiff.operators import Value
 from qcompile.autodiff.registry import Gradients, UnknownFormError, attribute, lowering, vjp
-from qcompile.autodiff.rules.activations import inside, mask
+from qcompile.autodiff.rules.activations import inside, mask, masked
 from qcompile.autodiff.tape import Node, Tape
 from qcompile.errors import InputError
 
 DOMAIN = "qcompile"
 STRETCH, SHIFT = 1.2, -0.1  # zeta - gamma and gamma of the rectified sigmoid
+SMALLEST = 1e-12  # distance from the middle between two codes whose logarithm is still taken
 
 # surrogate -> (tape, where rounding took place: a thunk of x - round(x) in grid units, gradient) -> gradient
 Surrogate = Callable[[Tape, Callable[[], Value], Value], Value]
@@ -59,8 +64,7 @@ def _write_activation(g: Tape, node: Node) -> None:
     if not chosen:
         g.op("DequantizeLinear", codes, scale, zero, output=node.outputs[0])
         return
-    change = g.sub(g.dequantize_linear(codes, scale, zero), x)
-    g.op("Add", x, g.mul(change, mask(g, chosen)), output=node.outputs[0])
+    g.op("Where", chosen, g.dequantize_linear(codes, scale, zero), x, output=node.outputs[0])
 
 
 @vjp("FakeQuantActivation", domain=DOMAIN)
@@ -75,7 +79,7 @@ def _activation(g: Tape, node: Node, dy: Value) -> Gradients:
     passing = inside(g, x, low, high)
     if chosen:
         passing = g.logical_or(passing, g.logical_not(chosen))
-    straight = g.mul(dy, mask(g, passing))
+    straight = masked(g, dy, passing)
     dscale = g.div(g.sub(_dot(g, dy, y), _dot(g, straight, x)), step)
     surrogate = _surrogate(attribute(node, "surrogate", "ste"))
     dx = surrogate(g, lambda: g.div(g.sub(x, y), step), straight)
@@ -136,7 +140,8 @@ def _soft_derivative(g: Tape, node: Node, dcode: Value) -> Value:
     """1.2 s (1 - s) where the code is not cut off: a weight that has settled stays."""
     sigmoid = g.sigmoid(node.inputs[0])
     slope = g.mul(g.mul(sigmoid, g.sub(1.0, sigmoid)), STRETCH)
-    return g.mul(g.mul(dcode, slope), mask(g, inside(g, _soft_code(g, node), 0.0, 1.0)))
+    code = _soft_code(g, node)
+    return g.mul(dcode, g.mul(slope, mask(g, inside(g, code, 0.0, 1.0))))
 
 
 ADAROUND = Rounding(_soft_code, _soft_derivative)
@@ -151,7 +156,43 @@ def _nearest(surrogate: Surrogate) -> Rounding:
 
     def derivative(g: Tape, node: Node, dcode: Value) -> Value:
         passing = inside(g, node.inputs[0], 0.0, float(node.attributes["levels"]))
-        straight = g.mul(dcode, mask(g, passing))
+        straight = masked(g, dcode, passing)
         return surrogate(g, lambda: g.sub(clipped(g, node), code(g, node)), straight)
 
     return Rounding(code, derivative)
+
+
+# --- what is trained for
+
+
+@lowering("RoundingPenalty", DOMAIN)
+def _write_penalty(g: Tape, node: Node) -> None:
+    decided = g.pow(g.abs(_undecided(g, node)), node.inputs[1])
+    g.op("ReduceSum", g.sub(1.0, decided), output=node.outputs[0], keepdims=0)
+
+
+@vjp("RoundingPenalty", domain=DOMAIN)
+def _penalty(g: Tape, node: Node, dy: Value) -> Gradients:
+    """-2 e t |t|^(e - 2) by h, with t = 2h - 1; the power as exp(k log), which costs half of Pow."""
+    side, exponent = _undecided(g, node), node.inputs[1]
+    distance = g.max(g.abs(side), SMALLEST)
+    power = g.exp(g.mul(g.log(distance), g.sub(exponent, 2.0)))
+    dcode = g.mul(g.mul(side, power), g.mul(dy, g.mul(exponent, -2.0)))
+    return _soft_derivative(g, node, dcode), None
+
+
+def _undecided(g: Tape, node: Node) -> Value:
+    """Return 2h - 1: -1 and 1 are decided, 0 is in the middle."""
+    return g.sub(g.mul(_soft_code(g, node), 2.0), 1.0)
+
+
+@lowering("SquaredError", DOMAIN)
+def _write_error(g: Tape, node: Node) -> None:
+    off = g.sub(*node.inputs)
+    g.op("Reshape", _dot(g, off, off), np.empty(0, np.int64), output=node.outputs[0])
+
+
+@vjp("SquaredError", domain=DOMAIN)
+def _error(g: Tape, node: Node, dy: Value) -> Gradients:
+    slope = g.mul(g.sub(*node.inputs), g.mul(dy, 2.0))
+    return slope, g.neg(slope)

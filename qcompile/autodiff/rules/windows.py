@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from qcompile.autodiff.broadcasting import dims_of, sizes
 from qcompile.autodiff.operators import Operand, Value
@@ -42,7 +43,7 @@ class Window:
         return (*self.front, *self.behind)
 
     @property
-    def attributes(self) -> dict[str, object]:
+    def attributes(self) -> dict[str, Any]:
         """The window as attributes of Conv and ConvTranspose."""
         return {
             "kernel_shape": self.kernel,

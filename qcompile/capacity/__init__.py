@@ -1,0 +1,1 @@
+"""Module capacity of units, and which neighbours are trained together (MRECG)."""

@@ -1,0 +1,45 @@
+"""What is trained at once: units that belong together, or single layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from qcompile.ir import Graph
+from qcompile.program.dag import activation_dag
+from qcompile.quant.plan import Plan, region_name
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Nodes that are trained together, by name. Pieces stand in an order in which they can be run."""
+
+    name: str
+    nodes: tuple[str, ...]
+
+
+def regions_of(plan: Plan) -> list[tuple[str, ...]]:
+    """Return the plan's regions, each a tuple of names of units; every unit by itself where the plan has none."""
+    return plan.regions or [(unit.name,) for unit in plan.units]
+
+
+def join_units(plan: Plan, regions: Sequence[Sequence[str]]) -> list[Piece]:
+    """Return one piece per region."""
+    nodes = {unit.name: unit.nodes for unit in plan.units}
+    return [Piece(region_name(region), tuple(node for name in region for node in nodes[name])) for region in regions]
+
+
+def cut_layers(graph: Graph) -> list[Piece]:
+    """Return one piece per compute node: the node and the light nodes behind it, up to the next compute node.
+
+    A join belongs to the last layer before it; what stands before every layer, to the first.
+    """
+    dag = activation_dag(graph)
+    numbers = {index: number for number, index in enumerate(sorted(dag.compute))}
+    for index in range(len(dag)):
+        numbers.setdefault(index, max((numbers[other] for other in dag.before[index]), default=0))
+    names: dict[int, list[str]] = {}
+    for index in range(len(dag)):
+        names.setdefault(numbers[index], []).append(dag.nodes[index].name)
+    layers = {numbers[index]: dag.nodes[index].name for index in dag.compute}
+    return [Piece(layers.get(number, names[number][0]), tuple(names[number])) for number in sorted(names)]

@@ -1,0 +1,230 @@
+"""Training of one piece after another, each kept if it comes out better on samples that it was not trained on.
+
+References: Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization", 2020; Li et al., "BRECQ",
+2021; Wei et al., "QDrop", 2022.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qcompile.autodiff import NoGradientRule
+from qcompile.config import Config, parse_size
+from qcompile.emission.bias import with_room_for_bias
+from qcompile.errors import InputError
+from qcompile.memory import free_memory, release_freed_memory
+from qcompile.progress import tell
+from qcompile.qmodel import QModel, generator
+from qcompile.runtime.spool import Spool
+from qcompile.training.engines import open_trainer
+from qcompile.training.pieces import Piece
+from qcompile.training.recipe import BATCH, FROZEN, QUANTIZED, STEPS, Kind, draw_mask, settings_at
+from qcompile.training.region import Region, RegionBuilder, UntrainableError
+from qcompile.training.rounding import hardened
+from qcompile.training.sides import Sides
+from qcompile.training.work_dir import WorkDir
+
+Array = NDArray[Any]
+SAMPLES = 1024
+HELD_BACK = 10  # one sample in so many judges whether training made a piece better
+STARTING_BATCHES = 4  # whose mean error is the unit of the loss
+ELEMENTS = 1 << 21  # of the largest activation of one batch: bounds the memory and the time of a step
+MOST_MEMORY = 3 << 30  # for values, where the configuration does not say
+SHOWN = 0.05  # weight of the newest loss in the mean that is shown
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one piece: `what` in words, its `error` on held-back samples `before` and `after` (relative to the
+    float values), or the `reason` why it was not trained. `trained` says that the plan has the result.
+    """
+
+    piece: str
+    what: str
+    trained: bool = False
+    before: float | None = None
+    after: float | None = None
+    reason: str = ""
+
+
+class DivergedError(Exception):
+    """The loss or a parameter is no longer a number; the text says when."""
+
+
+def steps_of(config: Config) -> int:
+    """Return the number of training steps per piece."""
+    return config.steps or STEPS[config.effort or "default"]
+
+
+def memory_of(config: Config) -> int:
+    """Return the bytes that values between pieces may take in memory."""
+    if config.memory is not None:
+        return parse_size("--memory", config.memory)
+    free = free_memory()
+    return MOST_MEMORY if free is None else min(MOST_MEMORY, free // 2)
+
+
+def reconstruct(
+    model: QModel, pieces: Sequence[Piece], *, title: str = "reconstruct", work_dir: WorkDir | None = None
+) -> Iterator[Outcome]:
+    """Train `pieces` in order, each on what the trained ones before it make; yield the outcome of those with weights.
+
+    `model.plan` receives hard-rounded integers, scales and biases. Whoever wants only the losses gives a model with a
+    copy of the plan: `dataclasses.replace(model, plan=copy.deepcopy(model.plan))`. Random choices depend on the seed,
+    `title` and the name of the piece alone. With `work_dir` the state is written after every piece; pieces that its
+    state knows are run, not trained again.
+    """
+    if model.data is None:
+        raise InputError("no calibration data", remedy="give samples with --data, or ask for --random-data")
+    plan = model.plan
+    if work_dir is not None and work_dir.state:
+        trained = work_dir.plan()
+        plan.weights, plan.biases, plan.quantizers = trained.weights, trained.biases, trained.quantizers
+    plan.quantizers = {key: replace(item) for key, item in plan.quantizers.items()}  # each is known by its identity
+    data = model.data.take(0, min(SAMPLES, model.data.count))
+    with Spool(memory_of(model.config), work_dir.values() if work_dir else None) as spool:
+        sides = Sides(model.graph, plan, data, model.config.threads, spool)
+        yield from _Run(model, sides, title).outcomes(pieces, work_dir)
+
+
+@dataclass
+class _Run:
+    """One run over the pieces: `total` training steps are to be done, `done` are."""
+
+    model: QModel
+    sides: Sides
+    title: str
+    total: int = 0
+    done: int = 0
+
+    def outcomes(self, pieces: Sequence[Piece], work_dir: WorkDir | None) -> Iterator[Outcome]:
+        """Train and run piece after piece, and keep the state."""
+        model, sides = self.model, self.sides
+        trained = [piece.name for piece in pieces if any(node in model.plan.weights for node in piece.nodes)]
+        outcomes: list[Outcome] = []
+        if work_dir is not None:
+            work_dir.match(trained, sides.count, sides.digest)
+            outcomes = [Outcome(**entry) for entry in work_dir.outcomes]
+            work_dir.save(model.plan, work_dir.outcomes)
+        known, steps = {outcome.piece for outcome in outcomes}, steps_of(model.config)
+        yield from outcomes
+        self.total, self.done = len(trained) * steps, len(known) * steps
+        for piece in pieces if len(known) < len(trained) else []:
+            tell(self.title, self.done, self.total, piece.name)
+            numbers = sides.steps_of(piece.nodes)
+            sides.run_float(piece.nodes)
+            if piece.name in trained and piece.name not in known:
+                outcomes.append(self.attempt(piece.name, numbers))
+                if work_dir is not None:
+                    work_dir.save(model.plan, [asdict(outcome) for outcome in outcomes])
+                yield outcomes[-1]
+                self.done = len(outcomes) * steps
+            sides.run_quantized(numbers)
+            release_freed_memory()
+        tell(self.title, self.total, self.total)
+
+    def attempt(self, name: str, numbers: Sequence[int]) -> Outcome:
+        """Train one piece; leave it as it was where that fails or makes it worse."""
+        plan, sides = self.model.plan, self.sides
+        held_back = range(sides.count - max(1, sides.count // HELD_BACK), sides.count)
+        kept = copy.copy(plan.weights), copy.copy(plan.biases), copy.copy(plan.quantizers)
+        try:
+            before = sides.error(numbers, held_back)
+            self.train(name, numbers, max(1, held_back.start))
+            after = sides.error(numbers, held_back)
+            if math.isfinite(after) and after < before:
+                return Outcome(name, "trained", True, before, after)
+            outcome = Outcome(name, "worse after training: left as it was", False, before, after)
+        except (NoGradientRule, UntrainableError, DivergedError) as error:
+            outcome = Outcome(name, "not trained", reason=str(error))
+        plan.weights, plan.biases, plan.quantizers = kept
+        return outcome
+
+    def train(self, name: str, numbers: Sequence[int], count: int) -> None:
+        """Train the steps `numbers` on the first `count` samples and write the result into the plan."""
+        config, sides = self.model.config, self.sides
+        random = generator(config, f"{self.title}/{name}")
+        batch = min(config.recon_batch or BATCH, count, self.most_at_once(numbers))
+        trainer = open_trainer(self.region(numbers, batch), config)
+
+        def feeds() -> dict[str, Array]:
+            picked = np.sort(random.choice(count, batch, replace=False))
+            drawn = {name: sides.rows(key, picked) for name, key in trainer.region.feeds.items()}
+            masks = trainer.region.masks.items()
+            return drawn | {name: draw_mask(random, shape, QUANTIZED[config.method]) for name, shape in masks}
+
+        try:
+            start = float(np.mean([trainer.run(feeds(), FROZEN, 1.0) for _ in range(STARTING_BATCHES)]))
+            if not math.isfinite(start):
+                raise DivergedError(f"the loss is {start}")
+            trainer.reset()
+            total, shown = steps_of(config), start
+            for step in range(total):
+                loss = trainer.run(feeds(), settings_at(step / total), max(start, 1e-12))
+                if not math.isfinite(loss):
+                    raise DivergedError(f"the loss is {loss} at step {step + 1} of {total}")
+                shown += SHOWN * (loss - shown)
+                text = f"{name}: loss {start:.3g}, now {shown / max(start, 1e-12):.2f} of it"
+                tell(self.title, self.done + step + 1, self.total, text)
+            state = trainer.state
+        finally:
+            trainer.close()
+        if not all(np.isfinite(state[name]).all() for name in trainer.region.parameters):
+            raise DivergedError(f"a parameter is not finite after {total} steps")
+        store(self.model, trainer.region, state)
+
+    def most_at_once(self, numbers: Sequence[int]) -> int:
+        """Return the samples whose largest activation in one step is within bounds."""
+        program = self.sides.program().steps
+        nodes = [node for number in numbers if (node := program[number].node)]
+        inner: list[int] = [math.prod(t.shape[1:]) for node in nodes for t in node.outputs if _is_static(t.shape)]
+        outer = [math.prod(shape) for shape in self.sides.shapes.values()]
+        return max(2, ELEMENTS // max([*outer, *inner, 1]))
+
+    def region(self, numbers: Sequence[int], batch: int) -> Region:
+        """Return the steps `numbers` as a region. A quantizer that other steps have used already keeps its scale."""
+        sides, plan = self.sides, self.model.plan
+        settled = {key: replace(plan.specs[key], fixed=plan.quantizers[key]) for key in sides.settled()}
+        program = sides.program().steps
+        steps = [program[number] for number in numbers]
+        outputs = sides.outputs_of(numbers)
+        if not outputs:
+            raise UntrainableError("nothing reads what it makes")
+        shapes = {key: (batch, *shape) for key, shape in sides.shapes.items()}
+        fixed = replace(plan, specs=plan.specs | settled)
+        return RegionBuilder(self.model.graph, fixed, shapes, sides.tensors()).build(
+            steps, sides.inputs_of(steps), outputs
+        )
+
+
+def _is_static(shape: Sequence[int | str | None] | None) -> bool:
+    return shape is not None and len(shape) > 1 and all(isinstance(size, int) for size in shape[1:])
+
+
+def store(model: QModel, region: Region, state: Mapping[str, Array]) -> None:
+    """Write hard-rounded integers, scales and biases into the plan."""
+    plan, nodes = model.plan, {node.name: node for node in model.graph.nodes}
+    for name, item in region.parameters.items():  # integers first: they are counted on the scales of before
+        if item.kind is Kind.ROUNDING:
+            exact = np.asarray(nodes[item.owner].inputs[1].values, np.float32)
+            plan.weights[item.owner] = hardened(exact, plan.weights[item.owner], state[name])
+    for name, item in region.parameters.items():
+        factor = np.exp(state[name])
+        if item.kind is Kind.WEIGHT_SCALE:
+            weight = plan.weights[item.owner]
+            plan.weights[item.owner] = replace(weight, scale=(weight.scale * factor.reshape(-1)).astype(np.float32))
+        elif item.kind is Kind.ACTIVATION_SCALE:
+            old = plan.quantizers[item.owner]
+            plan.quantizers[item.owner] = replace(old, scale=float(np.float32(old.scale * factor.reshape(()))))
+        elif item.kind is Kind.BIAS:
+            plan.biases[item.owner] = state[name]
+    for owner in {item.owner for item in region.parameters.values() if item.kind is Kind.BIAS}:
+        data = plan.quantizers[plan.key(nodes[owner].inputs[0].name, plan.nodes[owner].input_bits)]
+        plan.weights[owner] = with_room_for_bias(plan.weights[owner], plan.biases[owner], data.scale)

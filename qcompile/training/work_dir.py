@@ -1,0 +1,165 @@
+"""The state of training on disk: written whole after every piece, so that a killed run goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qcompile.config import recipe
+from qcompile.errors import InputError
+from qcompile.qmodel import QModel
+from qcompile.quant.plan import Plan
+from qcompile.quant.plan_file import fingerprint, load_plan, save_plan
+
+VERSION = 1
+STATE = "qcompile-state.json"  # names that nobody else gives: the folder may hold other things
+PLAN = "qcompile-plan-{}.npz"
+VALUES = "qcompile-values"  # folder for what does not fit into memory
+PLACES = ("memory", "work-dir", "resume")  # settings that change nothing in the result
+Entry = dict[str, Any]
+
+
+@dataclass
+class WorkDir:
+    """A folder with one state: what it was made for, the outcomes of the pieces that are done, and the plan then.
+
+    The state names the file of its plan. Both are written under a temporary name, flushed and renamed, the plan first:
+    whenever the process ends, the folder holds the state before or the state after.
+    """
+
+    path: Path
+    target: str
+    purpose: Entry
+    state: Entry = field(default_factory=dict)
+
+    @property
+    def outcomes(self) -> list[Entry]:
+        """What became of the pieces that are done, in order."""
+        return list(self.state.get("outcomes", []))
+
+    def plan(self) -> Plan:
+        """Return the plan of the state."""
+        return load_plan(self.path / self.state["plan"], target=self.target, fingerprint=self.purpose["fingerprint"])
+
+    def values(self) -> Path:
+        """Return an empty folder for values; those of a run that was killed are deleted."""
+        folder = self.path / VALUES
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        return folder
+
+    def match(self, pieces: Sequence[str], samples: int, digest: str) -> None:
+        """Add pieces and samples to what the state is for; raise InputError if it was made for others."""
+        self.purpose |= {"pieces": list(pieces), "samples": samples, "digest": digest}
+        for key, name in (("pieces", "another partition"), ("samples", "other samples"), ("digest", "other samples")):
+            if self.state and self.state["purpose"].get(key) != self.purpose[key]:
+                raise self._made_for(name)
+
+    def save(self, plan: Plan, outcomes: Sequence[Entry]) -> None:
+        """Write the state; raise InputError, with the one before left whole, where that cannot be done."""
+        name = PLAN.format(len(outcomes))
+        state = {"version": VERSION, "purpose": self.purpose, "outcomes": list(outcomes), "plan": name}
+        text = json.dumps(state, indent=1)
+        mine = {"target": self.target, "fingerprint": self.purpose["fingerprint"]}
+        try:
+            _publish(self.path / name, lambda path: save_plan(plan, path, **mine))
+            _publish(self.path / STATE, lambda path: path.write_text(text, encoding="utf-8"))
+            for old in self.path.glob(PLAN.format("*")):
+                if old.name != name:
+                    old.unlink()
+        except OSError as error:
+            what, remedy = f"cannot write the state of training: {error.strerror or error}", "make room, then --resume"
+            raise InputError(what, where=str(self.path), remedy=remedy) from error
+        self.state = state
+
+    def _made_for(self, what: str) -> InputError:
+        remedy = "give what it was made with, or another --work-dir"
+        return InputError(f"the state was made with {what}", where=str(self.path), remedy=remedy)
+
+    def check(self) -> None:
+        """Raise InputError unless the state that is there was made with this model and these settings."""
+        found = self.state["purpose"]
+        if found["fingerprint"] != self.purpose["fingerprint"]:
+            raise self._made_for("another model or other weights")
+        then, now = found["recipe"], self.purpose["recipe"]
+        for key in sorted(then.keys() | now.keys()):
+            if then.get(key) != now.get(key):
+                raise self._made_for(f"--{key} {_spelt(then.get(key))}, not {_spelt(now.get(key))}")
+
+
+def open_work_dir(model: QModel) -> WorkDir | None:
+    """Return the work folder of the configuration, made if need be; with the state to go on from, if it asks for that.
+
+    Raises InputError where there is no such state, or one of another model or other settings; and where there is one of
+    an unfinished run that the configuration does not ask for, since hours may be in it.
+    """
+    if model.config.work_dir is None:
+        return None
+    folder = WorkDir(
+        Path(model.config.work_dir),
+        model.target.name,
+        {
+            "fingerprint": fingerprint(model.source),
+            "recipe": {key: value for key, value in recipe(model.config).items() if key not in PLACES},
+        },
+    )
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the work folder: {error.strerror}", where=str(folder.path)) from error
+    state = _read(folder.path / STATE) if has_state(folder.path) else None
+    if model.config.resume:
+        if state is None:
+            remedy = "leave --resume out to begin"
+            raise InputError("there is no state to go on from", where=str(folder.path), remedy=remedy)
+        folder.state = state
+        folder.check()
+    elif state is not None and len(state["outcomes"]) < len(state["purpose"]["pieces"]):
+        remedy = "add --resume to go on from it, or give another folder"
+        raise InputError("there is the state of an unfinished run", where=str(folder.path), remedy=remedy)
+    return folder
+
+
+def has_state(folder: Path) -> bool:
+    """Say whether a run can go on from what is in `folder`."""
+    return (folder / STATE).is_file()
+
+
+def _read(path: Path) -> Entry:
+    try:
+        state: Entry = json.loads(path.read_text(encoding="utf-8"))
+        if state["version"] != VERSION:
+            raise InputError("the state is of another version of qcompile", where=str(path), remedy="begin again")
+        _ = state["plan"], state["outcomes"], state["purpose"]["recipe"], state["purpose"]["pieces"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError("not a state of training", where=str(path), remedy="give another --work-dir") from error
+    return state
+
+
+def _spelt(value: object) -> str:
+    return "unset" if value is None else str(value)
+
+
+def _publish(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file so that `path` holds either the old one or the whole new one, also after a power cut."""
+    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    if os.name == "posix":  # the name, too, must reach the disk
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

@@ -1,0 +1,364 @@
+"""Training piece after piece: failures stay where they are, memory changes nothing, a killed run goes on."""
+
+from __future__ import annotations
+
+import copy
+import errno
+import math
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx
+import pytest
+from networks import CORRECT, NETWORKS, compiled, network, samples
+from numpy.typing import NDArray
+
+from qcompile import Config, InputError, PassManager, QModel, open_model
+from qcompile.passes.partition_units import PartitionUnits
+from qcompile.progress import listening
+from qcompile.quant.plan import Plan
+from qcompile.runtime.spool import Spool
+from qcompile.training import reconstruction
+from qcompile.training.engines import open_trainer
+from qcompile.training.pieces import Piece, cut_layers, join_units, regions_of
+from qcompile.training.recipe import Settings
+from qcompile.training.reconstruction import Outcome, memory_of, reconstruct, steps_of
+from qcompile.training.region import Region
+from qcompile.training.work_dir import PLAN, STATE, VALUES, open_work_dir
+
+DECIDE = (CORRECT[0], PartitionUnits(), *CORRECT[1:])
+SETTINGS: dict[str, Any] = {"w": 3, "a": 4, "method": "qdrop", "steps": 6}
+
+
+def calibrated(name: str = "residual", **settings: Any) -> QModel:
+    source = network(NETWORKS[name])
+    model = open_model(source, Config(**{"threads": 1} | SETTINGS | settings), samples(source, 60))
+    PassManager(DECIDE).run(model)
+    return model
+
+
+class Spied:
+    """A trainer that is watched, and whose losses may be changed."""
+
+    made: ClassVar[list[Spied]]
+    loss: ClassVar[Callable[[Spied, float], float]]
+
+    def __init__(self, region: Region, config: Config) -> None:
+        self.inner, self.steps = open_trainer(region, config), 0
+        self.region = self.inner.region
+        self.masks: list[list[NDArray[Any]]] = []
+        self.made.append(self)
+        self.number = len(self.made)
+
+    @property
+    def state(self) -> Mapping[str, NDArray[Any]]:
+        return self.inner.state
+
+    def reset(self) -> None:
+        self.steps = 0
+        self.inner.reset()
+
+    def run(self, feeds: dict[str, NDArray[Any]], settings: Settings, unit_error: float) -> float:
+        self.steps += 1
+        self.masks.append([feeds[name] for name in self.region.masks])
+        return type(self).loss(self, self.inner.run(feeds, settings, unit_error))
+
+    def close(self) -> None:
+        self.inner.close()
+
+
+@pytest.fixture
+def spied(monkeypatch: pytest.MonkeyPatch) -> type[Spied]:
+    """The class of every trainer of this test."""
+    kind = type("Spied", (Spied,), {"made": [], "loss": lambda trainer, loss: loss})
+    monkeypatch.setattr(reconstruction, "open_trainer", kind)
+    return kind
+
+
+def units(model: QModel) -> list[Piece]:
+    return join_units(model.plan, regions_of(model.plan))
+
+
+def trained(model: QModel, **facts: Any) -> list[Outcome]:
+    return list(reconstruct(model, facts.pop("pieces", None) or units(model), work_dir=open_work_dir(model), **facts))
+
+
+def assert_same(one: Plan, two: Plan) -> None:
+    assert one.quantizers == two.quantizers and list(one.weights) == list(two.weights)
+    for name, weight in one.weights.items():
+        for field in ("codes", "scale", "step", "offset"):
+            np.testing.assert_array_equal(getattr(weight, field), getattr(two.weights[name], field))
+    for name, bias in one.biases.items():
+        np.testing.assert_array_equal(bias, two.biases[name])
+
+
+# --- what a run does
+
+
+def test_a_model_with_a_copy_of_the_plan_gives_the_losses_alone() -> None:
+    model = calibrated()
+    before = copy.deepcopy(model.plan)
+    tried = replace(model, plan=copy.deepcopy(model.plan), config=replace(model.config, steps=2))
+    outcomes = trained(tried, title="score")
+    assert [outcome.piece for outcome in outcomes] == [piece.name for piece in units(model)]
+    assert all(outcome.before is not None and outcome.after is not None for outcome in outcomes)
+    assert_same(model.plan, before)
+
+
+def test_random_choices_depend_on_the_piece_alone(spied: type[Spied]) -> None:
+    """Whether the first one was trained, or stopped at once, changes nothing in what the others draw."""
+    trained(calibrated())
+    whole, spied.made = spied.made, []
+    spied.loss = lambda trainer, loss: math.nan if trainer.number == 1 else loss
+    assert trained(calibrated())[0].what == "not trained"
+    for one, two in zip(whole[1:], spied.made[1:], strict=True):
+        np.testing.assert_equal(one.masks, two.masks)
+    assert len(whole[0].masks) > len(spied.made[0].masks)
+
+
+@pytest.mark.parametrize("name", ["residual", "concat", "squeeze_excite", "joined", "shared_weight"])
+def test_adaround_trains_every_layer_by_itself(name: str) -> None:
+    model = calibrated(name, method="adaround")
+    outcomes = trained(model, pieces=cut_layers(model.graph))
+    assert {outcome.piece for outcome in outcomes} == set(model.plan.weights)
+
+
+def test_a_quantizer_that_has_made_codes_keeps_its_scale() -> None:
+    """Concat of equal ranges: both layers in front of it share one quantizer, which the first of them may train."""
+    source = network(
+        """net (float[N,3,8,8] x, float[4,3,1,1] A, float[4,4,1,1] B, float[4,8,1,1] C) => (float[N,4,P,Q] y) {
+          [stem] a = Conv(x, A)  [relu] b = Relu(a)  [left] c = Conv(b, B)  [relu_l] d = Relu(c)
+          [right] e = Conv(b, B)  [relu_r] f = Relu(e)  [join] g = Concat<axis = 1>(d, f)  [head] y = Conv(g, C)
+        }"""
+    )
+    model = compiled(source, DECIDE, **SETTINGS | {"method": "adaround", "steps": 100})
+    shared = model.plan.key("d")
+    assert shared == model.plan.key("f") == model.plan.key("g")  # else this test shows nothing
+    seen: dict[str, float] = {}
+    for outcome in reconstruct(model, cut_layers(model.graph)):
+        seen[outcome.piece] = model.plan.quantizers[shared].scale
+    assert seen["stem"] != seen["left"] == seen["right"] == seen["head"]
+
+
+SHAPES = """net (float[N,3,8,8] x, float[4,3,3,3] A, float[4,4,1,1] B, float[4,4,1,1] C) => (float[N,4,P,Q] y)
+  <int64[1] zero = {0}, int64[1] two = {2}, int64[1] four = {4}> {
+    [stem] a = Conv<pads = [1,1,1,1]>(x, A)  [relu] b = Relu(a)
+    [pool] p = MaxPool<kernel_shape = [2,2], strides = [2,2]>(b)  [low] c = Conv(p, B)
+    [shape] s = Shape(b)  [tall] h = Slice(s, two, four)  [shape2] r = Shape(c)
+    [count] n = Slice(r, zero, two)  [sizes] t = Concat<axis = 0>(n, h)
+    [up] u = Resize<mode = "nearest">(c, , , t)  [add] v = Add(u, b)  [head] y = Conv(v, C)
+  }"""
+
+
+@pytest.mark.parametrize("cut", [units, lambda model: cut_layers(model.graph)])
+def test_shape_arithmetic_that_several_pieces_share(cut: Callable[[QModel], list[Piece]]) -> None:
+    model = compiled(SHAPES, DECIDE, **SETTINGS)
+    assert [outcome.reason for outcome in trained(model, pieces=cut(model))] == [""] * 3
+
+
+def test_a_loss_that_is_not_finite_stops_its_piece_alone(spied: type[Spied]) -> None:
+    """The second unit sees NaN at its fifth step, the third before its first."""
+    spied.loss = lambda trainer, loss: math.nan if (trainer.number, trainer.steps) in ((2, 5), (3, 1)) else loss
+    model = calibrated()
+    before = copy.deepcopy(model.plan)
+    outcomes = trained(model)
+    assert [outcome.what == "not trained" for outcome in outcomes] == [False, True, True]
+    assert [outcome.reason for outcome in outcomes[1:]] == ["the loss is nan at step 5 of 6", "the loss is nan"]
+    for node in units(model)[1].nodes:
+        if node in before.weights:
+            np.testing.assert_array_equal(model.plan.weights[node].codes, before.weights[node].codes)
+            np.testing.assert_array_equal(model.plan.weights[node].scale, before.weights[node].scale)
+
+
+def test_a_parameter_that_is_not_finite_is_not_stored(spied: type[Spied], monkeypatch: pytest.MonkeyPatch) -> None:
+    nan = property(lambda self: dict.fromkeys(self.region.parameters, np.float32("nan")))
+    monkeypatch.setattr(spied, "state", nan)
+    assert {outcome.reason for outcome in trained(calibrated())} == {"a parameter is not finite after 6 steps"}
+
+
+def test_progress_shows_piece_and_loss() -> None:
+    heard: list[tuple[str, int, int | None, str]] = []
+    model = calibrated()
+    with listening(lambda *call: heard.append(call)):
+        trained(model)
+    names = [piece.name for piece in units(model)]
+    done = [call[1] for call in heard]
+    assert done == sorted(done) and heard[-1] == ("reconstruct", 18, 18, "")  # 3 units of 6 steps
+    for number, name in enumerate(names):
+        last = [call for call in heard if call[3].startswith(f"{name}: loss ")][-1]
+        assert last[1] == 6 * (number + 1) and re.fullmatch(r"\w+: loss \S+, now \d\.\d\d of it", last[3])
+
+
+@pytest.mark.parametrize(("effort", "steps"), [("fast", 100), (None, 500), ("default", 500), ("max", 5000)])
+def test_effort_is_a_number_of_steps(effort: Any, steps: int) -> None:
+    assert steps_of(Config(method="qdrop", effort=effort)) == steps
+    assert steps_of(Config(method="qdrop", effort=effort, steps=7)) == 7
+
+
+# --- memory
+
+
+@pytest.mark.parametrize("name", ["residual", "concat", "classifier"])
+def test_the_budget_changes_nothing_in_the_result(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[int] = []
+    put = Spool.put
+
+    def watch(self: Spool, *arguments: Any) -> None:
+        put(self, *arguments)
+        written.append(self._files)
+
+    monkeypatch.setattr(Spool, "put", watch)
+    plans = []
+    for memory in ("1GB", "5kB", "0B"):
+        model = calibrated(name, memory=memory)
+        written.clear()
+        trained(model)
+        assert (written[-1] == 0) == (memory == "1GB")
+        plans.append(model.plan)
+    assert_same(plans[0], plans[1])
+    assert_same(plans[0], plans[2])
+
+
+def test_without_a_budget_it_is_a_share_of_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    most = reconstruction.MOST_MEMORY
+    for free, expected in ((2 << 30, 1 << 30), (1 << 40, most), (None, most)):
+        monkeypatch.setattr(reconstruction, "free_memory", lambda free=free: free)
+        assert memory_of(Config(method="qdrop")) == expected
+    assert memory_of(Config(method="qdrop", memory="1.5MB")) == 1_500_000
+
+
+# --- resuming
+
+
+class Killed(BaseException):
+    """What ends a run without any chance to clean up."""
+
+
+def until_killed(model: QModel, outcomes: int) -> None:
+    run = reconstruct(model, units(model), work_dir=open_work_dir(model))
+    for _ in range(outcomes):
+        next(run)
+    with pytest.raises(Killed):
+        run.throw(Killed)
+
+
+@pytest.mark.parametrize("outcomes", [1, 2, 3])
+def test_a_run_that_ended_early_goes_on_to_the_same_plan(tmp_path: Path, outcomes: int) -> None:
+    whole = calibrated()
+    expected = trained(whole)
+    until_killed(calibrated(work_dir=str(tmp_path)), outcomes)
+    model = calibrated(work_dir=str(tmp_path), resume=True, memory="0B")  # the budget may change
+    assert trained(model) == expected
+    assert_same(model.plan, whole.plan)
+    again = calibrated(work_dir=str(tmp_path), resume=True)  # nothing is left to do
+    assert trained(again) == expected
+    assert_same(again.plan, whole.plan)
+
+
+def test_what_else_is_in_the_folder_stays(tmp_path: Path) -> None:
+    (tmp_path / "values").mkdir()
+    for name in ("plan-4.npz", "state.json", "values/1"):
+        (tmp_path / name).write_text("mine")
+    trained(calibrated(work_dir=str(tmp_path), memory="0B"))
+    assert {(tmp_path / name).read_text() for name in ("plan-4.npz", "state.json", "values/1")} == {"mine"}
+
+
+def test_nothing_but_the_state_is_left(tmp_path: Path) -> None:
+    until_killed(calibrated(work_dir=str(tmp_path), memory="0B"), 2)
+    trained(calibrated(work_dir=str(tmp_path), memory="0B", resume=True))
+    names = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")}
+    assert names == {STATE, VALUES, PLAN.format(len(units(calibrated())))}
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_full_disk_leaves_the_state_before_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    expected = calibrated()
+    trained(expected)
+    calls = 0
+
+    def full(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls >= 9:  # of two files and folders at the start and after each piece: within the third state
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return original(*arguments)
+
+    original = getattr(os if call == "fsync" else Path, call)
+    with monkeypatch.context() as patch:
+        patch.setattr(os if call == "fsync" else Path, call, full)
+        calls = 0 if call == "fsync" else 4
+        with pytest.raises(InputError, match="cannot write the state of training: No space left"):
+            trained(calibrated(work_dir=str(tmp_path)))
+    assert not list(tmp_path.glob(".*"))
+    model = calibrated(work_dir=str(tmp_path), resume=True)
+    trained(model)
+    assert_same(model.plan, expected.plan)
+
+
+def scaled(model: onnx.ModelProto) -> onnx.ModelProto:
+    weight = onnx.numpy_helper.to_array(model.graph.initializer[0]) * 2
+    model.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(weight, model.graph.initializer[0].name))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"w": 2}, "made with --w 3, not 2"),
+        ({"steps": 7}, "made with --steps 6, not 7"),
+        ({"steps": None, "effort": "fast"}, "made with --effort unset, not fast"),
+        ({"method": "brecq"}, "made with --method qdrop, not brecq"),
+    ],
+)
+def test_a_state_of_other_settings_is_refused(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+    until_killed(calibrated(work_dir=str(tmp_path)), 1)
+    with pytest.raises(InputError, match=message):
+        open_work_dir(calibrated(work_dir=str(tmp_path), resume=True, **settings))
+
+
+def test_a_state_of_another_model_is_refused(tmp_path: Path) -> None:
+    until_killed(calibrated(work_dir=str(tmp_path)), 1)
+    model = calibrated(work_dir=str(tmp_path), resume=True)
+    model.source = scaled(model.source)
+    with pytest.raises(InputError, match="another model or other weights"):
+        open_work_dir(model)
+
+
+@pytest.mark.parametrize("count", [40, 60])
+def test_a_state_of_other_samples_is_refused(tmp_path: Path, count: int) -> None:
+    until_killed(calibrated(work_dir=str(tmp_path)), 1)
+    source = network(NETWORKS["residual"])
+    model = calibrated(work_dir=str(tmp_path), resume=True)
+    model.data = open_model(source, model.config, samples(source, count, seed=5)).data
+    with pytest.raises(InputError, match="made with other samples"):
+        trained(model)
+
+
+def test_an_unfinished_state_is_not_overwritten(tmp_path: Path) -> None:
+    until_killed(calibrated(work_dir=str(tmp_path)), 1)
+    with pytest.raises(InputError, match=r"unfinished run.*--resume"):
+        open_work_dir(calibrated(work_dir=str(tmp_path)))
+    trained(calibrated(work_dir=str(tmp_path), resume=True))
+    trained(calibrated(work_dir=str(tmp_path)))  # a finished one is
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"version": 0}', '{"version": 1, "plan": "p", "outcomes": []}'])
+def test_what_is_no_state_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / STATE).write_text(text)
+    with pytest.raises(InputError, match=r"not a state|another version"):
+        open_work_dir(calibrated(work_dir=str(tmp_path), resume=True))
+
+
+def test_there_is_nothing_to_resume(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no state to go on from"):
+        open_work_dir(calibrated(work_dir=str(tmp_path), resume=True))
+    with pytest.raises(InputError, match="--work-dir"):
+        Config(method="qdrop", resume=True)
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot make the work folder"):
+        open_work_dir(calibrated(work_dir=str(tmp_path / "file")))
