@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from math import prod
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qcompile.calibration.affine import AffineKernels, Fit
-from qcompile.emission.bias import with_room_for_bias
+from qcompile.calibration.affine import AffineKernels, Fit, by_channel
+from qcompile.emission.bias import stretched
 from qcompile.emission.fragment import boundary, fragment
 from qcompile.errors import InputError
 from qcompile.ir import Constant, Node, Tensor, captured_names, topological
@@ -85,17 +84,12 @@ class _Correction:
         return (*values(node.inputs), *map(Value, captured))
 
     def _correctable(self, step: Step) -> bool:
-        return (
-            step.kind is Kind.COMPUTE
-            and step.node is not None
-            and step.node.op != "MatMul"
-            and step.node.name in self.model.plan.weights
-        )
+        return step.is_layer and step.node is not None and step.node.name in self.model.plan.weights
 
     def _spool_inputs(self) -> None:
         data = self.model.data
         assert data is not None
-        data = data.take(0, min(SAMPLES, data.count))
+        data = data.sample(SAMPLES, self.model.config.seed)
         one = sum(array.nbytes for array in next(iter(data.batches(1))).values())
         for feeds in data.batches(max(1, min(64, BATCH_BYTES // max(one, 1) // 4))):
             for name, array in feeds.items():
@@ -186,21 +180,13 @@ class _Correction:
         self, node: Node, data: Quantizer | None, slope: NDArray[np.float64], shift: NDArray[np.float64]
     ) -> None:
         """Write the corrected scale and bias: y = a*(W x + old) + shift."""
-        plan = self.model.plan
+        plan, name = self.model.plan, node.name
         assert data is not None
-        weight = plan.weights[node.name]
-        old = plan.biases.get(node.name)
-        old = np.zeros(len(slope), np.float32) if old is None else old
-        plan.biases[node.name] = bias = (slope * old + shift).astype(np.float32)
-        scaled = replace(weight, scale=(weight.scale * slope).astype(np.float32))
-        plan.weights[node.name] = with_room_for_bias(scaled, bias, data.scale)
+        plan.weights[name], plan.biases[name] = stretched(
+            plan.weights[name], plan.biases.get(name), slope, shift, data.scale
+        )
 
 
 def values(tensors: Iterable[Tensor]) -> tuple[Value, ...]:
     """Return tensors of the float graph as values."""
     return tuple(Value(tensor.name) for tensor in tensors)
-
-
-def by_channel(array: Array) -> Array:
-    """View [N, C, ...] as [N, C, L]."""
-    return array.reshape(*array.shape[:2], prod(array.shape[2:]))

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 from qcompile.capacity.boundaries import Pair, chains
 from qcompile.capacity.fusion import CRITERIA, scheme_boundaries, top_boundaries
 from qcompile.config import Config
-from qcompile.errors import InputError
 from qcompile.qmodel import QModel
 from qcompile.quant.plan import Plan
 
@@ -22,7 +20,7 @@ class FuseRegions:
     the boundary become one region. Boundaries are chosen by the change of module capacity (`data-free`), by the change
     of measured relative losses (`data-dependent`), or by the growth of the loss (`loss`); or a scheme of the recipe
     names them. The first and last layers are left out of automatic choices: their bits are others, and so are units
-    without weights.
+    without weights, and those whose loss was to be measured and could not be.
 
     References
     ----------
@@ -52,12 +50,7 @@ def _chosen(plan: Plan, config: Config) -> list[Pair]:
     """Return the boundaries that the criterion of the configuration finds."""
     if config.fuse_top_k == 0:
         return []
-    values: Mapping[str, float] = plan.capacities
-    if config.fuse_by != "data-free":
-        values = plan.losses
-        if not values:
-            what = f"--fuse-by {config.fuse_by} needs the losses of units, and none were measured"
-            raise InputError(what, remedy="use --fuse-by data-free")
+    values = plan.capacities if config.fuse_by == "data-free" else plan.losses
     pairs = [
         (item.first, item.second)
         for item in plan.boundaries

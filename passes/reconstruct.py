@@ -25,7 +25,7 @@ class Reconstruct:
 
     def run(self, model: QModel) -> int:
         """Train every region with weights; return how many came out better."""
-        layers = model.config.method == "adaround"
+        layers = model.config.chosen_method == "adaround"
         pieces = cut_layers(model.graph) if layers else join_units(model.plan, regions_of(model.plan))
         better = 0
         for outcome in reconstruct(model, pieces, work_dir=open_work_dir(model)):

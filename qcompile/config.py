@@ -28,7 +28,8 @@ Packing = Literal["auto", "int4", "planes", "none"]
 Engine = Literal["auto", "ort", "ort-training"]
 Device = Literal["cpu", "cuda"]
 FUSING = ("mrecg", "mrecg-brecq")
-OF_FUSION = ("fuse", "fuse_top_k", "fuse_by", "max_fused", "stride_factor")  # fields that mean nothing without it
+# fields that mean nothing without it
+OF_FUSION = ("fuse", "fuse_top_k", "fuse_by", "score_steps", "max_fused", "stride_factor")
 # fields that mean nothing without it
 OF_TRAINING = ("effort", "steps", "recon_batch", "engine", "device", "memory", "work_dir", "resume")
 BITS = (2, 8)
@@ -72,14 +73,16 @@ class Config:
     `effort`, `steps` (which wins over it), `recon_batch`, `memory`, `work_dir` and `resume` are for the methods that
     train; None means the recipe's own. `memory` is what the values between units may take, such as "1GB".
     `fuse_top_k` None means as many boundaries as stand out; `fuse` lists the units of each region, by name or number.
+    `method` None means: rounding to nearest where all bits are 8, else QDrop (`chosen_method`).
     `calibration_method` None means: max for 8 bits, mse below. `threads` 0 means as many as the machine has.
     """
 
     w: int = bit_count(8, "weights, 2 to 8")
     a: int = bit_count(8, "inputs of Conv, Gemm and MatMul, 2 to 8")
-    method: Method = flag(
-        "rtn", "Precision", "rtn; trained: adaround, brecq, qdrop, mrecg ...", metavar="NAME", choices=get_args(Method)
-    )
+    method: Method | None = flag(
+        None, "Precision", "rtn, adaround, brecq, qdrop, mrecg ... [qdrop; rtn at 8]", metavar="NAME",
+        choices=get_args(Method),
+    )  # fmt: skip
     effort: Effort | None = flag(
         None, "Precision", "of training: fast, default, max [default]", metavar="NAME", choices=get_args(Effort)
     )
@@ -95,6 +98,7 @@ class Config:
     fuse_by: FuseBy = flag(
         "data-free", "Fusion", "data-free, data-dependent or loss", metavar="NAME", choices=get_args(FuseBy)
     )
+    score_steps: int = flag(100, "Fusion", "per unit, to measure losses", kind=int, metavar="N", least=1)
     max_fused: int = flag(3, "Fusion", "units in one region at most", kind=int, metavar="N", least=1)
     fuse: tuple[tuple[str, ...], ...] = flag((), "Fusion", "join these instead", metavar="UNIT+UNIT")
     stride_factor: float = flag(
@@ -125,7 +129,7 @@ class Config:
     def __post_init__(self) -> None:
         check(self)
         given = {item.name for item in fields(self) if getattr(self, item.name) != item.default}
-        for name in OF_TRAINING if self.method == "rtn" else ():
+        for name in OF_TRAINING if self.chosen_method == "rtn" else ():
             if name in given:
                 flag_name = f"--{name.replace('_', '-')}"
                 raise InputError(f"{flag_name} is for methods that train", remedy="add --method qdrop, or leave it out")
@@ -144,6 +148,12 @@ class Config:
             check_pattern("--bits", pattern)
             for letter, count in (("w", weight_bits), ("a", input_bits)):
                 check_range(f"--bits {pattern}={letter}", count, *BITS)
+
+    @property
+    def chosen_method(self) -> Method:
+        """The method; where none is given, rounding to nearest at 8 bits throughout and on noise, else QDrop."""
+        bits = [self.w, self.a, *(count for _, *counts in self.bits for count in counts)]
+        return self.method or ("rtn" if self.random_data or min(bits) == BITS[1] else "qdrop")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Config:
@@ -193,10 +203,12 @@ def check(settings: Config | Files) -> None:
 def _check_fusion(config: Config, name: str, given: Collection[str]) -> None:
     """Raise InputError where the field `name` is set, but something else in the configuration makes it void."""
     flag_name = f"--{name.replace('_', '-')}"
-    if name in given and config.method not in FUSING:
+    if name in given and config.chosen_method not in FUSING:
         raise InputError(f"{flag_name} is for methods that fuse", remedy="add --method mrecg, or leave it out")
     if name in given and config.fuse and name in ("fuse_top_k", "fuse_by"):
         raise InputError(f"{flag_name} has no effect: --fuse names the regions", remedy="leave one of them out")
+    if name == "score_steps" and name in given and config.fuse_by == "data-free":
+        raise InputError(f"{flag_name} has no effect: nothing is fused by losses", remedy="add --fuse-by loss")
 
 
 def has_type(value: object, kind: type) -> bool:

@@ -15,6 +15,7 @@ from qcompile.passes.partition_units import PartitionUnits
 from qcompile.passes.place_quantizers import PlaceQuantizers
 from qcompile.passes.reconstruct import Reconstruct
 from qcompile.passes.score_capacity import ScoreCapacity
+from qcompile.passes.score_losses import ScoreLosses
 from qcompile.passes.use_plan import UsePlan
 from qcompile.passes.validate import Validate
 from qcompile.passmanager import Pass
@@ -25,19 +26,34 @@ PREPARE: tuple[Pass, ...] = (NormalizeGraph(), FoldBatchNorm(), EqualizeLayers()
 
 def build(config: Config, plan: Plan | None = None) -> tuple[Pass, ...]:
     """Return the passes that compile a model; with a `plan` that was made before, decisions are taken from it."""
-    decide: tuple[Pass, ...] = (*place(config), CheckData(), Calibrate(), CorrectBias())
-    if config.method != "rtn":
-        decide = (*decide, Reconstruct())
+    decide: tuple[Pass, ...] = (*place(config), CheckData(), Calibrate(), CorrectBias(), *train(config))
     if plan is not None:
         decide = (UsePlan(plan), CheckData())
     return (*PREPARE, *decide, InsertQDQ(), Validate())
 
 
 def build_placement(config: Config) -> tuple[Pass, ...]:
-    """Return the passes that decide what would be done, without any data."""
+    """Return the passes that decide what would be done, without any data; regions that need losses stay open."""
     return (*PREPARE, *place(config))
 
 
 def place(config: Config) -> tuple[Pass, ...]:
     """Return the passes that decide without data, in front of those that need some: a bad scheme is found early."""
-    return (PlaceQuantizers(), ScoreCapacity(), FuseRegions()) if config.method in FUSING else (PlaceQuantizers(),)
+    if config.chosen_method not in FUSING:
+        return (PlaceQuantizers(),)
+    score: tuple[Pass, ...] = (PlaceQuantizers(), ScoreCapacity())
+    return score if _needs_losses(config) else (*score, FuseRegions())
+
+
+def train(config: Config) -> tuple[Pass, ...]:
+    """Return the passes that train, and those that choose by a first training what is trained together.
+
+    Training corrects each region again, on what the trained ones before it make.
+    """
+    if config.chosen_method == "rtn":
+        return ()
+    return (ScoreLosses(), FuseRegions(), Reconstruct()) if _needs_losses(config) else (Reconstruct(),)
+
+
+def _needs_losses(config: Config) -> bool:
+    return config.chosen_method in FUSING and config.fuse_by != "data-free" and config.fuse_top_k != 0

@@ -300,7 +300,7 @@ BAD: dict[str, tuple[Callable[[], object], tuple[str, ...], str]] = {
     "fused twice": (NOTHING, (*COMPILE, *MRECG, "--fuse-by", "loss", "--fuse", "0+1"), "--fuse names the regions"),
     "no such unit": (NOTHING, (*COMPILE, *MRECG, "--fuse", "stem+brnch"), "no such unit; did you mean 'branch'?"),
     "no unit": (NOTHING, (*COMPILE, *MRECG, "--fuse", "stem+"), "lacks a unit"),
-    "no losses": (NOTHING, (*COMPILE, *MRECG, "--fuse-by", "loss"), "use --fuse-by data-free"),
+    "no losses": (NOTHING, (*COMPILE, *MRECG, "--score-steps", "5"), "--score-steps has no effect"),
     "no number of boundaries": (NOTHING, (*COMPILE, *MRECG, "--fuse-top-k", "some"), "give a whole number"),
     "plot nothing": (NOTHING, ("plot",), "no report given; qcompile plot REPORT.json -o FIG.svg"),
     "plot nowhere": (NOTHING, ("plot", "calib.npz"), "give -o FIG.svg"),

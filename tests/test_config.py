@@ -184,6 +184,12 @@ def test_settings_of_fusion_need_a_method_that_fuses(settings: dict[str, Any]) -
         Config(method=method, **settings)  # type: ignore[arg-type]
 
 
+def test_steps_of_scoring_need_a_choice_by_losses() -> None:
+    with pytest.raises(InputError, match="--score-steps has no effect: nothing is fused by losses; add --fuse-by loss"):
+        Config(method="mrecg", score_steps=5)
+    assert Config(method="mrecg", score_steps=5, fuse_by="data-dependent").score_steps == 5
+
+
 @pytest.mark.parametrize("settings", [{"fuse_top_k": 2}, {"fuse_by": "loss"}])
 def test_a_scheme_leaves_nothing_to_choose(settings: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="has no effect: --fuse names the regions"):

@@ -8,6 +8,7 @@ bias.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,11 @@ apply (float[n, c, l] q, float[c, 1] a, float[c, 1] b, float scale, uint8 zero, 
 <uint8 least = {0}> {
     aq = Mul(q, a)   y = Add(aq, b)   wide = QuantizeLinear(y, scale, zero)   codes = Clip(wide, least, most)
 }"""
+
+
+def by_channel(array: Array) -> Array:
+    """View [N, C, ...] as [N, C, L]."""
+    return array.reshape(*array.shape[:2], prod(array.shape[2:]))
 
 
 @dataclass

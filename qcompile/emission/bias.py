@@ -21,6 +21,20 @@ def integer_bias(
     return np.clip(codes, -(2**31), 2**31 - 1).astype(np.int32), scale
 
 
+def stretched(
+    weight: WeightQuantizer,
+    bias: NDArray[np.float32] | None,
+    slope: NDArray[np.float64],
+    shift: NDArray[np.float64],
+    input_scale: float,
+) -> tuple[WeightQuantizer, NDArray[np.float32]]:
+    """Return weight and bias [C] of the layer slope * (W x + bias) + shift."""
+    old = np.zeros(len(slope), np.float32) if bias is None else bias
+    new = (slope * old + shift).astype(np.float32)
+    scaled = replace(weight, scale=(weight.scale * slope).astype(np.float32))
+    return with_room_for_bias(scaled, new, input_scale), new
+
+
 def with_room_for_bias(weight: WeightQuantizer, bias: NDArray[np.float32], input_scale: float) -> WeightQuantizer:
     """Return `weight` with the scale of a channel raised where its int32 bias would not fit beside the accumulator.
 

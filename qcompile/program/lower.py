@@ -49,6 +49,11 @@ class Step:
         """Everything that has to be made before."""
         return self.inputs + self.others
 
+    @property
+    def is_layer(self) -> bool:
+        """Say whether this computes with a weight and may have a bias."""
+        return self.kind is Kind.COMPUTE and self.node is not None and self.node.op != "MatMul"
+
 
 @dataclass(frozen=True)
 class Program:

@@ -12,10 +12,14 @@ from qcompile.quant.plan import Plan, region_name
 
 @dataclass(frozen=True)
 class Piece:
-    """Nodes that are trained together, by name. Pieces stand in an order in which they can be run."""
+    """Nodes that are trained together, by name. Pieces stand in an order in which they can be run.
+
+    `units` is the number of units with weights in it, at least 1: it has the training steps of that many.
+    """
 
     name: str
     nodes: tuple[str, ...]
+    units: int = 1
 
 
 def regions_of(plan: Plan) -> list[tuple[str, ...]]:
@@ -26,7 +30,12 @@ def regions_of(plan: Plan) -> list[tuple[str, ...]]:
 def join_units(plan: Plan, regions: Sequence[Sequence[str]]) -> list[Piece]:
     """Return one piece per region."""
     nodes = {unit.name: unit.nodes for unit in plan.units}
-    return [Piece(region_name(region), tuple(node for name in region for node in nodes[name])) for region in regions]
+    pieces = []
+    for region in regions:
+        weighted = sum(any(node in plan.weights for node in nodes[name]) for name in region)
+        members = tuple(node for name in region for node in nodes[name])
+        pieces.append(Piece(region_name(region), members, max(1, weighted)))
+    return pieces
 
 
 def cut_layers(graph: Graph) -> list[Piece]:

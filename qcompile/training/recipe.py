@@ -23,7 +23,7 @@ class Kind(StrEnum):
 
 
 # Adam's learning rates. That of the rounding variables is constant; the others fall to zero along a cosine.
-RATES = {Kind.ROUNDING: 0.3, Kind.WEIGHT_SCALE: 0.01, Kind.ACTIVATION_SCALE: 0.003, Kind.BIAS: 0.003}
+RATES = {Kind.ROUNDING: 0.1, Kind.WEIGHT_SCALE: 0.01, Kind.ACTIVATION_SCALE: 0.003, Kind.BIAS: 0.003}
 WARM_UP = 0.2  # of the steps without regulariser
 FIRST_EXPONENT, LAST_EXPONENT = 20.0, 2.0
 STRENGTH = 30.0  # of the regulariser, per weight, beside a loss of 1 before training

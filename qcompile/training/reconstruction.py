@@ -6,7 +6,6 @@ References: Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quant
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -16,13 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcompile.autodiff import NoGradientRule
+from qcompile.calibration.affine import AffineKernels
 from qcompile.config import Config, parse_size
+from qcompile.data.dataset import Dataset
 from qcompile.emission.bias import with_room_for_bias
 from qcompile.errors import InputError
 from qcompile.memory import free_memory, release_freed_memory
 from qcompile.progress import tell
 from qcompile.qmodel import QModel, generator
 from qcompile.runtime.spool import Spool
+from qcompile.training.correction import correct
 from qcompile.training.engines import open_trainer
 from qcompile.training.pieces import Piece
 from qcompile.training.recipe import BATCH, FROZEN, QUANTIZED, STEPS, Kind, draw_mask, settings_at
@@ -32,8 +34,8 @@ from qcompile.training.sides import Sides
 from qcompile.training.work_dir import WorkDir
 
 Array = NDArray[Any]
-SAMPLES = 1024
-HELD_BACK = 10  # one sample in so many judges whether training made a piece better
+Indices = NDArray[np.int64]
+HELD_BACK = 10  # one sample in so many judges whether training made a piece better, where none were held back before
 STARTING_BATCHES = 4  # whose mean error is the unit of the loss
 ELEMENTS = 1 << 21  # of the largest activation of one batch: bounds the memory and the time of a step
 MOST_MEMORY = 3 << 30  # for values, where the configuration does not say
@@ -59,7 +61,7 @@ class DivergedError(Exception):
 
 
 def steps_of(config: Config) -> int:
-    """Return the number of training steps per piece."""
+    """Return the number of training steps per unit; a piece of several has those of all of them."""
     return config.steps or STEPS[config.effort or "default"]
 
 
@@ -88,10 +90,23 @@ def reconstruct(
         trained = work_dir.plan()
         plan.weights, plan.biases, plan.quantizers = trained.weights, trained.biases, trained.quantizers
     plan.quantizers = {key: replace(item) for key, item in plan.quantizers.items()}  # each is known by its identity
-    data = model.data.take(0, min(SAMPLES, model.data.count))
+    data, trained_on, judged_by = _shares(model.data, model.held_back)
     with Spool(memory_of(model.config), work_dir.values() if work_dir else None) as spool:
         sides = Sides(model.graph, plan, data, model.config.threads, spool)
-        yield from _Run(model, sides, title).outcomes(pieces, work_dir)
+        yield from _Run(model, sides, title, trained_on, judged_by).outcomes(pieces, work_dir)
+
+
+def _shares(data: Dataset, held_back: Dataset | None) -> tuple[Dataset, Indices, Indices]:
+    """Return all samples, the places of those to train on, and of those that judge.
+
+    What was held back from calibration judges; without such samples, one in so many of the data does.
+    """
+    if held_back is None or held_back.read is not data.read:
+        judges = np.arange(data.count) % HELD_BACK == HELD_BACK - 1
+        return data, np.flatnonzero(~judges), np.flatnonzero(judges if judges.any() else ~judges)
+    numbers = np.union1d(data.numbers, held_back.numbers)
+    trained_on, judged_by = (np.flatnonzero(np.isin(numbers, part.numbers)) for part in (data, held_back))
+    return replace(data, numbers=numbers, labels=None), trained_on, judged_by
 
 
 @dataclass
@@ -101,71 +116,110 @@ class _Run:
     model: QModel
     sides: Sides
     title: str
+    trained_on: Indices
+    judged_by: Indices
     total: int = 0
     done: int = 0
+
+    def __post_init__(self) -> None:
+        self.kernels = AffineKernels(self.model.config.threads)
 
     def outcomes(self, pieces: Sequence[Piece], work_dir: WorkDir | None) -> Iterator[Outcome]:
         """Train and run piece after piece, and keep the state."""
         model, sides = self.model, self.sides
-        trained = [piece.name for piece in pieces if any(node in model.plan.weights for node in piece.nodes)]
+        weights, each = model.plan.weights, steps_of(model.config)
+        steps = {piece.name: each * piece.units for piece in pieces if any(node in weights for node in piece.nodes)}
         outcomes: list[Outcome] = []
         if work_dir is not None:
-            work_dir.match(trained, sides.count, sides.digest)
+            work_dir.match(list(steps), sides.count, sides.digest)
             outcomes = [Outcome(**entry) for entry in work_dir.outcomes]
             work_dir.save(model.plan, work_dir.outcomes)
-        known, steps = {outcome.piece for outcome in outcomes}, steps_of(model.config)
+        known = {outcome.piece for outcome in outcomes}
         yield from outcomes
-        self.total, self.done = len(trained) * steps, len(known) * steps
-        for piece in pieces if len(known) < len(trained) else []:
+        self.total, self.done = sum(steps.values()), sum(steps[name] for name in known)
+        reason = ""
+        for piece in pieces if len(known) < len(steps) else []:
             tell(self.title, self.done, self.total, piece.name)
-            numbers = sides.steps_of(piece.nodes)
-            sides.run_float(piece.nodes)
-            if piece.name in trained and piece.name not in known:
-                outcomes.append(self.attempt(piece.name, numbers))
+            outcome, reason = self.advance(piece, 0 if piece.name in known else steps.get(piece.name, 0), reason)
+            if outcome is not None:
+                outcomes.append(outcome)
                 if work_dir is not None:
                     work_dir.save(model.plan, [asdict(outcome) for outcome in outcomes])
-                yield outcomes[-1]
-                self.done = len(outcomes) * steps
-            sides.run_quantized(numbers)
-            release_freed_memory()
+                yield outcome
+                self.done += steps[piece.name]
         tell(self.title, self.total, self.total)
 
-    def attempt(self, name: str, numbers: Sequence[int]) -> Outcome:
-        """Train one piece; leave it as it was where that fails or makes it worse."""
-        plan, sides = self.model.plan, self.sides
-        held_back = range(sides.count - max(1, sides.count // HELD_BACK), sides.count)
-        kept = copy.copy(plan.weights), copy.copy(plan.biases), copy.copy(plan.quantizers)
+    def advance(self, piece: Piece, total: int, reason: str) -> tuple[Outcome | None, str]:
+        """Run one piece on both sides, and train it where it has steps to do.
+
+        From the first piece on that cannot be run sample by sample there is nothing to train on: `reason` says why.
+        """
+        outcome = Outcome(piece.name, "not trained", reason=reason) if total else None
+        if reason:
+            return outcome, reason
         try:
-            before = sides.error(numbers, held_back)
-            self.train(name, numbers, max(1, held_back.start))
-            after = sides.error(numbers, held_back)
-            if math.isfinite(after) and after < before:
-                return Outcome(name, "trained", True, before, after)
-            outcome = Outcome(name, "worse after training: left as it was", False, before, after)
+            numbers = self.sides.steps_of(piece.nodes)
+            self.sides.run_float(piece.nodes)
+            outcome = self.attempt(piece, numbers, total) if total else None
+            self.sides.run_quantized(numbers)
+        except UntrainableError as error:
+            return outcome and replace(outcome, reason=outcome.reason or str(error)), str(error)
+        finally:
+            release_freed_memory()
+        return outcome, ""
+
+    def attempt(self, piece: Piece, numbers: Sequence[int], total: int) -> Outcome:
+        """Correct one piece and train it, `total` steps; go back where that fails or makes it worse."""
+        before = self.sides.error(numbers, self.judged_by)
+        kept = self.decisions()
+        correct(self.sides, self.kernels, piece.nodes, numbers, self.trained_on)
+        start = self.sides.error(numbers, self.judged_by)
+        if start < before:
+            kept = self.decisions()
+        else:
+            start = before
+            self.go_back(kept)
+        try:
+            self.train(piece.name, numbers, total)
+            after = self.sides.error(numbers, self.judged_by)
+            if math.isfinite(after) and after < start:
+                return Outcome(piece.name, "trained", True, before, after)
+            left = "corrected alone" if start < before else "left as it was"
+            outcome = Outcome(piece.name, f"worse after training: {left}", False, before, start)
         except (NoGradientRule, UntrainableError, DivergedError) as error:
-            outcome = Outcome(name, "not trained", reason=str(error))
-        plan.weights, plan.biases, plan.quantizers = kept
+            outcome = Outcome(piece.name, "not trained", False, before, start, str(error))
+        self.go_back(kept)
         return outcome
 
-    def train(self, name: str, numbers: Sequence[int], count: int) -> None:
-        """Train the steps `numbers` on the first `count` samples and write the result into the plan."""
+    def decisions(self) -> tuple[dict[str, Any], ...]:
+        """Return what training decides, as it stands in the plan."""
+        plan = self.model.plan
+        return dict(plan.weights), dict(plan.biases), dict(plan.quantizers)
+
+    def go_back(self, kept: tuple[dict[str, Any], ...]) -> None:
+        """Put an earlier state of `decisions` into the plan."""
+        plan = self.model.plan
+        plan.weights, plan.biases, plan.quantizers = (dict(part) for part in kept)
+
+    def train(self, name: str, numbers: Sequence[int], total: int) -> None:
+        """Train the steps `numbers` of the program, `total` times, and write the result into the plan."""
         config, sides = self.model.config, self.sides
         random = generator(config, f"{self.title}/{name}")
-        batch = min(config.recon_batch or BATCH, count, self.most_at_once(numbers))
+        batch = min(config.recon_batch or BATCH, len(self.trained_on), self.most_at_once(numbers))
         trainer = open_trainer(self.region(numbers, batch), config)
 
         def feeds() -> dict[str, Array]:
-            picked = np.sort(random.choice(count, batch, replace=False))
+            picked = np.sort(random.choice(self.trained_on, batch, replace=False))
             drawn = {name: sides.rows(key, picked) for name, key in trainer.region.feeds.items()}
             masks = trainer.region.masks.items()
-            return drawn | {name: draw_mask(random, shape, QUANTIZED[config.method]) for name, shape in masks}
+            return drawn | {name: draw_mask(random, shape, QUANTIZED[config.chosen_method]) for name, shape in masks}
 
         try:
             start = float(np.mean([trainer.run(feeds(), FROZEN, 1.0) for _ in range(STARTING_BATCHES)]))
             if not math.isfinite(start):
                 raise DivergedError(f"the loss is {start}")
             trainer.reset()
-            total, shown = steps_of(config), start
+            shown = start
             for step in range(total):
                 loss = trainer.run(feeds(), settings_at(step / total), max(start, 1e-12))
                 if not math.isfinite(loss):

@@ -107,6 +107,8 @@ class RegionBuilder:
         self._node("Where", [self._mask(value.name), quantized, exact], value.name)
 
     def _feed(self, name: str, side: str, value: str, kind: int) -> str:
+        if (side, value) not in self.shapes:
+            raise UntrainableError(f"{value!r} is not kept sample by sample")
         self.inputs.append(helper.make_tensor_value_info(name, kind, self.shapes[side, value]))
         self.feeds[name] = (side, value)
         return name

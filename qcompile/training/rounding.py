@@ -18,10 +18,12 @@ def soft_start(exact: Floats, weight: WeightQuantizer) -> tuple[Floats, Floats, 
     """Return (variable, scale, base) such that scale * (base + h(variable)) is the float weight, where the grid has it.
 
     h = clip(1.2 sigmoid(variable) - 0.1, 0, 1). `variable` has the weight's shape, `scale` and `base` broadcast to it.
+    Where correction has stretched the channels of `weight`, the start is the float weight stretched as much.
     """
     low, part = _grid(exact, weight)
     variable = -np.log(STRETCH / (np.clip(part, 0, 1 - 1e-6) - SHIFT) - 1)
-    return variable.astype(np.float32), _step(weight), (low + _offset(weight)).astype(np.float32)
+    step = weight.along((weight.scale * weight.step).astype(np.float32))
+    return variable.astype(np.float32), step, (low + _offset(weight)).astype(np.float32)
 
 
 def hardened(exact: Floats, weight: WeightQuantizer, variable: NDArray[Any]) -> WeightQuantizer:
@@ -32,13 +34,16 @@ def hardened(exact: Floats, weight: WeightQuantizer, variable: NDArray[Any]) -> 
 
 def _grid(exact: Floats, weight: WeightQuantizer) -> tuple[Floats, Floats]:
     """Return the code below each float weight, at most the last but one, and how far above it the weight lies."""
-    place = exact / _step(weight) - _offset(weight)
+    place = exact / weight.along(_own_scale(exact, weight) * weight.step) - _offset(weight)
     low = np.clip(np.floor(place), 0, (1 << weight.bits) - 2).astype(np.float32)
     return low, place - low
 
 
-def _step(weight: WeightQuantizer) -> Floats:
-    return weight.along((weight.scale * weight.step).astype(np.float32))
+def _own_scale(exact: Floats, weight: WeightQuantizer) -> Floats:
+    """Return the scale [C] at which the codes come closest to the float weight, before anybody stretched it."""
+    lattice, others = weight.integers().astype(np.float32), tuple(set(range(exact.ndim)) - {weight.axis})
+    fitted = (exact * lattice).sum(others) / np.maximum(np.square(lattice).sum(others), 1)
+    return np.where(fitted > 0, fitted, weight.scale).astype(np.float32)
 
 
 def _offset(weight: WeightQuantizer) -> Floats:

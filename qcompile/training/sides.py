@@ -19,12 +19,14 @@ from qcompile.program.lower import Kind, Program, Step, Value, lower
 from qcompile.quant.plan import Plan
 from qcompile.runtime.session import Session
 from qcompile.runtime.spool import Spool
+from qcompile.training.region import UntrainableError
 
 Array = NDArray[Any]
 PART = 16  # samples in one run, at most
 PART_ELEMENTS = 1 << 25  # of the largest tensor in one run: bounds its memory
 FLOAT, QUANTIZED = "f", "q"
 Key = tuple[str, str]
+Places = Sequence[int] | NDArray[np.int64]
 
 
 @dataclass
@@ -83,7 +85,7 @@ class Sides:
         side, name = key
         return f"{FLOAT if name in self.inputs else side}:{name}"
 
-    def rows(self, key: Key, places: Sequence[int] | NDArray[np.int64]) -> Array:
+    def rows(self, key: Key, places: Places) -> Array:
         """Return samples of what is kept under (side, name), as a new array."""
         return self.spool.rows(self._kept(key), places)
 
@@ -131,6 +133,10 @@ class Sides:
         used = {id(value.quantizer) for number in self.steps_done for value in steps[number].outputs}
         return {key for key, quantizer in self.plan.quantizers.items() if id(quantizer) in used}
 
+    def float_steps(self, nodes: Collection[str]) -> list[Step]:
+        """Return these nodes as steps of the float side, with the shape arithmetic that they read."""
+        return [self.floats[number] for number in self._with_what_they_need(self.floats, nodes, self.floats_done)]
+
     def run_float(self, nodes: Collection[str]) -> None:
         """Run these nodes on the float side."""
         numbers = self._with_what_they_need(self.floats, nodes, self.floats_done)
@@ -153,14 +159,14 @@ class Sides:
         for name in set(self.spool.names()) - {self._kept(key) for key in self.shapes}:
             self.spool.drop(name)
 
-    def error(self, numbers: Sequence[int], samples: range) -> float:
+    def error(self, numbers: Sequence[int], samples: Places) -> float:
         """Return the squared error of these steps' outputs against the float side, relative to the float values."""
         steps, tensors = self.program().steps, self.tensors()
         exact = {value.name: (FLOAT, tensors.get(value.name, value.name)) for value in self.outputs_of(numbers)}
         outputs = [value for value in self.outputs_of(numbers) if exact[value.name] in self.shapes]
         sums = np.zeros((2, len(outputs)))
         names = [value.name for value in outputs]
-        for places, made in self._results(QUANTIZED, [steps[k] for k in numbers], names, samples):
+        for places, made in self.run(QUANTIZED, [steps[k] for k in numbers], names, samples):
             for place, value in enumerate(outputs):
                 target, found = self.rows(exact[value.name], places), made[value.name].astype(np.float32)
                 if value.quantizer is not None:
@@ -186,22 +192,24 @@ class Sides:
         return read
 
     def _run(self, side: str, steps: Sequence[Step], outputs: Iterable[str]) -> None:
-        for part, (_, made) in enumerate(self._results(side, steps, outputs, range(self.count))):
+        for part, (places, made) in enumerate(self.run(side, steps, outputs, range(self.count))):
             for name, array in made.items():
+                if array.ndim == 0 or len(array) != len(places):
+                    raise UntrainableError(f"{name!r} has not one row per sample")
                 self.shapes[side, name] = array.shape[1:]
                 self.spool.put(self._kept((side, name)), part, array)
 
-    def _results(
-        self, side: str, steps: Sequence[Step], outputs: Iterable[str], samples: range
-    ) -> Iterator[tuple[range, dict[str, Array]]]:
+    def run(
+        self, side: str, steps: Sequence[Step], outputs: Iterable[str], samples: Places
+    ) -> Iterator[tuple[Places, dict[str, Array]]]:
         """Yield part after part of `samples`, with what the steps make of it."""
         names = list(dict.fromkeys(outputs))
         if not names:
             return
         inputs = self.inputs_of(steps)
         session = Session(fragment(self.graph, self.plan, steps, inputs, names), threads=self.threads, fuse_qdq=False)
-        for start in range(samples.start, samples.stop, self.part):
-            places = range(start, min(start + self.part, samples.stop))
+        for start in range(0, len(samples), self.part):
+            places = samples[start : start + self.part]
             yield places, session.run({value.name: self.rows((side, value.name), places) for value in inputs}, names)
 
 

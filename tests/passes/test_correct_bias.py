@@ -194,13 +194,13 @@ def test_same_bytes_whatever_stays_in_memory(name: str, monkeypatch: pytest.Monk
         assert numbers(compiled(NETWORKS[name], CORRECT, **W4A4).plan) == expected
 
 
-def test_only_the_first_samples_count(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_so_many_samples_count_drawn_from_all(monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
-    for most, given in ((8, 14), (256, 8)):
+    for most, given in ((8, 15), (256, 8)):
         monkeypatch.setattr(correct_bias, "SAMPLES", most)
         model = compiled(CHAIN, CALIBRATE, **W4A4)
         assert model.data is not None and model.data.count == 15
-        model.data = model.data.take(0, given)
+        model.data = model.data.sample(given, model.config.seed)
         CorrectBias().run(model)
         found.append(numbers(model.plan))
     assert found[0] == found[1]

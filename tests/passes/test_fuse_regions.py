@@ -70,10 +70,8 @@ def test_units_without_weights_or_without_a_loss_are_left_out() -> None:
     assert joined(losses) == [("layer1.0", "layer1.1")]
 
 
-def test_losses_must_be_there() -> None:
-    with pytest.raises(InputError, match="--fuse-by loss needs the losses of units, and none were measured"):
-        with_losses({}, fuse_by="loss")
-    assert joined(with_losses({}, fuse_by="loss", fuse_top_k=0)) == []
+def test_without_losses_nothing_is_fused_by_them() -> None:
+    assert joined(with_losses({}, fuse_by="loss", fuse_top_k=99)) == []
 
 
 def test_a_scheme_may_join_the_ends() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from networks import NETWORKS, PLACE, compiled
+from networks import CALIBRATE, NETWORKS, PLACE, compiled
 
 from qcompile.passes.partition_units import PartitionUnits
 from qcompile.program.dag import activation_dag
@@ -52,3 +52,13 @@ def test_units_are_joined_in_order() -> None:
     joined = join_units(plan, regions_of(plan))
     assert joined[0] == Piece(f"{first.name} + {second.name}", first.nodes + second.nodes)
     assert [piece.nodes for piece in joined[1:]] == [unit.nodes for unit in rest]
+
+
+def test_a_piece_counts_its_units_with_weights() -> None:
+    plan = compiled(NETWORKS["residual"], (*CALIBRATE, PartitionUnits())).plan
+    names = [unit.name for unit in plan.units]
+    assert [piece.units for piece in join_units(plan, [names[:2], names[2:]])] == [2, 1]
+    del plan.weights["stem"]
+    assert [piece.units for piece in join_units(plan, [names])] == [2]
+    plan.weights.clear()
+    assert [piece.units for piece in join_units(plan, [names])] == [1]

@@ -162,17 +162,19 @@ def test_shape_arithmetic_that_several_pieces_share(cut: Callable[[QModel], list
 
 
 def test_a_loss_that_is_not_finite_stops_its_piece_alone(spied: type[Spied]) -> None:
-    """The second unit sees NaN at its fifth step, the third before its first."""
+    """The second unit sees NaN at its fifth step, the third before its first: both end as if they never took one."""
+    never = calibrated()
+    spied.loss = lambda trainer, loss: math.nan if (trainer.number, trainer.steps) in ((2, 1), (3, 1)) else loss
+    trained(never)
+    spied.made.clear()
     spied.loss = lambda trainer, loss: math.nan if (trainer.number, trainer.steps) in ((2, 5), (3, 1)) else loss
     model = calibrated()
-    before = copy.deepcopy(model.plan)
     outcomes = trained(model)
     assert [outcome.what == "not trained" for outcome in outcomes] == [False, True, True]
     assert [outcome.reason for outcome in outcomes[1:]] == ["the loss is nan at step 5 of 6", "the loss is nan"]
-    for node in units(model)[1].nodes:
-        if node in before.weights:
-            np.testing.assert_array_equal(model.plan.weights[node].codes, before.weights[node].codes)
-            np.testing.assert_array_equal(model.plan.weights[node].scale, before.weights[node].scale)
+    for node, weight in never.plan.weights.items():
+        np.testing.assert_array_equal(model.plan.weights[node].codes, weight.codes)
+        np.testing.assert_array_equal(model.plan.weights[node].scale, weight.scale)
 
 
 def test_a_parameter_that_is_not_finite_is_not_stored(spied: type[Spied], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,6 +194,16 @@ def test_progress_shows_piece_and_loss() -> None:
     for number, name in enumerate(names):
         last = [call for call in heard if call[3].startswith(f"{name}: loss ")][-1]
         assert last[1] == 6 * (number + 1) and re.fullmatch(r"\w+: loss \S+, now \d\.\d\d of it", last[3])
+
+
+def test_a_region_has_the_steps_of_its_units(spied: type[Spied]) -> None:
+    model = calibrated()
+    heard: list[tuple[int, int | None]] = []
+    names = [unit.name for unit in model.plan.units]
+    with listening(lambda title, done, total, detail: heard.append((done, total))):
+        trained(model, pieces=join_units(model.plan, [names[:2], names[2:]]))
+    assert [trainer.steps for trainer in spied.made] == [12, 6]
+    assert (12, 18) in heard and heard[-1] == (18, 18)
 
 
 @pytest.mark.parametrize(("effort", "steps"), [("fast", 100), (None, 500), ("default", 500), ("max", 5000)])

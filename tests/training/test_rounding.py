@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -44,3 +46,14 @@ def test_untrained_variables_round_to_nearest() -> None:
     weight = quantize_weight(exact, bits=4, axis=0)
     variable, _, _ = soft_start(exact, weight)
     assert (hardened(exact, weight, variable).codes == weight.codes).mean() == pytest.approx(1.0, abs=0.01)  # ties
+
+
+def test_a_stretched_weight_starts_stretched() -> None:
+    exact = np.random.default_rng(0).normal(0, 1, (8, 32)).astype(np.float32)
+    weight = quantize_weight(exact, bits=4, axis=0)
+    factor = np.linspace(0.5, 2, 8, dtype=np.float32)
+    variable, scale, base = soft_start(exact, weight)
+    again, stretched, same_base = soft_start(exact, replace(weight, scale=weight.scale * factor))
+    np.testing.assert_array_equal(again, variable)
+    np.testing.assert_array_equal(same_base, base)
+    np.testing.assert_allclose(stretched, scale * factor[:, None], rtol=1e-6)
