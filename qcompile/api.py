@@ -135,7 +135,7 @@ def compile(
         The compiler failed, or the emitted model broke a rule of its target.
     """
     opened = open_model(model, config, data, evaluation=evaluation)
-    open_work_dir(opened)  # a wrong one is refused before any work
+    _held = open_work_dir(opened)  # a wrong one is refused before any work; others stay out to the end
     if opened.data is None and plan is None:
         raise InputError("no calibration data", remedy=NO_DATA)
     if isinstance(plan, str | Path):

@@ -28,9 +28,8 @@ Packing = Literal["auto", "int4", "planes", "none"]
 Engine = Literal["auto", "ort", "ort-training"]
 Device = Literal["cpu", "cuda"]
 FUSING = ("mrecg", "mrecg-brecq")
-# fields that mean nothing without it
+# fields that mean nothing without fusion, and without training
 OF_FUSION = ("fuse", "fuse_top_k", "fuse_by", "score_steps", "max_fused", "stride_factor")
-# fields that mean nothing without it
 OF_TRAINING = ("effort", "steps", "recon_batch", "engine", "device", "memory", "work_dir", "resume")
 BITS = (2, 8)
 UNITS = {"B": 1, "kB": 1000, "MB": 1000**2, "GB": 1000**3, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}

@@ -23,8 +23,8 @@ from rich.table import Table
 PEER = "quantize_static"
 OURS = {
     "W8A8": ("--precision", "w8a8"),
-    "W4A4 narrow trunk": ("--precision", "w4a4", "--residual-bits", "a"),
-    "W4A4 wide trunk": ("--precision", "w4a4"),
+    "W4A4 narrow trunk": ("--precision", "w4a4", "--method", "rtn", "--residual-bits", "a"),
+    "W4A4 wide trunk": ("--precision", "w4a4", "--method", "rtn"),
 }
 
 

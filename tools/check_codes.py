@@ -44,7 +44,7 @@ def compiled(case_name: str, precision: str) -> QModel:
     """Return a model with its plan and its emitted file."""
     case = CASES[case_name]
     weights, activations = int(precision[1]), int(precision[3])
-    config = Config(w=weights, a=activations, preprocess=case.preprocess, samples=32, threads=1)
+    config = Config(w=weights, a=activations, method="rtn", preprocess=case.preprocess, samples=32, threads=1)
     model = qcompile.open_model(case.model, config, str(case.calibration))
     PassManager(build(config)).run(model)
     return model

@@ -22,7 +22,7 @@ def audit(case_name: str, precision: str, images: int) -> dict[str, Any]:
     """Compile and return the audit of the report."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
-        flags = ("--precision", precision, "--report", str(report))
+        flags = ("--precision", precision, "--method", "rtn", "--report", str(report))
         measured(CASES[case_name].command(Path(folder) / "out.onnx", images, flags))
         found: dict[str, Any] = json.loads(report.read_text())["audit"]
     return found

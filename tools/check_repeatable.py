@@ -1,7 +1,10 @@
 """The same command twice, in two processes: the files must be identical, byte for byte.
 
-python tools/check_repeatable.py resnet20 --bits w4a4
-python tools/check_repeatable.py lite0 --bits w8a8 --bits w2a8
+python tools/check_repeatable.py resnet20 --bits w4a4 --steps 20
+python tools/check_repeatable.py lite0 --bits w8a8 --bits w2a8 --method rtn
+python tools/check_repeatable.py lite0 --images 400 --bits w4a4 --steps 20 --second "--memory 1GB"
+
+Flags that it does not know go to both commands, those after --second to the second alone. Prints the peaks of memory.
 """
 
 from __future__ import annotations
@@ -9,19 +12,19 @@ from __future__ import annotations
 import argparse
 import hashlib
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from assets import CASES
 from measure import measured
 
 
-def digests(case_name: str, precision: str, images: int) -> list[str]:
-    """Return the SHA-256 of the file that each of two runs writes."""
+def run(case_name: str, images: int, flags: Sequence[str]) -> tuple[str, int]:
+    """Return the SHA-256 of the file that a run writes, and the megabytes that it took at most."""
     with tempfile.TemporaryDirectory() as folder:
-        outs = [Path(folder) / name for name in ("first.onnx", "second.onnx")]
-        for out in outs:
-            measured(CASES[case_name].command(out, images, ("--precision", precision)))
-        return [hashlib.sha256(out.read_bytes()).hexdigest() for out in outs]
+        out = Path(folder) / "out.onnx"
+        usage = measured(CASES[case_name].command(out, images, tuple(flags)))
+        return hashlib.sha256(out.read_bytes()).hexdigest(), round(usage.peak_bytes / 1e6)
 
 
 def main() -> None:
@@ -29,12 +32,17 @@ def main() -> None:
     parser.add_argument("case", choices=sorted(CASES))
     parser.add_argument("--bits", action="append")
     parser.add_argument("--images", type=int, default=32)
-    given = parser.parse_args()
+    parser.add_argument("--second", default="", help="flags of the second run alone")
+    given, flags = parser.parse_known_args()
     differ = False
     for precision in given.bits or ["w8a8", "w4a4"]:
-        first, second = digests(given.case, precision, given.images)
+        both = ["--precision", precision, *flags]
+        (first, peak), (second, other) = (
+            run(given.case, given.images, [*both, *more.split()]) for more in ("", given.second)
+        )
         differ |= first != second
-        print(f"{given.case} {precision}: {'DIFFERENT' if first != second else 'identical'} {first[:16]} {second[:16]}")
+        verdict = "DIFFERENT" if first != second else "identical"
+        print(f"{given.case} {precision}: {verdict} {first[:16]} {second[:16]}, peaks {peak} and {other} MB")
     raise SystemExit(1 if differ else 0)
 
 

@@ -42,7 +42,7 @@ def main() -> None:
     def run(model: onnx.ModelProto, w: int, a: int, residual: int) -> None:
         operators.update(node.op_type for node in model.graph.node)
         try:
-            result = compiled(model, Config(w=w, a=a, residual_bits=residual, threads=1))
+            result = compiled(model, Config(w=w, a=a, method="rtn", residual_bits=residual, threads=1))
             if result is not None:
                 check_file(result)
             results["equal to the reference" if result is not None else "nothing to quantize"] += 1

@@ -20,7 +20,7 @@ from step_regions import BATCH, Subject
 from torch import Tensor, nn
 
 from qcompile.training.recipe import Kind, Settings
-from qcompile.training.rounding import SHIFT, STRETCH
+from qcompile.training.rounding import SHIFT, STRETCH, own_scale
 
 Array = NDArray[Any]
 Layer = Callable[..., Tensor]
@@ -187,8 +187,8 @@ class Plain(TorchRegion):
         owner = self.region.parameters[node.input[0]].owner
         layer = next(item for item in self.subject.qmodel.graph.nodes if item.name == owner)
         quantizer = self.subject.qmodel.plan.weights[owner]
-        exact = channels_last(np.asarray(layer.inputs[1].values, np.float32))
-        step = channels_last(quantizer.along((quantizer.scale * quantizer.step).astype(np.float32)))
+        given = np.asarray(layer.inputs[1].values, np.float32)
+        exact, step = channels_last(given), channels_last(quantizer.along(own_scale(given, quantizer) * quantizer.step))
         offset = channels_last(quantizer.along((quantizer.offset / quantizer.step).astype(np.float32)))
         highest = (1 << quantizer.bits) - 2  # of the code below
 

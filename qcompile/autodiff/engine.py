@@ -41,6 +41,7 @@ def differentiate(model: ModelProto, loss: Value, trainable: Sequence[Value], ru
     if any(dim != 1 for dim in dims):
         raise InputError(f"the loss {loss!r} has the shape {dims}", remedy="reduce it to one element")
     found = gradients(tape, {loss: np.ones(len(dims) * (1,), tape.float_type)}, trainable, rules)
+    found |= {name: zeros_like(tape, name) for name in trainable if name not in found}
     named = {name: tape.op("Identity", found[name], output=tape.unique(f"{name}_gradient")) for name in trainable}
     for name, gradient in named.items():
         tape.describe(gradient, like=name)
@@ -66,7 +67,7 @@ def record(model: ModelProto) -> Tape:
 def gradients(
     tape: Tape, seeds: Mapping[Value, Operand], trainable: Sequence[Value], rules: Rules = RULES
 ) -> dict[Value, Value]:
-    """Append the reverse pass: return the gradient of each trainable tensor.
+    """Append the reverse pass: return the gradient of each trainable tensor that the seeds depend on.
 
     `seeds` gives the gradient at which the sweep begins, per value: 1.0 for a loss, or the derivative of a loss by the
     outputs of a region, of their shape.
@@ -89,7 +90,7 @@ def gradients(
             for name, part in _contributions(tape, node, above, rules):
                 if name in targets:
                     found[name] = sum_of(tape, found[name], part) if name in found else part
-    return {name: found[name] if name in found else zeros_like(tape, name) for name in trainable}
+    return {name: found[name] for name in trainable if name in found}
 
 
 def sum_of(tape: Tape, a: Value, b: Value) -> Value:

@@ -8,7 +8,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from qcompile.emission.qdq import Emitter
-from qcompile.ir import Graph
+from qcompile.ir import Graph, Tensor
 from qcompile.program.lower import Program, Step, Value
 from qcompile.quant.plan import Plan
 
@@ -21,16 +21,17 @@ def fragment(
     `inputs` are values made before the fragment: codes enter as uint8, tensors of the graph with their own type.
     """
     emitter = Emitter(graph, plan, Program(tuple(steps), {}), packing="none", fake=True)
-    tensors = emitter.tensors
 
     def kind(value: Value) -> int:
-        if value.quantizer is not None:
-            return int(TensorProto.UINT8)
-        dtype = tensors[value.name].dtype
-        return int(helper.np_dtype_to_tensor_dtype(dtype)) if dtype is not None else int(TensorProto.FLOAT)
+        return int(TensorProto.UINT8) if value.quantizer is not None else element_type(emitter.tensors[value.name])
 
     infos = [helper.make_tensor_value_info(value.name, kind(value), None) for value in inputs]
     return emitter.fragment(infos, [onnx.ValueInfoProto(name=name) for name in outputs])
+
+
+def element_type(tensor: Tensor) -> int:
+    """Return the type of a tensor's elements as ONNX writes it; float32 where it is unknown."""
+    return int(TensorProto.FLOAT) if tensor.dtype is None else int(helper.np_dtype_to_tensor_dtype(tensor.dtype))
 
 
 def boundary(steps: Sequence[Step]) -> tuple[list[Value], set[str]]:

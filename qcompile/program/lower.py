@@ -57,10 +57,15 @@ class Step:
 
 @dataclass(frozen=True)
 class Program:
-    """Steps in executable order; every value is made before it is read. `codes` maps tensors to their codes' names."""
+    """Steps in executable order; every value is made before it is read.
+
+    `codes` maps tensors to the names of their codes; `tensors` maps these names, and those of the codes of narrower
+    quantizers, to the tensors.
+    """
 
     steps: tuple[Step, ...]
     codes: dict[str, str]
+    tensors: dict[str, str] = field(default_factory=dict)
 
 
 def lower(graph: Graph, plan: Plan) -> Program:
@@ -70,7 +75,8 @@ def lower(graph: Graph, plan: Plan) -> Program:
         lowering.add(node)
     for tensor in graph.outputs:
         lowering.real(tensor)
-    return Program(tuple(lowering.steps), lowering.code_names)
+    tensors = {value.name: tensor for (tensor, _), value in lowering.coded.items()}
+    return Program(tuple(lowering.steps), lowering.code_names, tensors)
 
 
 @dataclass

@@ -18,7 +18,8 @@ Array = NDArray[Any]
 class InPlace:
     """Runs a model of which some outputs are the next values of inputs, written over them.
 
-    `updates` maps such an input to its output; `state` holds the start values. All other outputs are results.
+    `state` holds the start values of inputs that stay with the runtime; `updates` maps those that are written over to
+    their outputs. All other outputs are results.
     Raises QCompileError where an old value is still read when the new one may be there already.
     """
 
@@ -32,16 +33,18 @@ class InPlace:
         self.results = [name for name in self.session.outputs if name not in set(updates.values())]
         self._binding = self.session.binding()
         self._held = {name: self.session.held(np.array(array)) for name, array in state.items()}
+        for name, value in self._held.items():
+            self._binding.bind_ortvalue_input(name, value)
         for name, output in updates.items():
-            self._binding.bind_ortvalue_input(name, self._held[name])
             self._binding.bind_ortvalue_output(output, self._held[name])
         for name in self.results:
             self._binding.bind_output(name)
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run once on `feeds`, which are all inputs but the state; return the results."""
-        for name, array in feeds.items():
-            self._binding.bind_ortvalue_input(name, self.session.held(array))
+        given = {name: self.session.held(array) for name, array in feeds.items()}  # until the end of the run
+        for name, value in given.items():
+            self._binding.bind_ortvalue_input(name, value)
         self.session.run_bound(self._binding)
         made = self._binding.get_outputs()[-len(self.results) :]
         return {name: value.numpy() for name, value in zip(self.results, made)}

@@ -76,6 +76,9 @@ class Session:
                 self._session = ort.InferenceSession(source, options, providers=PROVIDERS[provider])
         except QCompileError:
             raise
+        except OSError as error:
+            what, where = f"cannot hand the model to ONNX Runtime: {error.strerror or error}", tempfile.gettempdir()
+            raise InputError(what, where=where, remedy="make room there") from error
         except Exception as error:
             raise QCompileError(f"ONNX Runtime {ort.__version__} cannot load the model: {first_line(error)}") from error
         if self._session.get_providers()[0] != PROVIDERS[provider][0]:  # it falls back to the CPU without an error
@@ -101,11 +104,11 @@ class Session:
         return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), device, 0)
 
     def run_bound(self, binding: Any) -> None:
-        """Run once with what is bound."""
+        """Run once with what is bound, by us: raises QCompileError where that fails."""
         try:
             self._session.run_with_iobinding(binding)
         except Exception as error:
-            raise InputError(f"the model cannot run on this data: {first_line(error)}") from error
+            raise QCompileError(f"ONNX Runtime {ort.__version__} cannot run the model: {first_line(error)}") from error
 
     def end_profiling(self) -> Path:
         """Stop profiling and return the path of the profile."""

@@ -48,7 +48,13 @@ class Spool:
     """
 
     def __init__(self, memory: int = MEMORY, folder: Path | None = None) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="qcompile-", dir=folder)
+        try:
+            self._folder = tempfile.TemporaryDirectory(prefix="qcompile-", dir=folder)
+        except OSError as error:
+            where, remedy = str(folder or tempfile.gettempdir()), "make room there, and allow writing"
+            raise InputError(
+                f"cannot keep values on disk: {error.strerror or error}", where=where, remedy=remedy
+            ) from error
         self._held: dict[str, dict[int, Array | _Stored]] = {}
         self._free = memory
         self._files = 0

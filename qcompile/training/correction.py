@@ -26,11 +26,12 @@ def correct(
     mean error of the other operand, if that comes from before. Every layer sees what the corrected ones before it make.
     """
     some = np.asarray(places)[np.linspace(0, len(places) - 1, min(SAMPLES, len(places))).astype(int)]
+    program, floats = sides.program().steps, sides.float_steps(nodes)
     for index in numbers:
-        step = sides.program().steps[index]
+        step = program[index]
         if step.is_layer and step.node is not None and step.node.name in sides.plan.weights:
-            before = [sides.program().steps[k] for k in numbers if k < index]
-            slope, shift = _fit(sides, kernels, sides.float_steps(nodes), before, step, some)
+            before = [program[k] for k in numbers if k < index]
+            slope, shift = _fit(sides, kernels, floats, before, step, some)
             _store(sides, step, slope, shift + _skip_error(sides, step, some))
 
 

@@ -137,36 +137,19 @@ class _Run:
         known = {outcome.piece for outcome in outcomes}
         yield from outcomes
         self.total, self.done = sum(steps.values()), sum(steps[name] for name in known)
-        reason = ""
         for piece in pieces if len(known) < len(steps) else []:
             tell(self.title, self.done, self.total, piece.name)
-            outcome, reason = self.advance(piece, 0 if piece.name in known else steps.get(piece.name, 0), reason)
-            if outcome is not None:
-                outcomes.append(outcome)
+            numbers = sides.steps_of(piece.nodes)
+            sides.run_float(piece.nodes)
+            if piece.name in steps and piece.name not in known:
+                outcomes.append(self.attempt(piece, numbers, steps[piece.name]))
                 if work_dir is not None:
                     work_dir.save(model.plan, [asdict(outcome) for outcome in outcomes])
-                yield outcome
+                yield outcomes[-1]
                 self.done += steps[piece.name]
-        tell(self.title, self.total, self.total)
-
-    def advance(self, piece: Piece, total: int, reason: str) -> tuple[Outcome | None, str]:
-        """Run one piece on both sides, and train it where it has steps to do.
-
-        From the first piece on that cannot be run sample by sample there is nothing to train on: `reason` says why.
-        """
-        outcome = Outcome(piece.name, "not trained", reason=reason) if total else None
-        if reason:
-            return outcome, reason
-        try:
-            numbers = self.sides.steps_of(piece.nodes)
-            self.sides.run_float(piece.nodes)
-            outcome = self.attempt(piece, numbers, total) if total else None
-            self.sides.run_quantized(numbers)
-        except UntrainableError as error:
-            return outcome and replace(outcome, reason=outcome.reason or str(error)), str(error)
-        finally:
+            sides.run_quantized(numbers)
             release_freed_memory()
-        return outcome, ""
+        tell(self.title, self.total, self.total)
 
     def attempt(self, piece: Piece, numbers: Sequence[int], total: int) -> Outcome:
         """Correct one piece and train it, `total` steps; go back where that fails or makes it worse."""
@@ -185,7 +168,7 @@ class _Run:
             if math.isfinite(after) and after < start:
                 return Outcome(piece.name, "trained", True, before, after)
             left = "corrected alone" if start < before else "left as it was"
-            outcome = Outcome(piece.name, f"worse after training: {left}", False, before, start)
+            outcome = Outcome(piece.name, f"not better after training: {left}", False, before, start)
         except (NoGradientRule, UntrainableError, DivergedError) as error:
             outcome = Outcome(piece.name, "not trained", False, before, start, str(error))
         self.go_back(kept)
@@ -239,7 +222,7 @@ class _Run:
         program = self.sides.program().steps
         nodes = [node for number in numbers if (node := program[number].node)]
         inner: list[int] = [math.prod(t.shape[1:]) for node in nodes for t in node.outputs if _is_static(t.shape)]
-        outer = [math.prod(shape) for shape in self.sides.shapes.values()]
+        outer = [math.prod(shape) for shape in self.sides.sizes(1).values()]
         return max(2, ELEMENTS // max([*outer, *inner, 1]))
 
     def region(self, numbers: Sequence[int], batch: int) -> Region:
@@ -251,7 +234,7 @@ class _Run:
         outputs = sides.outputs_of(numbers)
         if not outputs:
             raise UntrainableError("nothing reads what it makes")
-        shapes = {key: (batch, *shape) for key, shape in sides.shapes.items()}
+        shapes = sides.sizes(batch)
         fixed = replace(plan, specs=plan.specs | settled)
         return RegionBuilder(self.model.graph, fixed, shapes, sides.tensors()).build(
             steps, sides.inputs_of(steps), outputs

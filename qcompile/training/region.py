@@ -15,6 +15,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from qcompile.emission.fragment import element_type
 from qcompile.ir import Constant, Graph, Node, Tensor, node_proto
 from qcompile.program.forms import operands
 from qcompile.program.lower import Kind, Step, Value
@@ -23,6 +24,7 @@ from qcompile.quant.params import Quantizer, WeightQuantizer
 from qcompile.quant.plan import Form, Plan
 from qcompile.training.recipe import Kind as ParameterKind
 from qcompile.training.rounding import soft_start
+from qcompile.training.sizes import Sizes, is_real, sizes_of
 
 Array = NDArray[Any]
 LOSS, RECONSTRUCTION = "region/loss", "region/reconstruction"
@@ -75,11 +77,20 @@ class RegionBuilder:
     def __post_init__(self) -> None:
         self.tensors: dict[str, Tensor] = self.graph.tensors()
         self.known: set[str] = set()
-        self.batch = next(iter(self.shapes.values()))[0]
+        self.batch = next(iter(self.shapes.values()), (1,))[0]
+        self.inferred: Sizes = {}  # of tensors of the graph
         self.sizes: dict[str, tuple[int, ...]] = {}  # of the values that masks lie over
 
     def build(self, steps: Sequence[Step], inputs: Sequence[Value], outputs: Sequence[Value]) -> Region:
         """Return the region that computes `outputs` from `inputs`."""
+        for value in inputs:
+            sides = [("q", value.name), *([("f", self._tensor(value))] if value.quantizer is not None else [])]
+            if not self.shapes.keys() >= set(sides):
+                raise UntrainableError(
+                    f"the values of {self._tensor(value)!r}, which it reads, are not ordered by sample"
+                )
+        given = {self._tensor(value): self.shapes["q", value.name] for value in inputs}
+        self.inferred = sizes_of(self.graph, steps, given, self.tensor_of)
         for value in inputs:
             self._input(value)
         for step in steps:
@@ -94,9 +105,9 @@ class RegionBuilder:
 
     def _input(self, value: Value) -> None:
         """What a region reads is a mixture of the quantized and the float value, drawn for each element."""
-        tensor = self.tensor_of.get(value.name, value.name)
-        if value.quantizer is None or ("f", tensor) not in self.shapes:
-            self._feed(value.name, "q", value.name, TensorProto.FLOAT)
+        tensor = self._tensor(value)
+        if value.quantizer is None:
+            self._feed(value.name, "q", value.name, element_type(self.tensors[value.name]))
             return
         codes = self._feed(f"{value.name}/codes", "q", value.name, TensorProto.UINT8)
         exact = self._feed(f"{value.name}/exact", "f", tensor, TensorProto.FLOAT)
@@ -105,6 +116,10 @@ class RegionBuilder:
         quantized = self._node("DequantizeLinear", [codes, scale, zero])
         self.sizes[value.name] = self.shapes["q", value.name]
         self._node("Where", [self._mask(value.name), quantized, exact], value.name)
+
+    def _tensor(self, value: Value) -> str:
+        """Return the tensor of the graph that a value stands for."""
+        return self.tensor_of.get(value.name, value.name)
 
     def _feed(self, name: str, side: str, value: str, kind: int) -> str:
         if (side, value) not in self.shapes:
@@ -119,12 +134,16 @@ class RegionBuilder:
             self.inputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, []))
         errors = []
         for value in outputs:
-            tensor = self.tensor_of.get(value.name, value.name)
+            tensor = self._tensor(value)
+            if ("f", tensor) not in self.shapes or not is_real(self.tensors[tensor]):
+                continue
             target = self._feed(f"{value.name}/target", "f", tensor, TensorProto.FLOAT)
             shape = self.shapes["f", tensor]
             total = self._own("SquaredError", [value.name, target], f"{value.name}/error")
             count = np.float32(shape[1] / np.prod(shape)) if len(shape) > 1 else np.float32(1 / np.prod(shape))
             errors.append(self._node("Mul", [total, self._constant(count)]))
+        if not errors:
+            raise UntrainableError("none of its outputs is a real number for each sample")
         error = errors[0]
         for other in errors[1:]:
             error = self._node("Add", [error, other])
@@ -261,6 +280,8 @@ class RegionBuilder:
 
     def _size(self, tensor: Tensor) -> tuple[int, ...]:
         """Return the shape of a tensor of the graph for one batch."""
+        if tensor.name in self.inferred:
+            return self.inferred[tensor.name]
         shape = (self.batch, *(tensor.shape or ())[1:])
         if tensor.shape is None or not all(isinstance(size, int) for size in shape):
             raise UntrainableError(f"the shape of {tensor.name!r} is not static")

@@ -34,12 +34,12 @@ def hardened(exact: Floats, weight: WeightQuantizer, variable: NDArray[Any]) -> 
 
 def _grid(exact: Floats, weight: WeightQuantizer) -> tuple[Floats, Floats]:
     """Return the code below each float weight, at most the last but one, and how far above it the weight lies."""
-    place = exact / weight.along(_own_scale(exact, weight) * weight.step) - _offset(weight)
+    place = exact / weight.along(own_scale(exact, weight) * weight.step) - _offset(weight)
     low = np.clip(np.floor(place), 0, (1 << weight.bits) - 2).astype(np.float32)
     return low, place - low
 
 
-def _own_scale(exact: Floats, weight: WeightQuantizer) -> Floats:
+def own_scale(exact: Floats, weight: WeightQuantizer) -> Floats:
     """Return the scale [C] at which the codes come closest to the float weight, before anybody stretched it."""
     lattice, others = weight.integers().astype(np.float32), tuple(set(range(exact.ndim)) - {weight.axis})
     fitted = (exact * lattice).sum(others) / np.maximum(np.square(lattice).sum(others), 1)

@@ -16,15 +16,16 @@ from qcompile.errors import InputError
 from qcompile.ir import Constant, Graph, Node, captured_names, topological
 from qcompile.program.dag import activation_dag
 from qcompile.program.lower import Kind, Program, Step, Value, lower
-from qcompile.quant.plan import Plan
+from qcompile.quant.plan import Form, Plan
 from qcompile.runtime.session import Session
 from qcompile.runtime.spool import Spool
-from qcompile.training.region import UntrainableError
+from qcompile.training.sizes import is_real
 
 Array = NDArray[Any]
 PART = 16  # samples in one run, at most
 PART_ELEMENTS = 1 << 25  # of the largest tensor in one run: bounds its memory
 FLOAT, QUANTIZED = "f", "q"
+MIXED = 0.01  # relative squared error beyond which values are those of another sample
 Key = tuple[str, str]
 Places = Sequence[int] | NDArray[np.int64]
 
@@ -33,10 +34,11 @@ Places = Sequence[int] | NDArray[np.int64]
 class Sides:
     """Values at the border of what has been run, of all samples, kept in `spool`.
 
-    `shapes` maps (side, name) to the shape of one sample of what is kept. Codes are uint8, so the quantized side takes
-    a quarter of the float one; inputs of the model are kept once for both. What nothing later reads is dropped. Shape
-    arithmetic is done again wherever it is read, since its values are not those of samples. `digest` is a hash of the
-    samples.
+    `shapes` maps (side, name) to the shape of one row of what is kept, `folded` to the rows of a sample where they are
+    several (tokens that were folded into the batch). Codes are uint8, so the quantized side takes a quarter of the
+    float one; inputs of the model are kept once for both. What nothing later reads is dropped. Shape arithmetic is done
+    again wherever it is read, since its values are not those of samples. What is not ordered by sample is not kept, and
+    the steps that read it are not run: their pieces are not trained. `digest` is a hash of the samples.
     """
 
     graph: Graph
@@ -46,7 +48,7 @@ class Sides:
     spool: Spool
 
     def __post_init__(self) -> None:
-        tensors = self.graph.tensors()
+        self.named = tensors = self.graph.tensors()
         self.constants = {name for name, tensor in tensors.items() if isinstance(tensor, Constant)}
         self.flowing = {node.name for node in activation_dag(self.graph).nodes}
         self.floats = [_as_float(node, tensors.keys()) for node in topological(self.graph)]
@@ -59,6 +61,7 @@ class Sides:
         largest = max((int(np.prod(sizes)) for sizes in known), default=1)
         self.part = self.data.fixed_batch or max(1, min(PART, PART_ELEMENTS // max(largest, 1)))
         self.shapes: dict[Key, tuple[int, ...]] = {}
+        self.folded: dict[Key, int] = {}
         self._take_in()
 
     def _take_in(self) -> None:
@@ -87,19 +90,39 @@ class Sides:
 
     def rows(self, key: Key, places: Places) -> Array:
         """Return samples of what is kept under (side, name), as a new array."""
-        return self.spool.rows(self._kept(key), places)
+        found = self.spool.rows(self._kept(key), places)
+        return found.reshape(-1, *self.shapes[key]) if self.folded.get(key, 1) > 1 else found
+
+    def sizes(self, batch: int) -> dict[Key, tuple[int, ...]]:
+        """Return the shapes of `batch` samples of what is kept."""
+        return {key: (batch * self.folded.get(key, 1), *shape) for key, shape in self.shapes.items()}
 
     def program(self) -> Program:
         """Return the program as the plan stands now."""
         return lower(self.graph, self.plan)
 
     def steps_of(self, nodes: Collection[str]) -> list[int]:
-        """Return the numbers of these nodes' steps, with the quantizers in front of them that nobody has run."""
-        return self._with_what_they_need(self.program().steps, nodes, self.steps_done)
+        """Return the numbers of these nodes' steps, with the quantizers in front of them that nobody has run.
 
-    def _with_what_they_need(self, steps: Sequence[Step], nodes: Collection[str], done: set[int]) -> list[int]:
+        A quantizer that carries out a clip behind a float node belongs to the clip.
+        """
+        program = self.program()
+        clipped = {
+            tensor.name
+            for node in self.graph.nodes
+            if node.name in nodes and self.plan.form(node.name) is Form.ABSORBED
+            for tensor in node.outputs
+        }
+        found = _of_nodes(program.steps, nodes) | {
+            number
+            for number, step in enumerate(program.steps)
+            if step.kind is Kind.QUANTIZE and program.tensors[step.outputs[0].name] in clipped
+        }
+        return self._with_what_they_need(program.steps, found - self.steps_done, self.steps_done)
+
+    def _with_what_they_need(self, steps: Sequence[Step], numbers: Iterable[int], done: set[int]) -> list[int]:
         made_by = {value.name: number for number, step in enumerate(steps) for value in step.outputs}
-        found = {number for number, step in enumerate(steps) if step.node is not None and step.node.name in nodes}
+        found = set(numbers)
         queue = list(found)
         while queue:
             for value in steps[queue.pop()].reads:
@@ -135,11 +158,12 @@ class Sides:
 
     def float_steps(self, nodes: Collection[str]) -> list[Step]:
         """Return these nodes as steps of the float side, with the shape arithmetic that they read."""
-        return [self.floats[number] for number in self._with_what_they_need(self.floats, nodes, self.floats_done)]
+        numbers = self._with_what_they_need(self.floats, _of_nodes(self.floats, nodes), self.floats_done)
+        return [self.floats[number] for number in numbers]
 
     def run_float(self, nodes: Collection[str]) -> None:
         """Run these nodes on the float side."""
-        numbers = self._with_what_they_need(self.floats, nodes, self.floats_done)
+        numbers = self._with_what_they_need(self.floats, _of_nodes(self.floats, nodes), self.floats_done)
         self._end(self.floats, numbers, self.floats_done)
         later = self._read_later(self.floats, self.floats_done) | self.results
         steps = [self.floats[number] for number in numbers]
@@ -163,7 +187,8 @@ class Sides:
         """Return the squared error of these steps' outputs against the float side, relative to the float values."""
         steps, tensors = self.program().steps, self.tensors()
         exact = {value.name: (FLOAT, tensors.get(value.name, value.name)) for value in self.outputs_of(numbers)}
-        outputs = [value for value in self.outputs_of(numbers) if exact[value.name] in self.shapes]
+        outputs = [value for value in self.outputs_of(numbers)
+                   if exact[value.name] in self.shapes and is_real(self.named[exact[value.name][1]])]  # fmt: skip
         sums = np.zeros((2, len(outputs)))
         names = [value.name for value in outputs]
         for places, made in self.run(QUANTIZED, [steps[k] for k in numbers], names, samples):
@@ -176,7 +201,7 @@ class Sides:
 
     def tensors(self) -> dict[str, str]:
         """Map the names of codes to the tensors of the graph that they stand for."""
-        return {codes: tensor for tensor, codes in self.program().codes.items()}
+        return self.program().tensors
 
     def _end(self, steps: Sequence[Step], numbers: Iterable[int], done: set[int]) -> None:
         done.update(number for number in numbers if not self._is_arithmetic_on_shapes(steps[number]))
@@ -192,25 +217,65 @@ class Sides:
         return read
 
     def _run(self, side: str, steps: Sequence[Step], outputs: Iterable[str]) -> None:
-        for part, (places, made) in enumerate(self.run(side, steps, outputs, range(self.count))):
-            for name, array in made.items():
-                if array.ndim == 0 or len(array) != len(places):
-                    raise UntrainableError(f"{name!r} has not one row per sample")
-                self.shapes[side, name] = array.shape[1:]
-                self.spool.put(self._kept((side, name)), part, array)
+        names = list(dict.fromkeys(outputs))
+        lost: set[str] = set()  # what is not ordered by sample, such as the boxes that a detector keeps
+        for part, (places, made) in enumerate(self.run(side, steps, names, range(self.count))):
+            lost.update(name for name, array in made.items() if not self._keep((side, name), part, array, len(places)))
+        lost.update(self._disordered(side, steps, [name for name in names if name not in lost]))
+        for name in lost:
+            self.shapes.pop((side, name), None)
+            self.spool.drop(self._kept((side, name)))
+
+    def _keep(self, key: Key, part: int, array: Any, samples: int) -> bool:
+        """Keep one part of the values of `key`; say whether every sample has as many rows, and as in other parts."""
+        if not isinstance(array, np.ndarray) or not array.size or not array.ndim or len(array) % samples:
+            return False
+        rows = len(array) // samples
+        whole = self.shapes.setdefault(key, array.shape[1:]), self.folded.setdefault(key, rows)
+        self.spool.put(self._kept(key), part, array if rows == 1 else array.reshape(samples, rows, *array.shape[1:]))
+        return whole == (array.shape[1:], rows)
+
+    def _disordered(self, side: str, steps: Sequence[Step], names: Sequence[str]) -> list[str]:
+        """Run the first samples in another order; return the names of what they make in another order than this.
+
+        What has the symbol of the batch for its first size is in order.
+        """
+        batch, tensors, first = self.graph.inputs[0].shape[0], self.tensors(), self.data.fixed_batch or 2
+        shapes = {name: self.named[tensors.get(name, name)].shape for name in names}
+        doubtful = [
+            name for name, shape in shapes.items() if not (shape and isinstance(batch, str) and shape[0] == batch)
+        ]
+        if first > self.count:
+            return []
+        return [
+            name
+            for places, made in self.run(side, steps, doubtful, range(first)[::-1])
+            for name, array in made.items()
+            if not _alike(array, self.rows((side, name), places))
+        ]
 
     def run(
         self, side: str, steps: Sequence[Step], outputs: Iterable[str], samples: Places
     ) -> Iterator[tuple[Places, dict[str, Array]]]:
-        """Yield part after part of `samples`, with what the steps make of it."""
-        names = list(dict.fromkeys(outputs))
-        if not names:
+        """Yield part after part of `samples`, with what the steps make of it; nothing if what they read is not kept."""
+        names, inputs = list(dict.fromkeys(outputs)), self.inputs_of(steps)
+        if not names or any((side, value.name) not in self.shapes for value in inputs):
             return
-        inputs = self.inputs_of(steps)
         session = Session(fragment(self.graph, self.plan, steps, inputs, names), threads=self.threads, fuse_qdq=False)
         for start in range(0, len(samples), self.part):
             places = samples[start : start + self.part]
             yield places, session.run({value.name: self.rows((side, value.name), places) for value in inputs}, names)
+
+
+def _alike(found: Array, expected: Array) -> bool:
+    if found.shape != expected.shape:
+        return False
+    exact = expected.astype(np.float64)
+    return not np.square(found - exact).sum() > MIXED * np.square(exact).sum()  # NaN is alike
+
+
+def _of_nodes(steps: Sequence[Step], nodes: Collection[str]) -> set[int]:
+    return {number for number, step in enumerate(steps) if step.node is not None and step.node.name in nodes}
 
 
 def _as_float(node: Node, tensors: Set[str]) -> Step:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -10,9 +12,19 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from qcompile.autodiff import Tape, Value, gradients, record
+from qcompile.errors import InputError, QCompileError
 from qcompile.runtime.in_place import InPlace
 from qcompile.training.recipe import Kind, Settings
-from qcompile.training.region import EXPONENT, LOSS, RECONSTRUCTION, STRENGTH, UNIT_ERROR, Parameter, Region
+from qcompile.training.region import (
+    EXPONENT,
+    LOSS,
+    RECONSTRUCTION,
+    STRENGTH,
+    UNIT_ERROR,
+    Parameter,
+    Region,
+    UntrainableError,
+)
 
 Array = NDArray[Any]
 DECAY1, DECAY2, EPSILON = 0.9, 0.999, 1e-8  # Adam (Kingma and Ba, 2015)
@@ -25,21 +37,25 @@ def rate_of(kind: Kind) -> str:
 
 
 class StepGraph:
-    """One region ready to be trained. Parameters and Adam's moments stay with the runtime from step to step."""
+    """One region ready to be trained. Parameters and Adam's moments stay with the runtime from step to step.
+
+    Raises NoGradientRule where an operator has no rule, UntrainableError where ONNX Runtime refuses graph or step.
+    """
 
     def __init__(self, region: Region, threads: int, device: str = "cpu") -> None:
         self.region, self.steps = region, 0
         tape = record(_with_state(region))
         found = gradients(tape, {LOSS: 1.0}, list(region.parameters))
         updates: dict[str, str] = {}
-        for name, item in region.parameters.items():
-            updates |= _adam(tape, name, item, found[name])
+        for name, gradient in found.items():
+            updates |= _adam(tape, name, region.parameters[name], gradient)
         model = tape.assemble([RECONSTRUCTION, *updates.values()])
         self._start = {name: item.start for name, item in region.parameters.items()}
         for name in region.parameters:
             self._start |= dict.fromkeys(_moments(name), np.zeros_like(region.parameters[name].start))
         options = {"level": "extended", "threads": threads, "fuse_qdq": False, "provider": device}
-        self._session = InPlace(model, self._start, updates, **options)
+        with _refusals():
+            self._session = InPlace(model, self._start, updates, **options)
 
     @property
     def state(self) -> dict[str, Array]:
@@ -58,10 +74,22 @@ class StepGraph:
         scalars |= {STRENGTH: settings.strength, EXPONENT: settings.exponent, UNIT_ERROR: unit_error}
         scalars |= {CORRECTION1: 1 / (1 - DECAY1**self.steps), CORRECTION2: (1 - DECAY2**self.steps) ** -0.5}
         given = {name: np.array(value, np.float32) for name, value in scalars.items()}
-        return float(self._session.run({**feeds, **given})[RECONSTRUCTION])
+        with _refusals():
+            return float(self._session.run({**feeds, **given})[RECONSTRUCTION])
 
     def close(self) -> None:
         """Nothing: the session goes when its owner does."""
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Turn what ONNX Runtime cannot load or run, for want of a kernel or of memory, into UntrainableError."""
+    try:
+        yield
+    except InputError:  # a device that is not to be had
+        raise
+    except QCompileError as error:
+        raise UntrainableError(error.what) from error
 
 
 def _moments(name: str) -> tuple[str, str]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
+import sys
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -17,10 +20,15 @@ from qcompile.qmodel import QModel
 from qcompile.quant.plan import Plan
 from qcompile.quant.plan_file import fingerprint, load_plan, save_plan
 
+if sys.platform != "win32":
+    import fcntl
+
 VERSION = 1
 STATE = "qcompile-state.json"  # names that nobody else gives: the folder may hold other things
 PLAN = "qcompile-plan-{}.npz"
 VALUES = "qcompile-values"  # folder for what does not fit into memory
+LOCK = "qcompile-lock"
+TEMPORARY = ".{}-{}"  # by process and name
 PLACES = ("memory", "work-dir", "resume")  # settings that change nothing in the result
 Entry = dict[str, Any]
 
@@ -51,8 +59,33 @@ class WorkDir:
         """Return an empty folder for values; those of a run that was killed are deleted."""
         folder = self.path / VALUES
         shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
+        try:
+            folder.mkdir()
+        except OSError as error:
+            raise _unusable(folder, error) from error
         return folder
+
+    def lock(self) -> None:
+        """Keep other processes out of the folder while this object lives; delete what a killed one left half written.
+
+        Raises InputError where another run is at work there, or nothing can be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            held = os.open(self.path / LOCK, os.O_CREAT | os.O_RDWR, 0o666)
+        except OSError as error:
+            raise _unusable(self.path, error) from error
+        weakref.finalize(self, os.close, held)
+        if sys.platform != "win32":
+            try:
+                fcntl.lockf(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno in (errno.EACCES, errno.EAGAIN):  # else the file system has no locks
+                    remedy = "wait for its end, or give another --work-dir"
+                    raise InputError("another run is at work there", where=str(self.path), remedy=remedy) from error
+        for name in (STATE, PLAN.format("*")):
+            for part in self.path.glob(TEMPORARY.format("*", name)):
+                part.unlink(missing_ok=True)
 
     def match(self, pieces: Sequence[str], samples: int, digest: str) -> None:
         """Add pieces and samples to what the state is for; raise InputError if it was made for others."""
@@ -96,8 +129,8 @@ class WorkDir:
 def open_work_dir(model: QModel) -> WorkDir | None:
     """Return the work folder of the configuration, made if need be; with the state to go on from, if it asks for that.
 
-    Raises InputError where there is no such state, or one of another model or other settings; and where there is one of
-    an unfinished run that the configuration does not ask for, since hours may be in it.
+    Raises InputError where there is no such state, or one of another model or other settings; where there is one of an
+    unfinished run that the configuration does not ask for, since hours may be in it; and where another run is at work.
     """
     if model.config.work_dir is None:
         return None
@@ -109,15 +142,12 @@ def open_work_dir(model: QModel) -> WorkDir | None:
             "recipe": {key: value for key, value in recipe(model.config).items() if key not in PLACES},
         },
     )
-    try:
-        folder.path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot make the work folder: {error.strerror}", where=str(folder.path)) from error
+    if model.config.resume and not has_state(folder.path):
+        remedy = "leave --resume out to begin"
+        raise InputError("there is no state to go on from", where=str(folder.path), remedy=remedy)
+    folder.lock()
     state = _read(folder.path / STATE) if has_state(folder.path) else None
-    if model.config.resume:
-        if state is None:
-            remedy = "leave --resume out to begin"
-            raise InputError("there is no state to go on from", where=str(folder.path), remedy=remedy)
+    if model.config.resume and state is not None:
         folder.state = state
         folder.check()
     elif state is not None and len(state["outcomes"]) < len(state["purpose"]["pieces"]):
@@ -136,10 +166,15 @@ def _read(path: Path) -> Entry:
         state: Entry = json.loads(path.read_text(encoding="utf-8"))
         if state["version"] != VERSION:
             raise InputError("the state is of another version of qcompile", where=str(path), remedy="begin again")
-        _ = state["plan"], state["outcomes"], state["purpose"]["recipe"], state["purpose"]["pieces"]
+        _ = state["plan"], state["outcomes"], [state["purpose"][key] for key in ("fingerprint", "recipe", "pieces")]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError("not a state of training", where=str(path), remedy="give another --work-dir") from error
     return state
+
+
+def _unusable(folder: Path, error: OSError) -> InputError:
+    what = f"cannot use the work folder: {error.strerror or error}"
+    return InputError(what, where=str(folder), remedy="give another --work-dir")
 
 
 def _spelt(value: object) -> str:
@@ -148,7 +183,7 @@ def _spelt(value: object) -> str:
 
 def _publish(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file so that `path` holds either the old one or the whole new one, also after a power cut."""
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    temporary = path.with_name(TEMPORARY.format(os.getpid(), path.name))
     try:
         write(temporary)
         with temporary.open("rb") as file:

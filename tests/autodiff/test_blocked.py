@@ -193,17 +193,39 @@ def test_what_lies_between_convolutions_stays_blocked_and_masks_with_it() -> Non
         [node("Sigmoid", "a", to="y")],  # makes something of the zeros that fill a block
         [node("Transpose", "a", to="y", perm=[0, 1, 3, 2])],
         [node("ReduceMean", "a", "axes", to="mean"), node("Mul", "a", "mean", to="y")],
+        [node("Add", "a", "half", to="y")],
+        [node("Sub", "half", "a", to="y")],
     ],
-    ids=["not zero at zero", "moves", "broadcasts"],
+    ids=["not zero at zero", "moves", "broadcasts", "adds a number", "subtracts from a number"],
 )
 def test_other_operators_get_plain_values(behind: list[onnx.NodeProto]) -> None:
     model = region([node("Conv", "x", "w", to="a"), *behind, node("SquaredError", "y", "t", to="loss")])
     model.graph.initializer.append(numpy_helper.from_array(np.array([2, 3]), "axes"))
+    model.graph.initializer.append(numpy_helper.from_array(np.array(0.5, np.float32), "half"))
     feeds = {name: np.random.default_rng(1).normal(size=(4, 24, 8, 8)).astype(np.float32) for name in ("x", "t")}
     feeds |= {name: np.full((24, 24, 1, 1), 0.1, np.float32) for name in ("w", "b")}
     expected, _ = run(model, feeds)
     found, operators = run(to_blocked(model, BLOCK), feeds)
     assert "com.microsoft.nchwc.Conv" in operators
+    for name, array in expected.items():
+        assert relative_error(found[name], array) <= 1e-5, name
+
+
+def test_a_convolution_may_make_a_single_number() -> None:
+    """One sample, one channel, one position: its blocked form has more channels, and must not be taken for a scalar."""
+    nodes = [
+        node("Conv", "x", "w", to="a"), node("Conv", "x", "b", to="gate"),
+        node("Mul", "a", "gate", to="y"), node("SquaredError", "y", "t", to="loss"),
+    ]  # fmt: skip
+    model = region(nodes)
+    shapes = {"x": (1, 24, 1, 1), "t": (1, 24, 1, 1), "w": (24, 24, 1, 1), "b": (1, 24, 1, 1)}
+    for item in model.graph.input:
+        for dim, size in zip(item.type.tensor_type.shape.dim, shapes[item.name]):
+            dim.dim_value = size
+    random = np.random.default_rng(0)
+    feeds = {name: random.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    expected, _ = run(model, feeds)
+    found, _ = run(to_blocked(model, BLOCK), feeds)
     for name, array in expected.items():
         assert relative_error(found[name], array) <= 1e-5, name
 

@@ -126,6 +126,11 @@ def test_the_sweep_begins_where_it_is_told() -> None:
     np.testing.assert_allclose(values[found["w"]], (X * W - 1) * X)
 
 
+def test_what_the_seeds_do_not_depend_on_has_no_gradient() -> None:
+    tape = record(model("y = Exp(x)", "float[2,3] x, float[2,3] w", outputs="float[2,3] y"))
+    assert list(gradients(tape, {"y": 1.0}, ["w", "x"])) == ["x"]
+
+
 def test_another_set_of_forms_may_be_put_in() -> None:
     faster = dict(RULES)
 

@@ -36,9 +36,15 @@ def error(model: QModel) -> float:
 
 @pytest.mark.parametrize("method", ["qdrop", "brecq"])
 def test_unseen_samples_come_out_closer(method: str) -> None:
-    source = network(WIDE)
+    """The mean of three networks: one alone varies by a few percent with its weights."""
     low = {"w": 2, "a": 8, "first_last_bits": 2}
-    assert error(trained(source, method, steps=150, **low)) < 0.95 * error(trained(source, "rtn", **low))
+    ratios = []
+    for seed in range(3):
+        source = network(WIDE, seed=seed)
+        data = samples(source, 800)
+        made = trained(source, method, data=data, steps=400, **low)
+        ratios.append(error(made) / error(trained(source, "rtn", data=data, **low)))
+    assert np.mean(ratios) < 0.9
 
 
 def test_same_seed_same_file() -> None:
@@ -54,7 +60,7 @@ def test_every_unit_is_accounted_for() -> None:
     assert {entry["unit"] for entry in model.journal.by("reconstruct")} == with_weights
     for entry in model.journal.by("reconstruct"):
         better = entry["after"] < entry["before"]
-        assert better or entry["what"] == "worse after training: left as it was"
+        assert better or entry["what"] == "not better after training: left as it was"
         assert better or (entry["after"] == entry["before"] and not entry["trained"])
 
 

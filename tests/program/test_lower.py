@@ -112,6 +112,15 @@ def test_mover_of_narrow_codes() -> None:
     assert steps[2:5] == ["turn: a_q8 -> b_q8", "REQUANTIZE: b_q8 -> b_q4", "second: b_q4 -> c_q8"]
 
 
+def test_all_codes_are_known_by_their_tensors() -> None:
+    model = compiled(RESIDUAL, CALIBRATE, w=4, a=4)
+    program = lower(model.graph, model.plan)
+    made = {value.name for step in program.steps for value in step.outputs if value.quantizer is not None}
+    assert set(program.tensors) == made
+    assert program.tensors["trunk_q8"] == program.tensors["trunk_q4"] == "trunk"
+    assert {codes: tensor for tensor, codes in program.codes.items()}.items() <= program.tensors.items()
+
+
 def test_products_of_activations() -> None:
     assert "scores: q_q4, t_q4 -> s" in lowered(ATTENTION)  # float at once, for the Softmax
     assert "mix: p_q4, v_q4 -> m_q8" in lowered(ATTENTION)

@@ -49,6 +49,20 @@ def test_start_values_stay_as_they_were_and_can_be_set_again() -> None:
     assert bound.run(feeds)["e"].item() == first
 
 
+def test_state_that_is_not_written_over_stays() -> None:
+    bound = InPlace(step_model(), {**start(), "x": np.ones(64, np.float32)}, {"p": "q", "m": "n"}, threads=1)
+    assert bound.run({})["e"].item() == np.square(start()["p"] - 1).sum()
+    np.testing.assert_array_equal(bound.read()["x"], np.ones(64))
+
+
+def test_feeds_need_not_be_contiguous() -> None:
+    """A copy is made of such arrays, which must live until the run is over."""
+    bound = InPlace(step_model(), start(), {"p": "q", "m": "n"}, threads=1)
+    wide = np.zeros((64, 1 << 12), np.float32)
+    wide[:, 0] = 1
+    assert bound.run({"x": wide[:, 0]})["e"].item() == np.square(start()["p"] - 1).sum()
+
+
 def test_an_old_value_that_is_read_later_is_refused() -> None:
     late = step_model()
     late.graph.node.append(onnx.helper.make_node("Add", ["p", "q"], ["both"]))

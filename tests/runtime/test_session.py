@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +101,16 @@ def test_model_that_cannot_be_loaded() -> None:
     with pytest.raises(QCompileError, match=r"ONNX Runtime [\d.]+ cannot load the model: .*missing") as caught:
         Session(model)
     assert "\n" not in str(caught.value) and not isinstance(caught.value, InputError)
+
+
+def test_a_full_disk_is_the_users_to_clear(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(module, "SMALL", 0)
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(InputError, match=r"cannot hand the model to ONNX Runtime: No space left .*; make room there"):
+        Session(model_of())
 
 
 def test_file_that_is_not_there(tmp_path: Path) -> None:

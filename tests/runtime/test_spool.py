@@ -99,6 +99,11 @@ def test_a_full_disk_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None
             spool.put("a", 0, array_of(0))
 
 
+def test_a_folder_that_cannot_be_made_is_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"cannot keep values on disk: No such file or directory \(.*absent\)"):
+        Spool(0, tmp_path / "absent")
+
+
 def test_names() -> None:
     with Spool() as spool:
         assert not spool.has("a") and spool.names() == []

@@ -7,6 +7,8 @@ import errno
 import math
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +31,7 @@ from qcompile.training.pieces import Piece, cut_layers, join_units, regions_of
 from qcompile.training.recipe import Settings
 from qcompile.training.reconstruction import Outcome, memory_of, reconstruct, steps_of
 from qcompile.training.region import Region
-from qcompile.training.work_dir import PLAN, STATE, VALUES, open_work_dir
+from qcompile.training.work_dir import LOCK, PLAN, STATE, TEMPORARY, VALUES, open_work_dir
 
 DECIDE = (CORRECT[0], PartitionUnits(), *CORRECT[1:])
 SETTINGS: dict[str, Any] = {"w": 3, "a": 4, "method": "qdrop", "steps": 6}
@@ -284,7 +286,7 @@ def test_nothing_but_the_state_is_left(tmp_path: Path) -> None:
     until_killed(calibrated(work_dir=str(tmp_path), memory="0B"), 2)
     trained(calibrated(work_dir=str(tmp_path), memory="0B", resume=True))
     names = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")}
-    assert names == {STATE, VALUES, PLAN.format(len(units(calibrated())))}
+    assert names == {LOCK, STATE, VALUES, PLAN.format(len(units(calibrated())))}
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
@@ -359,6 +361,34 @@ def test_an_unfinished_state_is_not_overwritten(tmp_path: Path) -> None:
     trained(calibrated(work_dir=str(tmp_path)))  # a finished one is
 
 
+def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
+    pytest.importorskip("fcntl")
+    text = f"import fcntl; f = open({str(tmp_path / LOCK)!r}, 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(1, flush=True)"
+    with subprocess.Popen(
+        [sys.executable, "-c", f"{text}; input()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(InputError, match=r"another run is at work there .*another --work-dir"):
+            open_work_dir(calibrated(work_dir=str(tmp_path)))
+        other.kill()
+    assert open_work_dir(calibrated(work_dir=str(tmp_path))) is not None
+
+
+def test_what_a_killed_run_left_half_written_is_deleted(tmp_path: Path) -> None:
+    for name in (STATE, PLAN.format(2)):
+        (tmp_path / TEMPORARY.format(4711, name)).write_text("half")
+    (tmp_path / ".4711-other").write_text("mine")
+    open_work_dir(calibrated(work_dir=str(tmp_path)))
+    assert {path.name for path in tmp_path.iterdir()} == {LOCK, ".4711-other"}
+
+
+def test_no_room_for_values_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / VALUES).write_text("a file")
+    with pytest.raises(InputError, match=r"cannot use the work folder: File exists \(.*values\)"):
+        trained(calibrated(work_dir=str(tmp_path)))
+
+
 @pytest.mark.parametrize("text", ["", "{}", '{"version": 0}', '{"version": 1, "plan": "p", "outcomes": []}'])
 def test_what_is_no_state_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / STATE).write_text(text)
@@ -368,9 +398,10 @@ def test_what_is_no_state_is_refused(tmp_path: Path, text: str) -> None:
 
 def test_there_is_nothing_to_resume(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no state to go on from"):
-        open_work_dir(calibrated(work_dir=str(tmp_path), resume=True))
+        open_work_dir(calibrated(work_dir=str(tmp_path / "new"), resume=True))
+    assert not list(tmp_path.iterdir())
     with pytest.raises(InputError, match="--work-dir"):
         Config(method="qdrop", resume=True)
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="cannot make the work folder"):
+    with pytest.raises(InputError, match="cannot use the work folder"):
         open_work_dir(calibrated(work_dir=str(tmp_path / "file")))

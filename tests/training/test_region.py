@@ -13,6 +13,7 @@ from networks import CORRECT, NETWORKS, compiled, samples
 from qcompile import QModel
 from qcompile.api import input_infos
 from qcompile.data import open_dataset
+from qcompile.emission.bias import integer_bias
 from qcompile.emission.fragment import fragment
 from qcompile.passes.partition_units import PartitionUnits
 from qcompile.program.lower import Step
@@ -73,15 +74,27 @@ def feeds(graph: StepGraph, sides: Sides, quantized: float, seed: int = 0) -> di
     return given | {name: draw_mask(random, shape, quantized) for name, shape in graph.region.masks.items()}
 
 
+# What the file rounds and a region does not: biases to int32, which the test does beforehand, and the gate of HardSwish
+# to 8 bits. The rest differs by float32 sums in another order; no code of these seeds lies so near a tie.
+EXACT, GATED = 1e-5, 0.05
+
+
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("name", ["chain", "residual", "relu6", "squeeze_excite", "hard_swish", "classifier"])
-def test_decided_and_fully_quantized_it_is_what_the_plan_then_computes(spool: Spool, name: str) -> None:
+def test_decided_and_fully_quantized_it_is_what_the_plan_then_computes(spool: Spool, name: str, seed: int) -> None:
     """Every weight decided at random, nothing dropped: the region's loss is that of the steps with hard codes."""
     model, sides, numbers = first_trainable(spool, name, w=4, a=4)
-    graph, random, plan = graph_of(model, sides, numbers), np.random.default_rng(0), model.plan
+    graph, random, plan = graph_of(model, sides, numbers), np.random.default_rng(seed), model.plan
+    nodes = {node.name: node for node in model.graph.nodes}
     drawn = {key: 0.5 - random.random(item.start.shape) for key, item in rounding(graph).items()}
     for key, item in rounding(graph).items():
-        exact = next(node for node in model.graph.nodes if node.name == item.owner).inputs[1].values
+        exact = nodes[item.owner].inputs[1].values
         plan.weights[item.owner] = hardened(exact, plan.weights[item.owner], drawn[key].reshape(exact.shape))
+    for key, item in graph.region.parameters.items():
+        if item.kind is Kind.BIAS:
+            data = plan.quantizers[plan.key(nodes[item.owner].inputs[0].name, plan.nodes[item.owner].input_bits)]
+            codes, scale = integer_bias(plan.biases[item.owner], data.scale, plan.weights[item.owner].scale)
+            drawn[key] = codes * scale
     seen = decided_error(graph, sides, drawn)
     outputs, tensors = sides.outputs_of(numbers), sides.tensors()
     names = [value.name for value in outputs]
@@ -94,7 +107,7 @@ def test_decided_and_fully_quantized_it_is_what_the_plan_then_computes(spool: Sp
         if value.quantizer is not None:
             found = (found - value.quantizer.zero_point) * np.float32(value.quantizer.scale)
         expected += np.square(found - exact).sum() * exact.shape[1] / exact.size
-    assert seen == pytest.approx(expected, rel=2e-2)  # a code may fall on the other side of a tie
+    assert seen == pytest.approx(expected, rel=GATED if name == "hard_swish" else EXACT)
 
 
 @pytest.mark.parametrize("quantized", [0.5, 1.0])
@@ -113,7 +126,7 @@ def rounding(graph: StepGraph) -> dict[str, Parameter]:
 
 def decided_error(graph: StepGraph, sides: Sides, state: Mapping[str, Any]) -> float:
     """Return the error of the parameters in `state`, with every weight rounded to where its variable points."""
-    far = {name: np.where(state[name] >= 0, 30, -30) for name in rounding(graph)}
+    far = {name: np.where(state[name] >= 0, 30, -30) for name in rounding(graph)}  # where h is 0 or 1
     starts = {name: {**state, **far}.get(name, item.start) for name, item in graph.region.parameters.items()}
     parameters = {
         name: replace(item, start=np.asarray(starts[name], np.float32))

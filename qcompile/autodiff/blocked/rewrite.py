@@ -20,9 +20,10 @@ from qcompile.autodiff.rules.windows import Window, window_of
 from qcompile.autodiff.tape import Node, Tape
 
 # Operators that work element by element and turn zeros into zeros, so that the channels that fill a block stay zero;
-# SquaredError sums them up. Clip is another, if 0 is within its bounds.
+# SquaredError sums them up. Clip is another, if 0 is within its bounds. SUMS are not, where they add a number.
 ELEMENTWISE = {"Abs", "Add", "Elu", "FakeQuantActivation", "Gelu", "HardSwish", "Identity", "LeakyRelu", "Mul", "Neg",
                "Relu", "SquaredError", "Sub", "Tanh"}  # fmt: skip
+SUMS = {"Add", "Sub"}
 
 
 def to_blocked(model: ModelProto, block: int) -> ModelProto:
@@ -123,6 +124,8 @@ class _Rewriter:
         if node.op not in ELEMENTWISE and not (node.op == "Clip" and self._bounds(node)):
             return False
         full = [name for name in node.inputs if name and not self._is_single(name)]
+        if node.op in SUMS and len(full) < len(node.inputs):
+            return False
         shapes = [self._sizes(name) for name in full]
         if not shapes or shapes[0] is None or len(shapes[0]) != 4 or any(shape != shapes[0] for shape in shapes):
             return False
@@ -173,8 +176,10 @@ class _Rewriter:
 
     def _in_blocked(self, name: Value) -> Value:
         """Return the blocked form of a value, packed where it is first asked for."""
-        if not name or self._is_single(name):
+        if not name:
             return name
+        if self._is_single(name):
+            return self._in_plain(name)
         if name not in self.blocked:
             count, channels, *spatial = self._sizes(name) or []
             self.blocked[name] = name if name in self.masks else f"{name}/blocked"

@@ -1,0 +1,143 @@
+"""What crosses the border of a piece, and what stands at it: each network here has a form that went wrong once."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from networks import CORRECT, network
+from numpy.typing import NDArray
+
+from qcompile import Config, PassManager, QModel, open_model
+from qcompile.passes.partition_units import PartitionUnits
+from qcompile.training.pieces import Piece, cut_layers, join_units, regions_of
+from qcompile.training.reconstruction import reconstruct
+
+DECIDE = (CORRECT[0], PartitionUnits(), *CORRECT[1:])
+NETWORKS = {
+    # b is read by a sum in 8 bits and by two layers in 4: the narrow codes are made in one piece and read in two
+    "narrow codes of two readers": """n (float[N,3,8,8] x, float[8,3,1,1] A, float[8,8,3,3] B, float[8,8,3,3] C,
+      float[4,8,1,1] D, float[4,8,1,1] E) => (float[N,4,P,Q] y, float[N,4,P,Q] z) {
+        [stem] a = Conv(x, A)  [relu] b = Relu(a)  [one] c = Conv<pads = [1,1,1,1]>(b, B)  [sum] s = Add(b, c)
+        [two] d = Conv<pads = [1,1,1,1]>(b, C)  [head] y = Conv(d, D)  [head2] z = Conv(s, E)
+    }""",
+    "integers": """n (int64[N,6] ids, float[N,6,8] x, float[10,8] T, float[8,8] A, float[8,8] B, float[8,4] C)
+      => (float[N,6,4] y) {
+        [embed] e = Gather<axis = 0>(T, ids)  [first] a = MatMul(x, A)  [relu] b = Relu(a)  [add] s = Add(b, e)
+        [inner] c = MatMul(s, B)  [relu2] d = Relu(c)  [last] y = MatMul(d, C)
+    }""",
+    # the sum is float, and the Relu behind it is the lower bound of the quantizer of the next layer's input
+    "a clip behind a float sum": """n (float[N,5,8] x, float[8,16] A, float[16,16] B, float[16] K, float[16,4] C)
+      => (float[N,5,4] y) {
+        [first] a = MatMul(x, A)  [relu] b = Relu(a)  [inner] c = MatMul(b, B)  [bias] d = Add(c, K)
+        [relu2] e = Relu(d)  [last] y = MatMul(e, C)
+    }""",
+    "tokens in the batch": """n (float[N,6,8] x, float[8,8] A, float[8] K, float[8,8] B, float[8,4] C)
+      => (float[N,6,4] y) <int64[2] flat = {-1,8}, int64[3] back = {-1,6,4}> {
+        [flatten] a = Reshape(x, flat)  [first] b = Gemm(a, A, K)  [relu] c = Relu(b)  [inner] d = Gemm(c, B)
+        [relu2] e = Relu(d)  [last] f = Gemm(e, C)  [restore] y = Reshape(f, back)
+    }""",
+    "images of any size": """n (float[N,3,H,W] x, float[8,3,3,3] A, float[8] K, float[8,8,3,3] B, float[4,8,1,1] C)
+      => (float[N,4,P,Q] y) {
+        [first] a = Conv<pads = [1,1,1,1]>(x, A, K)  [relu] b = Relu(a)
+        [inner] c = Conv<pads = [1,1,1,1], strides = [2,2]>(b, B)  [relu2] d = Relu(c)  [last] y = Conv(d, C)
+    }""",
+    # the scale in front of the comparison has no gradient
+    "a comparison": """n (float[N,3,8,8] x, float[8,3,1,1] A, float[8,8,3,3] B, float[4,8,1,1] C) => (float[N,4,P,Q] y)
+      <float zero = {0}> {
+        [first] a = Conv(x, A)  [relu] b = Relu(a)  [inner] c = Conv<pads = [1,1,1,1]>(b, B)
+        [above] g = Greater(c, zero)  [choose] k = Where(g, b, a)  [last] y = Conv(k, C)
+    }""",
+}  # fmt: skip
+
+
+def samples(model: onnx.ModelProto, count: int) -> dict[str, NDArray[Any]]:
+    random = np.random.default_rng(1)
+    given: dict[str, NDArray[Any]] = {}
+    for item in model.graph.input:
+        kind = item.type.tensor_type
+        shape = (count, *(dim.dim_value or 8 for dim in kind.shape.dim[1:]))
+        integers = kind.elem_type == onnx.TensorProto.INT64
+        given[item.name] = random.integers(0, 10, shape) if integers else random.normal(size=shape).astype(np.float32)
+    return given
+
+
+def calibrated(text: str, count: int = 60) -> QModel:
+    source = network(text)
+    config = Config(w=3, a=4, method="qdrop", steps=30, threads=1)
+    model = open_model(source, config, samples(source, count))
+    PassManager(DECIDE).run(model)
+    return model
+
+
+def units(model: QModel) -> list[Piece]:
+    return join_units(model.plan, regions_of(model.plan))
+
+
+def layers(model: QModel) -> list[Piece]:
+    return cut_layers(model.graph)
+
+
+@pytest.mark.parametrize("cut", [units, layers])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_piece_is_trained(name: str, cut: Any) -> None:
+    model = calibrated(NETWORKS[name])
+    outcomes = list(reconstruct(model, cut(model)))
+    assert [outcome.reason for outcome in outcomes] == [""] * len(outcomes)
+    assert {node for piece in cut(model) for node in piece.nodes} >= set(model.plan.weights)
+    assert any(outcome.trained for outcome in outcomes)
+
+
+@pytest.mark.parametrize("count", [1, 2, 17])
+def test_tokens_in_the_batch_with_few_samples(count: int) -> None:
+    model = calibrated(NETWORKS["tokens in the batch"], count)
+    assert [outcome.reason for outcome in reconstruct(model, units(model))] == [""] * 3
+
+
+def test_an_output_of_integers_has_no_loss() -> None:
+    model = calibrated(
+        """n (float[N,3,8,8] x, float[8,3,1,1] A, float[8,8,3,3] B, float[4,8,1,1] C) => (int64[N,1,P,Q] y) {
+          [first] a = Conv(x, A)  [relu] b = Relu(a)  [inner] c = Conv<pads = [1,1,1,1]>(b, B)  [relu2] d = Relu(c)
+          [last] e = Conv(d, C)  [class] y = ArgMax<axis = 1>(e)
+        }"""
+    )
+    reasons = {outcome.piece: outcome.reason for outcome in reconstruct(model, units(model))}
+    assert reasons == {"first": "", "inner": "", "last": "none of its outputs is a real number for each sample"}
+
+
+SIXTEEN = 16  # tokens: as many as there are samples in one run
+
+
+@pytest.mark.parametrize("flat", [False, True], ids=["tokens first", "tokens first, then folded"])
+def test_values_that_are_not_ordered_by_sample_are_not_trained_on(flat: bool) -> None:
+    fold = ("[fold] m = Reshape(b, flat)", "[restore] f = Reshape(d, back)") if flat else ("", "")
+    text = f"""n (float[N,{SIXTEEN},8] x, float[8,8] A, float[8,8] B, float[8,4] C) => (float[N,{SIXTEEN},4] y)
+      <int64[2] flat = {{-1,8}}, int64[3] back = {{{SIXTEEN},-1,8}}> {{
+        [turn] t = Transpose<perm = [1,0,2]>(x)  [first] a = MatMul(t, A)  [relu] b = Relu(a)  {fold[0]}
+        [inner] c = MatMul({"m" if flat else "b"}, B)  [relu2] d = Relu(c)  {fold[1]}
+        [last] e = MatMul({"f" if flat else "d"}, C)  [back] y = Transpose<perm = [1,0,2]>(e)
+    }}"""
+    model = calibrated(text, 71)
+    assert model.data is not None and model.data.count % SIXTEEN == 0  # else their number gives it away
+    before = copy.deepcopy(model.plan.weights)
+    outcomes = list(reconstruct(model, units(model)))
+    assert [outcome.what for outcome in outcomes] == ["not trained"] * 3
+    assert outcomes[0].reason == "none of its outputs is a real number for each sample"
+    assert all("which it reads, are not ordered by sample" in outcome.reason for outcome in outcomes[1:])
+    assert all((model.plan.weights[name].codes == weight.codes).all() for name, weight in before.items())
+
+
+def test_what_a_detector_keeps_does_not_stop_the_training() -> None:
+    """How many rows there are depends on the values; nothing behind them has weights."""
+    model = calibrated(
+        """n (float[N,3,8,8] x, float[8,3,1,1] A, float[8,8,3,3] B, float[1,8,1,1] C)
+          => (float[K] y, float[N,1,P,Q] scores) <float zero = {0}, int64[1] all = {-1}> {
+            [first] a = Conv(x, A)  [relu] b = Relu(a)  [inner] c = Conv<pads = [1,1,1,1]>(b, B)  [relu2] d = Relu(c)
+            [last] scores = Conv(d, C)  [flat] f = Reshape(scores, all)  [above] g = Greater(f, zero)
+            [keep] k = Compress<axis = 0>(f, g)  [scale] y = Sqrt(k)
+        }"""
+    )
+    assert [outcome.reason for outcome in reconstruct(model, units(model))] == [""] * 3
