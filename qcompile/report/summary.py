@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import metadata
 from itertools import pairwise
 from typing import Any
@@ -33,7 +33,7 @@ def build_report(model: QModel, runs: Sequence[PassRun], name: str = "") -> dict
         "environment": environment(),
         "model": {"name": name, "opset": _opset(model.source)},
         "target": {"name": model.target.name, "opset": model.target.opset},
-        "recipe": recipe(model.config),
+        "recipe": recipe(replace(model.config, method=model.config.chosen_method)),
         "data": data_facts(model),
         "audit": found,
         "nodes": node_rows(model),

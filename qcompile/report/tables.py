@@ -61,9 +61,25 @@ def audit_view(report: Mapping[str, Any]) -> View:
         f"activations  {_bit_counts(audit['bits']['activations'])}",
         f"kernels      {fused['integer']} of {fused['planned']} planned nodes run on integer kernels",
         f"             {escape(kernels)}",
+        *training_view(report),
         *float_view(report["nodes"]),
     ]
     return [*lines, before_after(audit, report["data"])]
+
+
+def training_view(report: Mapping[str, Any]) -> list[str]:
+    """Return what was trained, and what was not, one line per reason; nothing without training."""
+    rows = [entry for entry in report["journal"] if entry["pass"] == "reconstruct"]
+    if not rows:
+        return []
+    better = [row for row in rows if row["trained"]]
+    last = f", error of the last {rows[-1]['before']:.2g}, then {rows[-1]['after']:.2g}" if "after" in rows[-1] else ""
+    lines = [f"training     {report['recipe']['method']}: kept for {len(better)} of {len(rows)} pieces{last}"]
+    left = [row for row in rows if not row["trained"]]
+    for what in dict.fromkeys(row.get("reason") or row["what"] for row in left):
+        names = [row["unit"] for row in left if (row.get("reason") or row["what"]) == what]
+        lines.append(f"             {escape(what)}: {escape(', '.join(names))}")
+    return lines
 
 
 def before_after(audit: Mapping[str, Any], data: Mapping[str, Any]) -> Table:

@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 
 from qcompile.passmanager import PassRun
-from qcompile.report.tables import View, audit_view, pass_line, plan_view
+from qcompile.report.tables import View, audit_view, pass_line, plan_view, training_view
 
 
 def node(name: str, op: str, form: str, reason: str = "", bits: int = 0) -> dict[str, Any]:
@@ -22,6 +22,7 @@ NODES = [
 ]
 REPORT: dict[str, Any] = {
     "nodes": NODES,
+    "journal": [],
     "data": {"held_back": 6},
     "audit": {
         "bits": {"weights": {"4": 3, "8": 1}, "activations": {}},
@@ -72,3 +73,24 @@ def test_pass_line() -> None:
     assert "12 changes     1.50 s     2.00 s CPU      100 MiB peak" in pass_line(
         PassRun("calibrate", 12, 1.5, 2.0, 100 << 20)
     )
+
+
+def test_training_names_what_was_left_and_why() -> None:
+    def entry(unit: str, what: str, trained: bool, **facts: Any) -> dict[str, Any]:
+        return {"pass": "reconstruct", "what": what, "unit": unit, "trained": trained, **facts}
+
+    report = {
+        "recipe": {"method": "qdrop"},
+        "journal": [
+            {"pass": "calibrate", "what": "ranges"},
+            entry("stem", "not trained", False, reason="no rule for Round"),
+            entry("block", "not better after training: left as it was", False, before=0.2, after=0.2),
+            entry("head", "trained", True, before=0.125, after=0.0625),
+        ],
+    }
+    assert training_view(report) == [
+        "training     qdrop: kept for 1 of 3 pieces, error of the last 0.12, then 0.062",
+        "             no rule for Round: stem",
+        "             not better after training: left as it was: block",
+    ]
+    assert training_view({"recipe": {}, "journal": []}) == []
