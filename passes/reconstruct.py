@@ -15,9 +15,9 @@ from qcompile.training.work_dir import open_work_dir
 class Reconstruct:
     """Train region after region with the method of the configuration; each sees what the trained ones before it make.
 
-    A region is what `plan.regions` says, each unit by itself without it; for "adaround" each layer. One that comes out
-    worse on samples it was not trained on stays as it was; one that cannot be trained (an operator without a
-    differentiation rule, sizes that are not static, a loss that is no longer finite) likewise, with a note.
+    A region is what `plan.regions` says, each unit by itself without it; for "adaround" each layer. One that training
+    does not make better on samples held back from it keeps its affine correction alone, or stays as it was; one that
+    cannot be trained (an operator without a differentiation rule, a loss that is not finite) likewise, with a note.
     """
 
     name: ClassVar[str] = "reconstruct"

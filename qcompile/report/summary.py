@@ -100,7 +100,7 @@ def boundary_rows(plan: Plan) -> list[dict[str, Any]]:
 def region_rows(model: QModel) -> list[dict[str, Any]]:
     """Return one row per region: its units, its relative error on held-back samples before and after training.
 
-    Where training made it worse, the plan has what was there before: `trained` is false.
+    Where training did not make it better, `trained` is false and the plan has its correction alone, or what was there.
     """
     trained = {entry["unit"]: entry for entry in model.journal.by("reconstruct") if "unit" in entry}
     rows = []
