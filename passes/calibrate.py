@@ -88,7 +88,14 @@ class Calibrate:
             raise InputError("no calibration data", remedy="give samples with --data, or ask for --random-data")
         live = {name: observer for name, observer in observers.items() if name not in constants}
         config = model.config
-        observe(to_model(model.graph), live, model.data, batch=config.batch, threads=config.threads, label="calibrate")
+        observe(
+            to_model(model.graph),
+            live.items(),
+            model.data,
+            batch=config.batch,
+            threads=config.threads,
+            label="calibrate",
+        )
 
 
 def calibration_method(config: Config, spec: ActivationSpec) -> CalibrationMethod:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from qcompile.capacity.boundaries import Pair, chains
 from qcompile.capacity.fusion import CRITERIA, scheme_boundaries, top_boundaries
-from qcompile.config import Config
+from qcompile.capacity.modules import weight_count
 from qcompile.qmodel import QModel
-from qcompile.quant.plan import Plan
+
+VALUES_PER_WEIGHT = 10  # that a region's samples give at least where `auto` fuses: with fewer it learns them by heart
+SAMPLES = 1024  # are assumed where there are none yet
 
 
 @dataclass(frozen=True)
@@ -19,8 +23,9 @@ class FuseRegions:
     Training unit by unit, the loss oscillates along the depth of the network; where it breaks out, the two units around
     the boundary become one region. Boundaries are chosen by the change of module capacity (`data-free`), by the change
     of measured relative losses (`data-dependent`), or by the growth of the loss (`loss`); or a scheme of the recipe
-    names them. The first and last layers are left out of automatic choices: their bits are others, and so are units
-    without weights, and those whose loss was to be measured and could not be.
+    names them. By default as many are fused as the samples can determine: a region has ten target values, samples times
+    the size of its output, for each of its weights. Where a number is given, the first and last layers are left out, as
+    their bits are others. Units without weights stay alone, and those whose loss was to be measured and could not be.
 
     References
     ----------
@@ -38,7 +43,7 @@ class FuseRegions:
         if config.fuse:
             joined = scheme_boundaries(config.fuse, names, pairs, config.max_fused)
         else:
-            joined = _chosen(plan, config)
+            joined = _chosen(model)
         plan.regions = chains(names, joined)
         for region in plan.regions:
             if len(region) > 1:
@@ -46,14 +51,36 @@ class FuseRegions:
         return len(joined)
 
 
-def _chosen(plan: Plan, config: Config) -> list[Pair]:
+def _chosen(model: QModel) -> list[Pair]:
     """Return the boundaries that the criterion of the configuration finds."""
+    plan, config = model.plan, model.config
     if config.fuse_top_k == 0:
         return []
     values = plan.capacities if config.fuse_by == "data-free" else plan.losses
     pairs = [
         (item.first, item.second)
         for item in plan.boundaries
-        if item.inner and all(plan.capacities[name] and name in values for name in (item.first, item.second))
+        if (item.inner or config.fuse_top_k is None)
+        and all(plan.capacities[name] and name in values for name in (item.first, item.second))
     ]
-    return top_boundaries(pairs, values, CRITERIA[config.fuse_by], config.fuse_top_k, config.max_fused)
+    return top_boundaries(pairs, values, CRITERIA[config.fuse_by], config.fuse_top_k, _fits(model))
+
+
+def _fits(model: QModel) -> Callable[[Sequence[str]], bool]:
+    """Return what says whether a region is small enough and, for `auto`, whether the samples determine its weights."""
+    config, units = model.config, {unit.name: unit for unit in model.plan.units}
+    nodes, tensors = {node.name: node for node in model.graph.nodes}, model.graph.tensors()
+    samples = SAMPLES if model.data is None else model.data.count
+
+    def fits(region: Sequence[str]) -> bool:
+        weights = sum(weight_count(nodes[node]) for name in region for node in units[name].nodes)
+        targets = sum(_values_per_sample(tensors[name].shape) for name in units[region[-1]].outputs)
+        determined = weights * VALUES_PER_WEIGHT <= samples * targets
+        return len(region) <= config.max_fused and (determined or config.fuse_top_k is not None)
+
+    return fits
+
+
+def _values_per_sample(shape: Sequence[int | str | None] | None) -> int:
+    known = [size for size in (shape or ())[1:] if isinstance(size, int)]
+    return math.prod(known)

@@ -71,15 +71,16 @@ class Config:
     expressions on node names. `residual_bits` are those of a tensor that a compute node and a residual Add both read.
     `effort`, `steps` (which wins over it), `recon_batch`, `memory`, `work_dir` and `resume` are for the methods that
     train; None means the recipe's own. `memory` is what the values between units may take, such as "1GB".
-    `fuse_top_k` None means as many boundaries as stand out; `fuse` lists the units of each region, by name or number.
-    `method` None means: rounding to nearest where all bits are 8, else QDrop (`chosen_method`).
+    `fuse_top_k` None means as many boundaries as the samples can determine; `fuse` lists the units of each region, by
+    name or number.
+    `method` None means: rounding to nearest where all bits are 8, else MRECG (`chosen_method`).
     `calibration_method` None means: max for 8 bits, mse below. `threads` 0 means as many as the machine has.
     """
 
     w: int = bit_count(8, "weights, 2 to 8")
     a: int = bit_count(8, "inputs of Conv, Gemm and MatMul, 2 to 8")
     method: Method | None = flag(
-        None, "Precision", "rtn, adaround, brecq, qdrop, mrecg ... [qdrop; rtn at 8]", metavar="NAME",
+        None, "Precision", "rtn, adaround, brecq, qdrop, mrecg ... [mrecg; rtn at 8]", metavar="NAME",
         choices=get_args(Method),
     )  # fmt: skip
     effort: Effort | None = flag(
@@ -131,7 +132,7 @@ class Config:
         for name in OF_TRAINING if self.chosen_method == "rtn" else ():
             if name in given:
                 flag_name = f"--{name.replace('_', '-')}"
-                raise InputError(f"{flag_name} is for methods that train", remedy="add --method qdrop, or leave it out")
+                raise InputError(f"{flag_name} is for methods that train", remedy="add --method mrecg, or leave it out")
         if self.resume and self.work_dir is None:
             raise InputError("--resume without a state to go on from", remedy="name its folder with --work-dir")
         if self.memory is not None:
@@ -150,9 +151,9 @@ class Config:
 
     @property
     def chosen_method(self) -> Method:
-        """The method; where none is given, rounding to nearest at 8 bits throughout and on noise, else QDrop."""
+        """The method; where none is given, rounding to nearest at 8 bits throughout and on noise, else MRECG."""
         bits = [self.w, self.a, *(count for _, *counts in self.bits for count in counts)]
-        return self.method or ("rtn" if self.random_data or min(bits) == BITS[1] else "qdrop")
+        return self.method or ("rtn" if self.random_data or min(bits) == BITS[1] else "mrecg")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Config:

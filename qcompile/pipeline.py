@@ -7,6 +7,7 @@ from qcompile.passes.calibrate import Calibrate
 from qcompile.passes.check_data import CheckData
 from qcompile.passes.correct_bias import CorrectBias
 from qcompile.passes.equalize_layers import EqualizeLayers
+from qcompile.passes.fit_filters import FitFilters
 from qcompile.passes.fold_batch_norm import FoldBatchNorm
 from qcompile.passes.fuse_regions import FuseRegions
 from qcompile.passes.insert_qdq import InsertQDQ
@@ -26,7 +27,7 @@ PREPARE: tuple[Pass, ...] = (NormalizeGraph(), FoldBatchNorm(), EqualizeLayers()
 
 def build(config: Config, plan: Plan | None = None) -> tuple[Pass, ...]:
     """Return the passes that compile a model; with a `plan` that was made before, decisions are taken from it."""
-    decide: tuple[Pass, ...] = (*place(config), CheckData(), Calibrate(), CorrectBias(), *train(config))
+    decide: tuple[Pass, ...] = (*place(config), CheckData(), Calibrate(), FitFilters(), CorrectBias(), *train(config))
     if plan is not None:
         decide = (UsePlan(plan), CheckData())
     return (*PREPARE, *decide, InsertQDQ(), Validate())

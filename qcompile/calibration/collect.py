@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Protocol
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
-from qcompile.calibration.observers import Histogram, MinMax
+from qcompile.calibration.observers import MinMax
 from qcompile.data.dataset import Dataset
 from qcompile.memory import release_freed_memory
 from qcompile.progress import track
@@ -23,9 +23,16 @@ LARGEST_BATCH = 64
 REDUCTIONS = ("ReduceMin", "ReduceMax", "ReduceMean")  # the mean comes along because NaN always shows in it
 
 
+class Observer(Protocol):
+    """What is shown the values of a tensor, batch by batch."""
+
+    def update(self, values: NDArray[Any]) -> None:
+        """Take in the values of one batch."""
+
+
 def observe(
     model: onnx.ModelProto,
-    observers: Mapping[str, MinMax | Histogram],
+    observers: Iterable[tuple[str, Observer]],
     data: Dataset,
     *,
     batch: int | None,
@@ -36,8 +43,9 @@ def observe(
 
     A tensor of which only the range is wanted is reduced inside the graph: its values never leave it.
     """
-    whole = [name for name, observer in observers.items() if isinstance(observer, Histogram)]
-    reduced = [name for name in observers if name not in whole]
+    pairs = list(observers)
+    whole = list(dict.fromkeys(name for name, observer in pairs if type(observer) is not MinMax))
+    reduced = [name for name, observer in pairs if type(observer) is MinMax]
     tap(model, whole, reduced)
     session = Session(model, threads=threads)
     del model  # the session has its own weights
@@ -47,10 +55,11 @@ def observe(
     size = batch or batch_size(session, data, wanted)
     for feeds in track(data.batches(size), label, -(-data.count // size)):
         values = session.run(feeds, wanted)
-        for name in whole:
-            observers[name].update(values.pop(name) if name in values else feeds[name])
-        for name in reduced:
-            observers[name].update(np.array([values[reduction_name(name, op)] for op in REDUCTIONS]))
+        for name, observer in pairs:
+            if type(observer) is MinMax:
+                observer.update(np.array([values[reduction_name(name, op)] for op in REDUCTIONS]))
+            else:
+                observer.update(values[name] if name in values else feeds[name])
 
 
 def tap(model: onnx.ModelProto, whole: Iterable[str], reduced: Iterable[str]) -> None:

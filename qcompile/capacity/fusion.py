@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -10,8 +9,6 @@ from itertools import pairwise
 from qcompile.capacity.boundaries import Pair, chains
 from qcompile.errors import InputError, nearest
 
-JUMP = 1.5  # `auto` counts a boundary where the value changes by this factor
-SHARE = 4  # of the boundaries, one in so many is fused by `auto` at most; the authors' schemes fuse 22 to 41 %
 TINY = 1e-30  # below this a value is taken for zero
 
 
@@ -20,11 +17,10 @@ class Criterion:
     """How a boundary is judged by the values (capacities or losses) of the unit before it and of the one behind it.
 
     `score`: the highest are fused first; of equal ones first those where the capacity falls, or the loss rises
-    (`bad_direction` is the sign of that change). `jump`: the factor by which the value changes.
+    (`bad_direction` is the sign of that change).
     """
 
     score: Callable[[float, float], float]
-    jump: Callable[[float, float], float]
     bad_direction: int
 
 
@@ -36,19 +32,19 @@ def _growth(before: float, behind: float) -> float:
     return max(behind, TINY) / max(before, TINY)
 
 
-def _change(before: float, behind: float) -> float:
-    return max(_growth(before, behind), _growth(behind, before))
-
-
 CRITERIA = {
-    "data-free": Criterion(_difference, _change, -1),  # of module capacities
-    "data-dependent": Criterion(_difference, _change, 1),  # of relative losses
-    "loss": Criterion(_growth, _growth, 1),
+    "data-free": Criterion(_difference, -1),  # of module capacities
+    "data-dependent": Criterion(_difference, 1),  # of relative losses
+    "loss": Criterion(_growth, 1),
 }
 
 
 def top_boundaries(
-    pairs: Sequence[Pair], values: Mapping[str, float], criterion: Criterion, count: int | None, largest: int
+    pairs: Sequence[Pair],
+    values: Mapping[str, float],
+    criterion: Criterion,
+    count: int | None,
+    fits: Callable[[Sequence[str]], bool],
 ) -> list[Pair]:
     """Return the boundaries to fuse, best first.
 
@@ -59,9 +55,9 @@ def top_boundaries(
     values
         Capacity or loss of each of their units.
     count
-        How many; None: as many as `auto_count` finds.
-    largest
-        The number of units that a region may have; boundaries that would make a larger one are passed over.
+        How many; None: as many as fit.
+    fits
+        Says whether a region may have these units; boundaries that would make another one are passed over.
     """
 
     def rank(pair: Pair) -> tuple[float, bool]:
@@ -69,22 +65,17 @@ def top_boundaries(
         return -criterion.score(before, behind), (behind - before) * criterion.bad_direction <= 0
 
     chosen: list[Pair] = []
-    wanted = auto_count(pairs, values, criterion) if count is None else count
+    wanted = len(pairs) if count is None else count
     for pair in sorted(pairs, key=rank):
-        if len(chosen) < wanted and _largest_region([*chosen, pair]) <= largest:
+        if len(chosen) < wanted and fits(_region_of(pair, chosen)):
             chosen.append(pair)
     return chosen
 
 
-def auto_count(pairs: Sequence[Pair], values: Mapping[str, float], criterion: Criterion) -> int:
-    """Return at how many of the boundaries the value jumps (by a factor of 1.5 or more), a quarter of them at most."""
-    jumps = sum(criterion.jump(values[first], values[second]) >= JUMP for first, second in pairs)
-    return min(jumps, math.ceil(len(pairs) / SHARE))
-
-
-def _largest_region(joined: Collection[Pair]) -> int:
-    names = list(dict.fromkeys(name for pair in joined for name in pair))
-    return max(map(len, chains(names, joined)))
+def _region_of(pair: Pair, joined: Collection[Pair]) -> tuple[str, ...]:
+    """Return the region that `pair` would be in."""
+    names = list(dict.fromkeys(name for item in [*joined, pair] for name in item))
+    return next(region for region in chains(names, [*joined, pair]) if pair[0] in region)
 
 
 def scheme_boundaries(

@@ -28,13 +28,14 @@ def capacity(nodes: Iterable[Node], placed: Mapping[str, NodePlan], stride_facto
     bits.
     """
     return sum(
-        _weights(node) * _bits(placed.get(node.name)) * (stride_factor if _strided(node) else 1.0)
-        for node in nodes
-        if node.op in COMPUTE
+        weight_count(node) * _bits(placed.get(node.name)) * (stride_factor if _strided(node) else 1.0) for node in nodes
     )
 
 
-def _weights(node: Node) -> int:
+def weight_count(node: Node) -> int:
+    """Return the number of constant weights of a compute node, 0 for another."""
+    if node.op not in COMPUTE:
+        return 0
     operands = node.inputs[:2] if node.op == "MatMul" else node.inputs[1:2]
     return sum(math.prod(tensor.shape) for tensor in operands if isinstance(tensor, Constant))
 

@@ -27,10 +27,14 @@ RATES = {Kind.ROUNDING: 0.1, Kind.WEIGHT_SCALE: 0.01, Kind.ACTIVATION_SCALE: 0.0
 WARM_UP = 0.2  # of the steps without regulariser
 FIRST_EXPONENT, LAST_EXPONENT = 20.0, 2.0
 STRENGTH = 30.0  # of the regulariser, per weight, beside a loss of 1 before training
+PULL = 10.0  # of rounding variables to their start, per weight, where there are as many weights as target values
 
-# Probability that an element is quantized during training, by method: AdaRound (Nagel et al., 2020) and BRECQ (Li et
-# al., 2021) train on the quantized prefix, QDrop (Wei et al., 2022) on a mixture with float, which flattens the loss.
-QUANTIZED = {"adaround": 1.0, "brecq": 1.0, "qdrop": 0.5, "mrecg": 0.5, "mrecg-brecq": 1.0}
+TUNING = 0.25  # of the steps, the last: weights are rounded, everything is quantized, scales and biases are trained
+
+# Probability that an element is quantized while rounding is trained, by method: AdaRound (Nagel et al., 2020) and BRECQ
+# (Li et al., 2021) train on the quantized prefix, QDrop (Wei et al., 2022) on a mixture with float, which flattens the
+# loss.
+QUANTIZED = {"adaround": 1.0, "brecq": 1.0, "qdrop": 0.75, "mrecg": 0.75, "mrecg-brecq": 1.0}
 STEPS = {"fast": 100, "default": 500, "max": 5000}  # by effort
 BATCH = 16
 
@@ -57,9 +61,12 @@ def settings_at(progress: float) -> Settings:
 
 
 def draw_mask(random: np.random.Generator, shape: tuple[int, ...], quantized: float) -> np.ndarray:
-    """Return booleans of `shape`, True with probability `quantized`, which is 0.5 or 1."""
+    """Return booleans of `shape`, True with probability `quantized`, which is a multiple of 1/4."""
     size = math.prod(shape)
     if quantized == 1.0:
         return np.ones(shape, np.bool_)
-    bits = np.unpackbits(np.frombuffer(random.bytes(-(-size // 8)), np.uint8), count=size)
-    return bits.view(np.bool_).reshape(shape)
+    first, second = (
+        np.unpackbits(np.frombuffer(random.bytes(-(-size // 8)), np.uint8), count=size).view(np.bool_) for _ in range(2)
+    )
+    drawn = {0.25: first & second, 0.5: first, 0.75: first | second}[quantized]
+    return drawn.reshape(shape)

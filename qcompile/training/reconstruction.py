@@ -27,7 +27,7 @@ from qcompile.runtime.spool import Spool
 from qcompile.training.correction import correct
 from qcompile.training.engines import open_trainer
 from qcompile.training.pieces import Piece
-from qcompile.training.recipe import BATCH, FROZEN, QUANTIZED, STEPS, Kind, draw_mask, settings_at
+from qcompile.training.recipe import BATCH, FROZEN, QUANTIZED, STEPS, TUNING, Kind, draw_mask, settings_at
 from qcompile.training.region import Region, RegionBuilder, UntrainableError
 from qcompile.training.rounding import hardened
 from qcompile.training.sides import Sides
@@ -54,6 +54,15 @@ class Outcome:
     before: float | None = None
     after: float | None = None
     reason: str = ""
+
+
+@dataclass(frozen=True)
+class _State:
+    """What a piece came to, in words, its error on the samples that judge, and the decisions about it."""
+
+    what: str
+    error: float
+    decisions: tuple[dict[str, Any], ...]
 
 
 class DivergedError(Exception):
@@ -142,60 +151,70 @@ class _Run:
             numbers = sides.steps_of(piece.nodes)
             sides.run_float(piece.nodes)
             if piece.name in steps and piece.name not in known:
+                finished = self.done + steps[piece.name]
                 outcomes.append(self.attempt(piece, numbers, steps[piece.name]))
+                self.done = finished
                 if work_dir is not None:
                     work_dir.save(model.plan, [asdict(outcome) for outcome in outcomes])
                 yield outcomes[-1]
-                self.done += steps[piece.name]
             sides.run_quantized(numbers)
             release_freed_memory()
         tell(self.title, self.total, self.total)
 
     def attempt(self, piece: Piece, numbers: Sequence[int], total: int) -> Outcome:
-        """Correct one piece and train it, `total` steps; go back where that fails or makes it worse."""
+        """Correct one piece, train its rounding, then its scales and biases; keep the best of these states."""
         before = self.sides.error(numbers, self.judged_by)
-        kept = self.decisions()
+        best = _State("left as it was", before, self.decisions())
         correct(self.sides, self.kernels, piece.nodes, numbers, self.trained_on)
-        start = self.sides.error(numbers, self.judged_by)
-        if start < before:
-            kept = self.decisions()
-        else:
-            start = before
-            self.go_back(kept)
+        best = self.better(best, "corrected alone", numbers)
+        self.go_back(best)
+        reason = ""
         try:
-            self.train(piece.name, numbers, total)
-            after = self.sides.error(numbers, self.judged_by)
-            if math.isfinite(after) and after < start:
-                return Outcome(piece.name, "trained", True, before, after)
-            left = "corrected alone" if start < before else "left as it was"
-            outcome = Outcome(piece.name, f"not better after training: {left}", False, before, start)
+            tuning = round(total * TUNING)
+            self.train(piece.name, numbers, total - tuning)
+            best = self.better(best, "trained", numbers)
+            if tuning:
+                self.train(f"{piece.name} (tuning)", numbers, tuning, soft=False)
+                best = self.better(best, "trained", numbers)
         except (NoGradientRule, UntrainableError, DivergedError) as error:
-            outcome = Outcome(piece.name, "not trained", False, before, start, str(error))
-        self.go_back(kept)
-        return outcome
+            reason = str(error)
+        self.go_back(best)
+        trained = best.what == "trained"
+        untrained = "not trained" if reason else f"not better after training: {best.what}"
+        return Outcome(piece.name, best.what if trained else untrained, trained, before, best.error, reason)
+
+    def better(self, best: _State, what: str, numbers: Sequence[int]) -> _State:
+        """Return the plan as it stands if its error on the samples that judge is lower than that of `best`, or that."""
+        error = self.sides.error(numbers, self.judged_by)
+        return _State(what, error, self.decisions()) if error < best.error else best
 
     def decisions(self) -> tuple[dict[str, Any], ...]:
         """Return what training decides, as it stands in the plan."""
         plan = self.model.plan
         return dict(plan.weights), dict(plan.biases), dict(plan.quantizers)
 
-    def go_back(self, kept: tuple[dict[str, Any], ...]) -> None:
-        """Put an earlier state of `decisions` into the plan."""
+    def go_back(self, state: _State) -> None:
+        """Put an earlier state into the plan."""
         plan = self.model.plan
-        plan.weights, plan.biases, plan.quantizers = (dict(part) for part in kept)
+        plan.weights, plan.biases, plan.quantizers = (dict(part) for part in state.decisions)
 
-    def train(self, name: str, numbers: Sequence[int], total: int) -> None:
-        """Train the steps `numbers` of the program, `total` times, and write the result into the plan."""
+    def train(self, name: str, numbers: Sequence[int], total: int, *, soft: bool = True) -> None:
+        """Train the steps `numbers` of the program, `total` times, and write the result into the plan.
+
+        With `soft` rounding all is trained, by the method's mixture of quantized and float; then what is left, on
+        quantized values alone.
+        """
         config, sides = self.model.config, self.sides
         random = generator(config, f"{self.title}/{name}")
         batch = min(config.recon_batch or BATCH, len(self.trained_on), self.most_at_once(numbers))
-        trainer = open_trainer(self.region(numbers, batch), config)
+        trainer = open_trainer(self.region(numbers, batch, soft), config)
+        quantized = QUANTIZED[config.chosen_method] if soft else 1.0
 
         def feeds() -> dict[str, Array]:
             picked = np.sort(random.choice(self.trained_on, batch, replace=False))
             drawn = {name: sides.rows(key, picked) for name, key in trainer.region.feeds.items()}
             masks = trainer.region.masks.items()
-            return drawn | {name: draw_mask(random, shape, QUANTIZED[config.chosen_method]) for name, shape in masks}
+            return drawn | {name: draw_mask(random, shape, quantized) for name, shape in masks}
 
         try:
             start = float(np.mean([trainer.run(feeds(), FROZEN, 1.0) for _ in range(STARTING_BATCHES)]))
@@ -205,11 +224,12 @@ class _Run:
             shown = start
             for step in range(total):
                 loss = trainer.run(feeds(), settings_at(step / total), max(start, 1e-12))
+                self.done += 1
                 if not math.isfinite(loss):
                     raise DivergedError(f"the loss is {loss} at step {step + 1} of {total}")
                 shown += SHOWN * (loss - shown)
                 text = f"{name}: loss {start:.3g}, now {shown / max(start, 1e-12):.2f} of it"
-                tell(self.title, self.done + step + 1, self.total, text)
+                tell(self.title, self.done, self.total, text)
             state = trainer.state
         finally:
             trainer.close()
@@ -225,7 +245,7 @@ class _Run:
         outer = [math.prod(shape) for shape in self.sides.sizes(1).values()]
         return max(2, ELEMENTS // max([*outer, *inner, 1]))
 
-    def region(self, numbers: Sequence[int], batch: int) -> Region:
+    def region(self, numbers: Sequence[int], batch: int, soft: bool) -> Region:
         """Return the steps `numbers` as a region. A quantizer that other steps have used already keeps its scale."""
         sides, plan = self.sides, self.model.plan
         settled = {key: replace(plan.specs[key], fixed=plan.quantizers[key]) for key in sides.settled()}
@@ -236,7 +256,7 @@ class _Run:
             raise UntrainableError("nothing reads what it makes")
         shapes = sides.sizes(batch)
         fixed = replace(plan, specs=plan.specs | settled)
-        return RegionBuilder(self.model.graph, fixed, shapes, sides.tensors()).build(
+        return RegionBuilder(self.model.graph, fixed, shapes, sides.tensors(), soft, len(self.trained_on)).build(
             steps, sides.inputs_of(steps), outputs
         )
 

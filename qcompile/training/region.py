@@ -6,6 +6,7 @@ have a trained scale (LSQ, Esser et al., 2020) and are dropped element by elemen
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,8 +23,9 @@ from qcompile.program.lower import Kind, Step, Value
 from qcompile.quant.arithmetic import fake_quantize
 from qcompile.quant.params import Quantizer, WeightQuantizer
 from qcompile.quant.plan import Form, Plan
+from qcompile.training.recipe import PULL
 from qcompile.training.recipe import Kind as ParameterKind
-from qcompile.training.rounding import soft_start
+from qcompile.training.rounding import soft_code, soft_start
 from qcompile.training.sizes import Sizes, is_real, sizes_of
 
 Array = NDArray[Any]
@@ -61,12 +63,18 @@ class Region:
 
 @dataclass
 class RegionBuilder:
-    """Writes the steps of one region with pseudo-operators for fake quantization; `shapes` are those of one batch."""
+    """Writes the steps of one region with pseudo-operators for fake quantization; `shapes` are those of one batch.
+
+    Weights are `soft` while their rounding is trained, else the integers of the plan. `samples` says how many training
+    draws from: the fewer they are beside the weights, the more these are held where they start.
+    """
 
     graph: Graph
     plan: Plan
     shapes: Mapping[tuple[str, str], tuple[int, ...]]
     tensor_of: Mapping[str, str]
+    soft: bool = True
+    samples: float = math.inf
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     constants: list[onnx.TensorProto] = field(default_factory=list)
     inputs: list[onnx.ValueInfoProto] = field(default_factory=list)
@@ -132,7 +140,7 @@ class RegionBuilder:
         """Squared error, summed over channels, mean over samples and positions, plus the rounding regulariser."""
         for name in (STRENGTH, EXPONENT, UNIT_ERROR):
             self.inputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, []))
-        errors = []
+        errors, targets = [], 0
         for value in outputs:
             tensor = self._tensor(value)
             if ("f", tensor) not in self.shapes or not is_real(self.tensors[tensor]):
@@ -142,21 +150,42 @@ class RegionBuilder:
             total = self._own("SquaredError", [value.name, target], f"{value.name}/error")
             count = np.float32(shape[1] / np.prod(shape)) if len(shape) > 1 else np.float32(1 / np.prod(shape))
             errors.append(self._node("Mul", [total, self._constant(count)]))
+            targets += math.prod(shape) // self.batch
         if not errors:
             raise UntrainableError("none of its outputs is a real number for each sample")
-        error = errors[0]
-        for other in errors[1:]:
-            error = self._node("Add", [error, other])
-        self._node("Identity", [error], RECONSTRUCTION)
+        error = self._node("Identity", [self._sum(errors)], RECONSTRUCTION)
         relative = self._node("Div", [error, UNIT_ERROR])
-        variables = {name: item for name, item in self.parameters.items() if item.kind is ParameterKind.ROUNDING}
-        weights = sum(item.start.size for item in variables.values())
-        penalties = [self._own("RoundingPenalty", [name, EXPONENT], f"{name}/penalty") for name in variables]
-        penalty = penalties[0]
-        for other in penalties[1:]:
-            penalty = self._node("Add", [penalty, other])
-        undecided = self._node("Mul", [penalty, self._constant(np.float32(1 / weights))])
-        self._node("Add", [relative, self._node("Mul", [undecided, STRENGTH])], LOSS)
+        for part in (self._undecided(), self._moved(targets)) if self.soft else ():
+            relative = self._node("Add", [relative, part])
+        self._node("Identity", [relative], LOSS)
+
+    def _rounding(self) -> dict[str, Parameter]:
+        return {name: item for name, item in self.parameters.items() if item.kind is ParameterKind.ROUNDING}
+
+    def _undecided(self) -> str:
+        """What asks every rounding variable to decide: the mean over the weights, times the strength."""
+        penalties = [self._own("RoundingPenalty", [name, EXPONENT], f"{name}/penalty") for name in self._rounding()]
+        weights = sum(item.start.size for item in self._rounding().values())
+        mean = self._node("Mul", [self._sum(penalties), self._constant(np.float32(1 / weights))])
+        return self._node("Mul", [mean, STRENGTH])
+
+    def _moved(self, targets: int) -> str:
+        """What holds the rounding variables where they start: the squared way of each, beside the number of targets.
+
+        With as many weights as target values a unit learns its few samples by heart.
+        """
+        one, zero, ways = self._constant(np.float32(1)), self._constant(np.float32(0)), []
+        for name, item in self._rounding().items():
+            start = self._constant(-soft_code(item.start))
+            way = self._own("FakeQuantWeight", [name, one, start], f"{name}/way", rounding="adaround")
+            ways.append(self._own("SquaredError", [way, zero], f"{name}/squared_way"))
+        return self._node("Mul", [self._sum(ways), self._constant(np.float32(PULL / (self.samples * targets)))])
+
+    def _sum(self, numbers: Sequence[str]) -> str:
+        total = numbers[0]
+        for number in numbers[1:]:
+            total = self._node("Add", [total, number])
+        return total
 
     # one writer per kind of step
 
@@ -253,17 +282,25 @@ class RegionBuilder:
     def _weight(self, node: Node, weight: WeightQuantizer) -> str:
         """Return W = scale (base + h): base the grid point below the float weight, h between it and the next one.
 
-        Filters are rows here: elementwise operators are up to 90 times slower on shapes that end in ones.
+        Without soft rounding W = scale * integers. Filters are rows here: elementwise operators are up to 90 times
+        slower on shapes that end in ones.
         """
         exact = np.asarray(node.inputs[1].values, np.float32)
         as_rows = exact.ndim > 2 and weight.axis == 0
-        start, step, base = (array.reshape(len(array), -1) if as_rows else array for array in soft_start(exact, weight))
-        variable = self._parameter(f"{node.name}/rounding", ParameterKind.ROUNDING, start, node.name)
+        hard = weight.along(weight.scale), weight.integers().astype(np.float32)
+        step, *levels = soft_start(exact, weight) if self.soft else hard
+        if as_rows:
+            step, *levels = (array.reshape(len(array), -1) for array in (step, *levels))
         log_scale = np.zeros(step.shape, np.float32)
         factor = self._parameter(f"{node.name}/weight_log_scale", ParameterKind.WEIGHT_SCALE, log_scale, node.name)
         scale = self._node("Mul", [self._constant(step), self._node("Exp", [factor])])
-        inputs = [variable, scale, self._constant(base)]
-        filters = self._own("FakeQuantWeight", inputs, f"{node.name}/weight", rounding="adaround")
+        if self.soft:
+            start, base = levels
+            variable = self._parameter(f"{node.name}/rounding", ParameterKind.ROUNDING, start, node.name)
+            inputs = [variable, scale, self._constant(base)]
+            filters = self._own("FakeQuantWeight", inputs, f"{node.name}/weight", rounding="adaround")
+        else:
+            filters = self._node("Mul", [self._constant(levels[0]), scale])
         return self._node("Reshape", [filters, self._constant(np.array(exact.shape))]) if as_rows else filters
 
     def _parameter(self, name: str, kind: ParameterKind, start: Array, owner: str, highest: float = np.inf) -> str:

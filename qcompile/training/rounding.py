@@ -8,22 +8,33 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qcompile.quant.filters import MOST_BITS, is_short
 from qcompile.quant.params import WeightQuantizer
 
+LEANING = 0.7  # of the start of short filters, from the float weight to the code
 STRETCH, SHIFT = 1.2, -0.1  # zeta - gamma and gamma of the rectified sigmoid
 Floats = NDArray[np.float32]
 
 
 def soft_start(exact: Floats, weight: WeightQuantizer) -> tuple[Floats, Floats, Floats]:
-    """Return (variable, scale, base) such that scale * (base + h(variable)) is the float weight, where the grid has it.
+    """Return (scale, variable, base) such that scale * (base + h(variable)) is the float weight, where the grid has it.
 
     h = clip(1.2 sigmoid(variable) - 0.1, 0, 1). `variable` has the weight's shape, `scale` and `base` broadcast to it.
-    Where correction has stretched the channels of `weight`, the start is the float weight stretched as much.
+    Where correction has stretched the channels of `weight`, the start is the float weight stretched as much. Short
+    filters, whose codes are near the best already, start closer to these.
     """
     low, part = _grid(exact, weight)
+    part = np.clip(part, 0, 1 - 1e-6)
+    if is_short(exact) and weight.bits <= MOST_BITS:
+        part += LEANING * (weight.codes - low - part)
     variable = -np.log(STRETCH / (np.clip(part, 0, 1 - 1e-6) - SHIFT) - 1)
     step = weight.along((weight.scale * weight.step).astype(np.float32))
-    return variable.astype(np.float32), step, (low + _offset(weight)).astype(np.float32)
+    return step, variable.astype(np.float32), (low + _offset(weight)).astype(np.float32)
+
+
+def soft_code(variable: Floats) -> Floats:
+    """Return h(variable), in 0..1."""
+    return np.clip(STRETCH / (1 + np.exp(-variable)) + SHIFT, 0, 1).astype(np.float32)
 
 
 def hardened(exact: Floats, weight: WeightQuantizer, variable: NDArray[Any]) -> WeightQuantizer:
@@ -33,9 +44,13 @@ def hardened(exact: Floats, weight: WeightQuantizer, variable: NDArray[Any]) -> 
 
 
 def _grid(exact: Floats, weight: WeightQuantizer) -> tuple[Floats, Floats]:
-    """Return the code below each float weight, at most the last but one, and how far above it the weight lies."""
+    """Return the code below each float weight, at most the last but one, and how far above it the weight lies.
+
+    Where the present code is not next to the float weight, the interval is the one that leads from it there.
+    """
     place = exact / weight.along(own_scale(exact, weight) * weight.step) - _offset(weight)
-    low = np.clip(np.floor(place), 0, (1 << weight.bits) - 2).astype(np.float32)
+    codes = weight.codes.astype(np.float32)
+    low = np.clip(np.clip(np.floor(place), codes - 1, codes), 0, (1 << weight.bits) - 2).astype(np.float32)
     return low, place - low
 
 

@@ -49,7 +49,7 @@ def test_ranges_are_those_of_numpy(kind: type[MinMax], batch: int | None) -> Non
     model, data = network(RESIDUAL), images()
     observers = {name: kind(name) for name in TENSORS}
     expected = all_values(model, data, TENSORS)
-    observe(model, observers, dataset(data), batch=batch, threads=1, label="test")
+    observe(model, observers.items(), dataset(data), batch=batch, threads=1, label="test")
     for name, observer in observers.items():
         # Batches of other sizes may sum in another order: the last bits of a convolution.
         np.testing.assert_allclose(
@@ -63,7 +63,7 @@ def test_ranges_are_those_of_numpy(kind: type[MinMax], batch: int | None) -> Non
 def test_whole_and_reduced_in_one_run() -> None:
     model, data = network(RESIDUAL), images()
     observers = {"trunk": MinMax("trunk"), "s": Histogram("s"), "image": MinMax("image"), "y": MinMax("y")}
-    observe(model, observers, dataset(data), batch=4, threads=1, label="test")
+    observe(model, observers.items(), dataset(data), batch=4, threads=1, label="test")
     assert observers["trunk"].count == 9 and observers["s"].count == 10 * 4 * 64  # three reductions of three batches
     assert observers["trunk"].lo == 0 and observers["image"].lo == data.min() and observers["image"].hi == data.max()
 
@@ -91,7 +91,7 @@ def test_tensor_that_is_not_finite_is_named(kind: type[MinMax], value: float) ->
     data = images()
     data[-1, 1, 2, 3] = value
     with pytest.raises(InputError, match=r"tensor 'inner' holds NaN or infinity \(calibration"):
-        observe(model, {"inner": kind("inner")}, dataset(data), batch=4, threads=1, label="test")
+        observe(model, [("inner", kind("inner"))], dataset(data), batch=4, threads=1, label="test")
 
 
 def test_nan_that_max_and_min_do_not_show() -> None:
@@ -99,7 +99,7 @@ def test_nan_that_max_and_min_do_not_show() -> None:
     model = network("net (float[N,2] image) => (float[N,2] y) { inner = Neg(image)  y = Abs(inner) }")
     data = np.array([[1, 2], [np.nan, 3], [4, 5]], np.float32)
     with pytest.raises(InputError, match="'inner' holds NaN"):
-        observe(model, {"inner": MinMax("inner")}, dataset(data), batch=3, threads=1, label="test")
+        observe(model, [("inner", MinMax("inner"))], dataset(data), batch=3, threads=1, label="test")
 
 
 def test_batch_is_bounded_by_bytes_and_samples(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,7 +121,7 @@ def test_fixed_batch() -> None:
     model = network(RESIDUAL.replace("float[N,3,8,8] image", "float[4,3,8,8] image"))
     data = images(8)
     observers = {"trunk": Histogram("trunk")}
-    observe(model, observers, dataset(data, fixed=4), batch=None, threads=1, label="test")
+    observe(model, observers.items(), dataset(data, fixed=4), batch=None, threads=1, label="test")
     assert observers["trunk"].count == 8 * 4 * 64
 
 
@@ -130,6 +130,6 @@ def test_range_does_not_depend_on_the_batch() -> None:
     for batch in (1, 4, 10):
         image = Histogram("image")
         observers = {"image": image, "y": MinMax("y")}
-        observe(network(RESIDUAL), observers, dataset(images()), batch=batch, threads=1, label="test")
+        observe(network(RESIDUAL), observers.items(), dataset(images()), batch=batch, threads=1, label="test")
         found.append((image.lo, image.hi, image.counts.tolist()))
     assert found[0] == found[1] == found[2]

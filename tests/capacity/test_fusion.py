@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from qcompile.capacity.fusion import CRITERIA, auto_count, scheme_boundaries, top_boundaries
+from qcompile.capacity.fusion import CRITERIA, scheme_boundaries, top_boundaries
 from qcompile.errors import InputError
 
 UNITS = ("stem", "layer1", "layer2", "layer3", "layer4", "head")
@@ -16,7 +16,9 @@ def chosen(values: str, count: int | None, by: str = "data-free", largest: int =
     numbers = [float(value) for value in values.split()]
     names = "abcdefghijkl"[: len(numbers)]
     pairs = list(pairwise(names))
-    found = top_boundaries(pairs, dict(zip(names, numbers, strict=True)), CRITERIA[by], count, largest)
+    found = top_boundaries(
+        pairs, dict(zip(names, numbers, strict=True)), CRITERIA[by], count, lambda region: len(region) <= largest
+    )
     return ["".join(pair) for pair in found]
 
 
@@ -46,24 +48,11 @@ def test_regions_grow_to_the_limit_only() -> None:
     assert chosen(values, 2, largest=1) == []
 
 
-@pytest.mark.parametrize(
-    ("values", "by", "expected"),
-    [
-        ("1 1 1 1 1", "data-free", 0),
-        ("1 1.4 1 1.4 1", "data-free", 0),
-        ("1 1.5 1.5 1.5 1.5", "data-free", 1),
-        ("1 9 1 9 1", "data-free", 1),  # a quarter of 4
-        ("1 9 1 9 1 9", "data-free", 2),  # a quarter of 5, rounded up
-        ("9 1 9 1 1 1", "data-dependent", 2),
-        ("9 1 9 1 1 1", "loss", 1),  # falls are no jumps
-        ("1", "loss", 0),
-    ],
-)
-def test_auto_counts_jumps_up_to_a_quarter(values: str, by: str, expected: int) -> None:
-    assert len(chosen(values, None, by)) == expected
-    numbers = {str(index): float(value) for index, value in enumerate(values.split())}
-    pairs = [(str(index), str(index + 1)) for index in range(len(numbers) - 1)]
-    assert auto_count(pairs, numbers, CRITERIA[by]) == expected
+def test_without_a_count_all_are_fused_that_fit() -> None:
+    assert chosen("1 10 100 1000 10000", None) == ["de", "cd", "bc", "ab"]
+    assert chosen("1 10 100 1000 10000", None, largest=2) == ["de", "bc"]
+    assert chosen("9 1 9 1 1 1", None, "loss", largest=2) == ["bc", "de"]
+    assert chosen("1", None) == []
 
 
 def test_a_scheme_takes_names_and_numbers() -> None:

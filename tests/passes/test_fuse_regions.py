@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import math
 from itertools import pairwise
+from pathlib import Path
 
 import networkx as nx
+import numpy as np
 import onnx
 import pytest
 from classic_networks import fused, resnet18
@@ -12,7 +15,7 @@ from hypothesis import strategies as st
 from networks import RESIDUAL, network, samples
 
 import qcompile
-from qcompile import Config, InputError, QModel
+from qcompile import Config, InputError, QModel, open_model
 from qcompile.capacity.boundaries import chains
 from qcompile.ir import Graph
 from qcompile.ir.load import prepare
@@ -24,6 +27,8 @@ from qcompile.passes.score_capacity import ScoreCapacity
 from qcompile.passmanager import PassManager
 from qcompile.quant.plan import Plan
 from qcompile.targets.schema import Target
+
+EMBEDDED = Path(__file__).parents[2] / "models" / "resnet20_cifar10.onnx"
 
 LOSSES = {"layer1.1": 0.1, "layer2.0": 0.12, "layer2.1": 0.5, "layer3.0": 0.1, "layer3.1": 0.3}
 
@@ -80,11 +85,43 @@ def test_a_scheme_may_join_the_ends() -> None:
 
 
 def test_what_is_fused_is_noted_and_twice_is_once() -> None:
-    model = fused(resnet18())
+    model = fused(resnet18(), fuse_top_k=2)
     before = list(model.plan.regions)
     assert [entry["units"] for entry in model.journal.by("fuse-regions")] == [list(item) for item in joined(model.plan)]
     assert FuseRegions().run(model) == 2
     assert model.plan.regions == before
+
+
+def by_samples(count: int, **settings: object) -> QModel:
+    """Let `auto` choose the regions of the embedded ResNet-20 for so many samples."""
+    config = Config(w=4, a=4, **settings)  # type: ignore[arg-type]
+    data = {"image": np.zeros((count, 3, 32, 32), np.float32)}
+    model = open_model(EMBEDDED, config, data)
+    PassManager((NormalizeGraph(), PartitionUnits(), PlaceQuantizers(), ScoreCapacity(), FuseRegions())).run(model)
+    return model
+
+
+def test_auto_fuses_what_the_samples_determine() -> None:
+    model = by_samples(1000)
+    assert joined(model.plan) and max(map(len, model.plan.regions)) == 3
+    units, nodes = {unit.name: unit for unit in model.plan.units}, {node.name: node for node in model.graph.nodes}
+    for region in joined(model.plan):
+        weights = [
+            nodes[name].inputs[1].shape
+            for unit in region
+            for name in units[unit].nodes
+            if model.plan.nodes[name].weight_bits
+        ]
+        ends = [model.graph.tensors()[name].shape for name in units[region[-1]].outputs]
+        assert model.data is not None
+        assert 10 * sum(map(math.prod, weights)) <= model.data.count * sum(math.prod(shape[1:]) for shape in ends)
+    assert not any(model.plan.units[-1].name in region for region in joined(model.plan)), "more weights than values"
+
+
+def test_auto_fuses_the_less_the_fewer_samples_there_are() -> None:
+    counts = [sum(len(region) - 1 for region in by_samples(count).plan.regions) for count in (5, 50, 1000)]
+    assert counts[0] < counts[1] < counts[2]
+    assert joined(by_samples(1000, max_fused=2).plan) and max(map(len, by_samples(1000, max_fused=2).plan.regions)) == 2
 
 
 # --- any graph

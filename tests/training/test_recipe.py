@@ -23,8 +23,9 @@ def test_regulariser_begins_after_the_warm_up_and_hardens() -> None:
 def test_masks_have_their_shape_and_share(shape: tuple[int, ...]) -> None:
     random = np.random.default_rng(0)
     assert draw_mask(random, shape, 1.0).all() and draw_mask(random, shape, 1.0).shape == shape
-    half = np.mean([draw_mask(random, shape, 0.5).mean() for _ in range(2000)])
-    assert half == pytest.approx(0.5, abs=0.05)  # four standard errors of the smallest mask
+    for share in (0.25, 0.5, 0.75):
+        found = np.mean([draw_mask(random, shape, share).mean() for _ in range(2000)])
+        assert found == pytest.approx(share, abs=0.05)  # four standard errors of the smallest mask
 
 
 def test_masks_are_reproducible_by_seed() -> None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qcompile.quant.scales import quantize_weight
-from qcompile.training.rounding import SHIFT, STRETCH, hardened, soft_start
+from qcompile.training.rounding import LEANING, SHIFT, STRETCH, hardened, soft_start
 
 
 def soft(variable: np.ndarray) -> np.ndarray:
@@ -20,7 +20,7 @@ def soft(variable: np.ndarray) -> np.ndarray:
 def test_training_starts_at_the_float_weight_where_the_grid_has_it(seed: int, bits: int, axis: int) -> None:
     exact = np.random.default_rng(seed).normal(0, 1, (5, 6, 3)).astype(np.float32)
     weight = quantize_weight(exact, bits=bits, axis=axis)
-    variable, scale, base = soft_start(exact, weight)
+    scale, variable, base = soft_start(exact, weight)
     start = scale * (base + soft(variable))
     low, high = scale * base, scale * (base + 1)
     inside = (exact >= low) & (exact <= high)
@@ -34,7 +34,7 @@ def test_hard_codes_are_the_ends_that_the_variable_points_to(seed: int, bits: in
     random = np.random.default_rng(seed)
     exact = random.normal(0, 1, (4, 7)).astype(np.float32)
     weight = quantize_weight(exact, bits=bits, axis=0)
-    _, scale, base = soft_start(exact, weight)
+    scale, _, base = soft_start(exact, weight)
     decided = np.where(random.random(exact.shape) < 0.5, 20.0, -20.0)
     found = hardened(exact, weight, decided)
     assert found.codes.max() < 1 << bits
@@ -44,7 +44,7 @@ def test_hard_codes_are_the_ends_that_the_variable_points_to(seed: int, bits: in
 def test_untrained_variables_round_to_nearest() -> None:
     exact = np.random.default_rng(0).normal(0, 1, (8, 32)).astype(np.float32)
     weight = quantize_weight(exact, bits=4, axis=0)
-    variable, _, _ = soft_start(exact, weight)
+    _, variable, _ = soft_start(exact, weight)
     assert (hardened(exact, weight, variable).codes == weight.codes).mean() == pytest.approx(1.0, abs=0.01)  # ties
 
 
@@ -52,8 +52,23 @@ def test_a_stretched_weight_starts_stretched() -> None:
     exact = np.random.default_rng(0).normal(0, 1, (8, 32)).astype(np.float32)
     weight = quantize_weight(exact, bits=4, axis=0)
     factor = np.linspace(0.5, 2, 8, dtype=np.float32)
-    variable, scale, base = soft_start(exact, weight)
-    again, stretched, same_base = soft_start(exact, replace(weight, scale=weight.scale * factor))
+    scale, variable, base = soft_start(exact, weight)
+    stretched, again, same_base = soft_start(exact, replace(weight, scale=weight.scale * factor))
     np.testing.assert_array_equal(again, variable)
     np.testing.assert_array_equal(same_base, base)
     np.testing.assert_allclose(stretched, scale * factor[:, None], rtol=1e-6)
+
+
+def test_short_filters_start_closer_to_the_codes_that_were_fitted() -> None:
+    random = np.random.default_rng(0)
+    exact = random.normal(0, 1, (64, 1, 3, 3)).astype(np.float32)
+    weight = quantize_weight(exact, bits=3, axis=0)
+    moved = np.clip(weight.codes + random.integers(-1, 2, exact.shape), 0, 7).astype(np.uint8)
+    fitted = replace(weight, codes=moved)
+    scale, variable, base = soft_start(exact, fitted)
+    low = np.rint(base - fitted.along(fitted.offset / fitted.step.astype(np.float32)))
+    assert ((moved == low) | (moved == low + 1)).all(), "the code can be reached"
+    share = LEANING * (moved - low)
+    assert (soft(variable) >= share - 1e-5).all() and (soft(variable) <= share + 1 - LEANING + 1e-5).all()
+    assert (hardened(exact, fitted, variable).codes == moved).all()
+    assert scale.shape == (64, 1, 1, 1)

@@ -1,0 +1,72 @@
+"""Fitting short filters: which layers, what it brings, and that the rest of the plan stays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from networks import CALIBRATE, CHAIN, RELU6, compiled, samples
+
+from qcompile import QModel
+from qcompile.passes.correct_bias import CorrectBias
+from qcompile.passes.fit_filters import FitFilters
+from qcompile.passes.insert_qdq import InsertQDQ
+from qcompile.quant.plan import Plan
+from qcompile.runtime.session import Session
+
+FIT = (*CALIBRATE, FitFilters())
+SIBLINGS = """net (float[N,8,9,9] x, float[8,1,3,3] A, float[8,2,1,3] B, float[4,16,1,1] C) => (float[N,4,9,9] y) {
+  [stem] s = Identity(x)  [relu] r = Relu(s)
+  [depthwise] a = Conv<group = 8, pads = [1,1,1,1]>(r, A)  [grouped] b = Conv<group = 4, pads = [0,1,0,1]>(r, B)
+  [join] j = Concat<axis = 1>(a, b)  [last] y = Conv(j, C)
+}"""
+
+
+def changed(before: Plan, after: Plan) -> set[str]:
+    return {
+        name
+        for name, weight in after.weights.items()
+        if not np.array_equal(weight.dequantize(), before.weights[name].dequantize())
+    }
+
+
+def error(model: QModel) -> float:
+    """Squared error of the emitted file, after correction, beside the power of the outputs."""
+    CorrectBias().run(model)
+    InsertQDQ().run(model)
+    assert model.emitted is not None
+    feeds = samples(model.source, 32, seed=9)
+    exact, found = (Session(source, threads=1).run(feeds) for source in (model.source, model.emitted))
+    return float(sum(np.square(found[name] - exact[name]).sum() / np.square(exact[name]).sum() for name in exact))
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_depthwise_filters_at_low_bits(bits: int) -> None:
+    facts: dict[str, Any] = {"w": bits, "a": 8}
+    before, after = compiled(RELU6, CALIBRATE, **facts), compiled(RELU6, FIT, **facts)
+    assert "depthwise" in changed(before.plan, after.plan)
+    assert after.plan.weights["depthwise"].bits == bits
+    assert error(after) < error(before)
+
+
+def test_layers_that_read_one_tensor_and_groups() -> None:
+    before, after = (
+        compiled(SIBLINGS, CALIBRATE, w=3, a=8, first_last_bits=3),
+        compiled(SIBLINGS, FIT, w=3, a=8, first_last_bits=3),
+    )
+    assert changed(before.plan, after.plan) >= {"depthwise", "grouped"}
+    assert error(after) < error(before)
+
+
+@pytest.mark.parametrize(("text", "bits"), [(RELU6, 5), (RELU6, 8), (CHAIN, 4)])
+def test_the_rest_is_left_alone(text: str, bits: int) -> None:
+    """More bits, and filters of 144 weights: nearest codes do as well, or the search would take too long."""
+    before, after = compiled(text, CALIBRATE, w=bits, a=8), compiled(text, FIT, w=bits, a=8)
+    assert changed(before.plan, after.plan) == set()
+    assert list(after.journal.by("fit-filters")) == []
+
+
+def test_it_is_the_same_in_every_run() -> None:
+    one, two = (compiled(RELU6, FIT, w=2, a=8, batch=batch).plan for batch in (3, 16))
+    assert changed(one, two) == set()
