@@ -39,6 +39,7 @@ VARIATIONS = {
     "fused by data-dependent": Variation(("--fuse-by", "data-dependent")),
     "fused by loss": Variation(("--fuse-by", "loss")),
     "pairs at most": Variation(("--max-fused", "2")),
+    "fours at most": Variation(("--max-fused", "4")),
     "short filters to nearest": Variation(constants=("qcompile.quant.filters:MOST_BITS=0",)),
     "short filters trained from the float weight": Variation(constants=("qcompile.training.rounding:LEANING=0.0",)),
     "no tuning": Variation(constants=(f"{RECIPE}:TUNING=0.0",)),
