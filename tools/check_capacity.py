@@ -17,16 +17,15 @@ from rich.table import Table
 
 from qcompile.quant.plan import Plan
 
-COLUMNS = ("network", "units", "regions", "published", "found by top k", "auto fuses", "of them published")
+COLUMNS = ("network", "units", "regions", "published", "found by top k")
 
 
 def row(name: str, classic: Classic) -> list[str]:
     """Return the line of one network."""
     published = classic.boundaries()
-    top, auto = (joined(fused(classic.graph(), fuse_top_k=count).plan) for count in (len(published), None))
+    top = joined(fused(classic.graph(), fuse_top_k=len(published)).plan)
     scheme = fused(classic.graph(), fuse=classic.scheme).plan
-    counts = len(scheme.units), len(scheme.regions), len(published), len(top & published), len(auto)
-    return [name, *map(str, counts), str(len(auto & published))]
+    return [name, *map(str, (len(scheme.units), len(scheme.regions), len(published), len(top & published)))]
 
 
 def joined(plan: Plan) -> set[tuple[str, str]]:

@@ -179,6 +179,15 @@ def test_a_loss_that_is_not_finite_stops_its_piece_alone(spied: type[Spied]) -> 
         np.testing.assert_array_equal(model.plan.weights[node].scale, weight.scale)
 
 
+def test_tuning_that_fails_leaves_what_rounding_came_to(spied: type[Spied]) -> None:
+    """The first unit's second part sees NaN: its codes are those of a run in which the tuning made nothing better."""
+    spied.loss = lambda trainer, loss: math.nan if trainer.number % 2 == 0 else loss
+    model = calibrated(steps=160)
+    outcomes = trained(model)
+    assert any(outcome.trained for outcome in outcomes)
+    assert {outcome.reason for outcome in outcomes} == {"the loss is nan"}
+
+
 def test_a_parameter_that_is_not_finite_is_not_stored(spied: type[Spied], monkeypatch: pytest.MonkeyPatch) -> None:
     nan = property(lambda self: dict.fromkeys(self.region.parameters, np.float32("nan")))
     monkeypatch.setattr(spied, "state", nan)
