@@ -25,7 +25,7 @@ from qcompile.passes.partition_units import PartitionUnits
 from qcompile.progress import listening
 from qcompile.quant.plan import Plan
 from qcompile.runtime.spool import Spool
-from qcompile.training import reconstruction
+from qcompile.training import reconstruction, region
 from qcompile.training.engines import open_trainer
 from qcompile.training.pieces import Piece, cut_layers, join_units, regions_of
 from qcompile.training.recipe import Settings
@@ -186,6 +186,18 @@ def test_tuning_that_fails_leaves_what_rounding_came_to(spied: type[Spied]) -> N
     outcomes = trained(model)
     assert any(outcome.trained for outcome in outcomes)
     assert {outcome.reason for outcome in outcomes} == {"the loss is nan"}
+
+
+def test_the_pull_keeps_codes_where_they_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    moved = []
+    for strength in (0.0, 1e6):
+        monkeypatch.setattr(region, "PULL", strength)
+        monkeypatch.setattr(reconstruction, "TUNING", 0.0)
+        model = calibrated(steps=200)
+        before = {name: weight.codes.copy() for name, weight in model.plan.weights.items()}
+        trained(model)
+        moved.append(sum(int((model.plan.weights[name].codes != codes).sum()) for name, codes in before.items()))
+    assert moved[0] > 10 * moved[1]
 
 
 def test_a_parameter_that_is_not_finite_is_not_stored(spied: type[Spied], monkeypatch: pytest.MonkeyPatch) -> None:
