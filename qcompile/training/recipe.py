@@ -35,8 +35,8 @@ TUNING = 0.25  # of the steps, the last: weights are rounded, everything is quan
 # (Li et al., 2021) train on the quantized prefix, QDrop (Wei et al., 2022) on a mixture with float, which flattens the
 # loss.
 QUANTIZED = {"adaround": 1.0, "brecq": 1.0, "qdrop": 0.75, "mrecg": 0.75, "mrecg-brecq": 1.0}
-STEPS = {"fast": 100, "default": 300, "max": 2000}  # by effort
-BATCH = 16
+STEPS = {"fast": 100, "default": 500, "max": 3000}  # by effort
+BATCH = 8
 
 
 @dataclass(frozen=True)

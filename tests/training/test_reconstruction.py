@@ -232,7 +232,7 @@ def test_a_region_has_the_steps_of_its_units(spied: type[Spied]) -> None:
     assert (12, 18) in heard and heard[-1] == (18, 18)
 
 
-@pytest.mark.parametrize(("effort", "steps"), [("fast", 100), (None, 300), ("default", 300), ("max", 2000)])
+@pytest.mark.parametrize(("effort", "steps"), [("fast", 100), (None, 500), ("default", 500), ("max", 3000)])
 def test_effort_is_a_number_of_steps(effort: Any, steps: int) -> None:
     assert steps_of(Config(method="qdrop", effort=effort)) == steps
     assert steps_of(Config(method="qdrop", effort=effort, steps=7)) == 7
