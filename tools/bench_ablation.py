@@ -19,7 +19,7 @@ from assets import CASES
 from measure import measured
 from rich.console import Console
 from rich.table import Table
-from scoring import score, top1
+from scoring import classifier_parser, score, top1
 
 RECIPE = "qcompile.training.recipe"
 ALTERED = Path(__file__).with_name("altered.py")
@@ -88,11 +88,7 @@ def compiled(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("case", choices=["resnet20", "embedded", "lite0"])
-    parser.add_argument("--images", type=int, default=1024)
-    parser.add_argument("--bits", action="append")
-    parser.add_argument("--seed", action="append", type=int)
+    parser = classifier_parser(__doc__, images=1024)
     parser.add_argument("--only", action="append", choices=list(VARIATIONS))
     given, flags = parser.parse_known_args()  # other flags are the compiler's
     Console(soft_wrap=True, width=120).print(table(given, tuple(flags)))

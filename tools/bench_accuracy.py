@@ -9,7 +9,6 @@ Flags that it does not know go to every compile command. KL is that of the float
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import tempfile
 from pathlib import Path
@@ -19,7 +18,7 @@ from assets import CASES
 from measure import measured
 from rich.console import Console
 from rich.table import Table
-from scoring import score, top1
+from scoring import classifier_parser, score, top1
 
 
 def table(case_name: str, images: int, precisions: list[str], seeds: list[int], flags: tuple[str, ...]) -> Table:
@@ -55,11 +54,7 @@ def _cells(reference: float, found: float, kl: float) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("case", choices=["resnet20", "embedded", "lite0"])
-    parser.add_argument("--images", type=int, default=256)
-    parser.add_argument("--bits", action="append")
-    parser.add_argument("--seed", action="append", type=int)
+    parser = classifier_parser(__doc__, images=256)
     given, flags = parser.parse_known_args()  # other flags are the compiler's
     precisions, seeds = given.bits or ["w8a8", "w4a8", "w4a4"], given.seed or [0]
     Console(soft_wrap=True).print(table(given.case, given.images, precisions, seeds, tuple(flags)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,6 +20,16 @@ class Score:
 
     top1: float
     kl: float
+
+
+def classifier_parser(text: str | None, images: int) -> argparse.ArgumentParser:
+    """Return a parser of what tools ask that compile and score: the case, `images` to calibrate on, bits, seeds."""
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("case", choices=["resnet20", "embedded", "lite0"])
+    parser.add_argument("--images", type=int, default=images)
+    parser.add_argument("--bits", action="append")
+    parser.add_argument("--seed", action="append", type=int)
+    return parser
 
 
 def top1(case_name: str, model: Path | None = None) -> float:
