@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from qcompile.capacity.boundaries import Pair, chains
 from qcompile.capacity.fusion import CRITERIA, scheme_boundaries, top_boundaries
 from qcompile.capacity.modules import weight_count
+from qcompile.ir.shapes import sizes_for, static_dims
 from qcompile.qmodel import QModel
 
 VALUES_PER_WEIGHT = 10  # that a region's samples give at least where `auto` fuses: with fewer it learns them by heart
@@ -71,14 +72,25 @@ def _fits(model: QModel) -> Callable[[Sequence[str]], bool]:
     config, units = model.config, {unit.name: unit for unit in model.plan.units}
     nodes, tensors = {node.name: node for node in model.graph.nodes}, model.graph.tensors()
     samples = SAMPLES if model.data is None else model.data.count
+    sizes = _sizes(model)
 
     def fits(region: Sequence[str]) -> bool:
         weights = sum(weight_count(nodes[node]) for name in region for node in units[name].nodes)
-        targets = sum(_values_per_sample(tensors[name].shape) for name in units[region[-1]].outputs)
+        shapes = [sizes.get(name, tensors[name].shape) for name in units[region[-1]].outputs]
+        targets = sum(map(_values_per_sample, shapes))
         determined = weights * VALUES_PER_WEIGHT <= samples * targets
         return len(region) <= config.max_fused and (determined or config.fuse_top_k is not None)
 
     return fits
+
+
+def _sizes(model: QModel) -> Mapping[str, Sequence[int]]:
+    """Return the shapes that the first sample gives tensors, where the model leaves those of its inputs open."""
+    is_open = any(static_dims(tensor, 1) is None for tensor in model.graph.inputs)
+    if model.data is None or not is_open:
+        return {}
+    first = next(model.data.batches(1))
+    return sizes_for(model.graph, {name: array.shape for name, array in first.items()})
 
 
 def _values_per_sample(shape: Sequence[int | str | None] | None) -> int:

@@ -57,9 +57,12 @@ class Net:
         act: str = "",
     ) -> Variable:
         weight = self.weight(out, self.channels[x.name] // group, kernel, kernel)
-        y = self.op("Conv", x, weight, name=name, strides=[stride, stride], group=group)
+        y = self.op("Conv", x, weight, name=name, strides=[stride, stride], pads=[kernel // 2] * 4, group=group)
         self.channels[y.name] = out
-        return self.op(act, y) if act else y
+        bounds = (
+            [Constant(f"{y.name}{bound}", np.array(bound, np.float32)) for bound in (0, 6)] if act == "Clip" else []
+        )
+        return self.op(act, y, *bounds) if act else y
 
     def linear(self, x: Variable, out: int = 8, *, op: str = "Gemm", name: str = "") -> Variable:
         y = self.op(op, x, self.weight(self.channels[x.name], out), name=name)
@@ -93,7 +96,7 @@ def classifier(net: Net, x: Variable, classes: int = 1000) -> Graph:
 def resnet18() -> Graph:
     net = Net()
     x = net.conv(net.input(), 64, 7, stride=2, name="/conv1/Conv", act="Relu")
-    x = net.op("MaxPool", x, strides=[2, 2], kernel_shape=[3, 3])
+    x = net.op("MaxPool", x, strides=[2, 2], kernel_shape=[3, 3], pads=[1] * 4)
     for stage, width in enumerate([64, 128, 256, 512], 1):
         for index in range(2):
             stride = 2 if stage > 1 and index == 0 else 1
@@ -105,7 +108,7 @@ def resnet18() -> Graph:
 def resnet50() -> Graph:
     net = Net()
     x = net.conv(net.input(), 64, 7, stride=2, name="/conv1/Conv", act="Relu")
-    x = net.op("MaxPool", x, strides=[2, 2], kernel_shape=[3, 3])
+    x = net.op("MaxPool", x, strides=[2, 2], kernel_shape=[3, 3], pads=[1] * 4)
     for stage, (width, depth) in enumerate([(64, 3), (128, 4), (256, 6), (512, 3)], 1):
         for index in range(depth):
             stride = 2 if stage > 1 and index == 0 else 1

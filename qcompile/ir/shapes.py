@@ -108,6 +108,28 @@ def infer_shapes(graph: Graph) -> None:
                 ]
 
 
+def sizes_for(graph: Graph, inputs: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
+    """Return the shapes of the tensors of `graph`, as far as ONNX knows them, where its inputs have these shapes."""
+    with outline(graph) as model:
+        del model.graph.value_info[:]  # the symbols of before would win over numbers
+        for info in model.graph.output:
+            info.type.tensor_type.ClearField("shape")
+        for info in model.graph.input:
+            for dim, size in zip(info.type.tensor_type.shape.dim, inputs.get(info.name, ())):
+                dim.dim_value = size
+        inferred = ModelProto()
+        with suppress(Exception):  # custom operators
+            inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    shapes = {
+        info.name: info.type.tensor_type.shape.dim for info in [*inferred.graph.value_info, *inferred.graph.output]
+    }
+    return {
+        name: [dim.dim_value for dim in dims]
+        for name, dims in shapes.items()
+        if all(dim.HasField("dim_value") for dim in dims)
+    }
+
+
 def variables(graph: Graph) -> list[Variable]:
     """Return the tensors that the nodes of `graph` make."""
     return [tensor for node in graph.nodes for tensor in node.outputs if isinstance(tensor, Variable) and tensor.name]

@@ -92,11 +92,11 @@ def test_what_is_fused_is_noted_and_twice_is_once() -> None:
     assert model.plan.regions == before
 
 
-def by_samples(count: int, **settings: object) -> QModel:
+def by_samples(count: int, source: onnx.ModelProto | Path = EMBEDDED, **settings: object) -> QModel:
     """Let `auto` choose the regions of the embedded ResNet-20 for so many samples."""
     config = Config(w=4, a=4, **settings)  # type: ignore[arg-type]
     data = {"image": np.zeros((count, 3, 32, 32), np.float32)}
-    model = open_model(EMBEDDED, config, data)
+    model = open_model(source, config, data)
     PassManager((NormalizeGraph(), PartitionUnits(), PlaceQuantizers(), ScoreCapacity(), FuseRegions())).run(model)
     return model
 
@@ -122,6 +122,16 @@ def test_auto_fuses_the_less_the_fewer_samples_there_are() -> None:
     counts = [sum(len(region) - 1 for region in by_samples(count).plan.regions) for count in (5, 50, 1000)]
     assert counts[0] < counts[1] < counts[2]
     assert joined(by_samples(1000, max_fused=2).plan) and max(map(len, by_samples(1000, max_fused=2).plan.regions)) == 2
+
+
+def test_auto_takes_open_sizes_from_the_samples() -> None:
+    source = onnx.load(EMBEDDED)
+    dims = source.graph.input[0].type.tensor_type.shape.dim
+    dims[2].dim_param, dims[3].dim_param = "height", "width"
+    del source.graph.value_info[:]
+    model = by_samples(1000, source)
+    assert model.graph.tensors()[model.plan.units[0].outputs[0]].shape[2:] != [32, 32], "the sizes are known"
+    assert model.plan.regions == by_samples(1000).plan.regions
 
 
 # --- any graph
