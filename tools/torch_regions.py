@@ -20,7 +20,8 @@ from step_regions import BATCH, Subject
 from torch import Tensor, nn
 
 from qcompile.training.recipe import Kind, Settings
-from qcompile.training.rounding import SHIFT, STRETCH, own_scale
+from qcompile.training.region import STRETCH
+from qcompile.training.rounding import own_scale
 
 Array = NDArray[Any]
 Layer = Callable[..., Tensor]
@@ -33,9 +34,9 @@ def channels_last(array: Array) -> Tensor:
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
 
 
-def soft(variable: Tensor) -> Tensor:
+def soft(variable: Tensor, stretch: float) -> Tensor:
     """Return AdaRound's rectified sigmoid."""
-    return torch.clamp(torch.sigmoid(variable) * STRETCH + SHIFT, 0, 1)
+    return torch.clamp(torch.sigmoid(variable) * stretch + (1 - stretch) / 2, 0, 1)
 
 
 def filter_shapes(graph: GraphProto, arrays: dict[str, Array]) -> dict[str, tuple[int, ...]]:
@@ -111,7 +112,7 @@ class TorchRegion(ABC):
         feeds = self._picked() if given is None else self._fed(given)
         self.optimizer.zero_grad()
         mask = feeds.get(f"{self.input}/mask")
-        values: dict[str, Any] = {**self.constants, **self.trained, **feeds}
+        values: dict[str, Any] = {**self.constants, **self.trained, **feeds, STRETCH: settings.stretch}
         values[self.input] = self.mix(feeds[f"{self.input}/exact"], feeds[self.codes], mask)
         self.settings, self.unit_error = settings, unit_error
         for layer, inputs, output in self.layers:
@@ -150,7 +151,7 @@ class TorchRegion(ABC):
 
     @abstractmethod
     def weight(self, node: NodeProto) -> Layer:
-        """Return a weight's soft rounding: (variable, scale, base) -> weight."""
+        """Return a weight's soft rounding: (variable, scale, base, stretch) -> weight."""
 
     @abstractmethod
     def error(self, found: Tensor, target: Tensor) -> Tensor:
@@ -192,9 +193,9 @@ class Plain(TorchRegion):
         offset = channels_last(quantizer.along((quantizer.offset / quantizer.step).astype(np.float32)))
         highest = (1 << quantizer.bits) - 2  # of the code below
 
-        def quantize(variable: Tensor, scale: Tensor, base: Tensor) -> Tensor:
+        def quantize(variable: Tensor, scale: Tensor, base: Tensor, stretch: float) -> Tensor:
             low = torch.clamp(torch.floor(exact / step - offset), 0, highest)
-            return (low + soft(variable) + offset) * scale
+            return (low + soft(variable, stretch) + offset) * scale
 
         return quantize
 
@@ -204,7 +205,9 @@ class Plain(TorchRegion):
     def penalty(self) -> Tensor | float:
         if self.settings.strength == 0:
             return 0.0
-        terms = [(1 - (2 * soft(v) - 1).abs().pow(self.settings.exponent)).sum() for v in self.of_kind[Kind.ROUNDING]]
+        exponent, stretch = self.settings.exponent, self.settings.stretch
+        codes = [soft(variable, stretch) for variable in self.of_kind[Kind.ROUNDING]]
+        terms = [(1 - (2 * code - 1).abs().pow(exponent)).sum() for code in codes]
         return self.settings.strength / self.weights * torch.stack(terms).sum()
 
 

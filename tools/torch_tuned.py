@@ -16,8 +16,6 @@ from step_regions import Subject
 from torch import Tensor
 from torch_regions import Array, Layer, TorchRegion
 
-from qcompile.training.rounding import SHIFT, STRETCH
-
 aten = torch.ops.aten
 
 
@@ -46,12 +44,14 @@ class Weight(torch.autograd.Function):
     """AdaRound's soft rounding with its regulariser, whose gradient joins here and whose value nobody needs."""
 
     @staticmethod
-    def forward(ctx: Any, variable: Tensor, scale: Tensor, base: Tensor, strength: float, exponent: float) -> Tensor:
+    def forward(
+        ctx: Any, variable: Tensor, scale: Tensor, base: Tensor, stretch: float, strength: float, exponent: float
+    ) -> Tensor:
         sigmoid = torch.sigmoid(variable)
-        code = torch.clamp(sigmoid * STRETCH + SHIFT, 0, 1)
+        code = torch.clamp(sigmoid * stretch + (1 - stretch) / 2, 0, 1)
         place = base + code
         ctx.save_for_backward(sigmoid, code, scale, place)
-        ctx.regulariser = strength, exponent
+        ctx.stretch, ctx.regulariser = stretch, (strength, exponent)
         return place * scale
 
     @staticmethod
@@ -62,9 +62,9 @@ class Weight(torch.autograd.Function):
         if strength:
             twice = code * 2 - 1
             dcode -= (twice * twice.abs().pow_(exponent - 2)).mul_(2 * strength * exponent)
-        dcode = aten.hardtanh_backward(dcode, code, 0, 1).mul_(STRETCH)
+        dcode = aten.hardtanh_backward(dcode, code, 0, 1).mul_(ctx.stretch)
         dscale = (dy * place).sum(tuple(range(1, dy.ndim)), keepdim=True)
-        return aten.sigmoid_backward(dcode, sigmoid), dscale, None, None, None
+        return aten.sigmoid_backward(dcode, sigmoid), dscale, None, None, None, None
 
 
 quantized: Layer = Activation.apply
@@ -107,8 +107,8 @@ class Tuned(TorchRegion):
         return lambda x, scale, mask: quantized(x, scale, self.draw(x) if mask is None else mask, low, high)
 
     def weight(self, node: NodeProto) -> Layer:
-        return lambda variable, scale, base: rounded(
-            variable, scale, base, self.settings.strength / self.weights, self.settings.exponent
+        return lambda variable, scale, base, stretch: rounded(
+            variable, scale, base, stretch, self.settings.strength / self.weights, self.settings.exponent
         )
 
     def error(self, found: Tensor, target: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from qcompile.training.region import (
     LOSS,
     RECONSTRUCTION,
     STRENGTH,
+    STRETCH,
     UNIT_ERROR,
     Region,
     UntrainableError,
@@ -156,7 +157,8 @@ class PackageTrainer:
 
     def run(self, feeds: dict[str, Array], settings: Settings, unit_error: float) -> float:
         """Take one step; return the squared error it saw. `unit_error` is that of the region before training."""
-        scalars = {STRENGTH: settings.strength, EXPONENT: settings.exponent, UNIT_ERROR: unit_error}
+        scalars = {STRENGTH: settings.strength, EXPONENT: settings.exponent, STRETCH: settings.stretch}
+        scalars |= {UNIT_ERROR: unit_error}
         given = {name: np.array(value, np.float32) for name, value in scalars.items()}
         rates = {name: settings.rates[self.region.parameters[name].kind] for name in self._trained}
         return float(self._ask("step", {**feeds, **given}, rates=rates)["error"])

@@ -14,7 +14,6 @@ from onnx import TensorProto, helper, numpy_helper
 
 from qcompile.autodiff import LOWERINGS, Node, Tape
 from qcompile.training.region import LOSS, RECONSTRUCTION, Region
-from qcompile.training.rounding import SHIFT, STRETCH
 
 # (v + 1.5 * 2^23) - 1.5 * 2^23 rounds half to even in float32, for |v| < 2^22; codes are far below.
 ROUNDING: Final = float(3 << 22)
@@ -51,12 +50,6 @@ def _activation(g: Tape, node: Node) -> None:
     g.op("Add", x, change, output=node.outputs[0])
 
 
-def _weight(g: Tape, node: Node) -> None:
-    variable, scale, base = node.inputs
-    soft = g.clip(g.add(g.mul(g.sigmoid(variable), STRETCH), SHIFT), 0.0, 1.0)
-    g.op("Mul", scale, g.add(base, soft), output=node.outputs[0])
-
-
 def _hard_sigmoid(g: Tape, node: Node) -> None:
     alpha, beta = float(node.attributes.get("alpha", 0.2)), float(node.attributes.get("beta", 0.5))
     line = g.add(g.mul(node.inputs[0], alpha), beta)
@@ -70,7 +63,6 @@ def _hard_swish(g: Tape, node: Node) -> None:
 
 FORMS: Final[dict[tuple[str, str], Callable[[Tape, Node], None]]] = {
     ("qcompile", "FakeQuantActivation"): _activation,
-    ("qcompile", "FakeQuantWeight"): _weight,
     ("", "HardSigmoid"): _hard_sigmoid,
     ("", "HardSwish"): _hard_swish,
 }

@@ -26,6 +26,7 @@ class Kind(StrEnum):
 RATES = {Kind.ROUNDING: 0.1, Kind.WEIGHT_SCALE: 0.01, Kind.ACTIVATION_SCALE: 0.003, Kind.BIAS: 0.003}
 WARM_UP = 0.2  # of the steps without regulariser
 FIRST_EXPONENT, LAST_EXPONENT = 20.0, 2.0
+FIRST_STRETCH, LAST_STRETCH = 1.2, 6.0  # of the sigmoid between two codes: AdaRound's, and one that is nearly hard
 STRENGTH = 30.0  # of the regulariser, per weight, beside a loss of 1 before training
 PULL = 10.0  # of rounding variables to their start, per weight, where there are as many weights as target values
 
@@ -41,14 +42,17 @@ BATCH = 8
 
 @dataclass(frozen=True)
 class Settings:
-    """What one step is given: learning rates by kind, strength and exponent of the rounding regulariser."""
+    """What one step is given: learning rates by kind, strength and exponent of the rounding regulariser, and how far
+    the sigmoid between two codes is stretched: more and more, so that few weights are left to be rounded at the end.
+    """
 
     rates: dict[Kind, float]
     strength: float
     exponent: float
+    stretch: float
 
 
-FROZEN = Settings(dict.fromkeys(Kind, 0.0), 0.0, FIRST_EXPONENT)
+FROZEN = Settings(dict.fromkeys(Kind, 0.0), 0.0, FIRST_EXPONENT, FIRST_STRETCH)
 
 
 def settings_at(progress: float) -> Settings:
@@ -57,7 +61,8 @@ def settings_at(progress: float) -> Settings:
     rates = {kind: rate if kind is Kind.ROUNDING else rate * cosine for kind, rate in RATES.items()}
     later = max(0.0, (progress - WARM_UP) / (1 - WARM_UP))
     exponent = FIRST_EXPONENT + (LAST_EXPONENT - FIRST_EXPONENT) * later
-    return Settings(rates, STRENGTH if progress >= WARM_UP else 0.0, exponent)
+    stretch = FIRST_STRETCH * (LAST_STRETCH / FIRST_STRETCH) ** later
+    return Settings(rates, STRENGTH if progress >= WARM_UP else 0.0, exponent, stretch)
 
 
 def draw_mask(random: np.random.Generator, shape: tuple[int, ...], quantized: float) -> np.ndarray:

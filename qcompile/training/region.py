@@ -30,7 +30,8 @@ from qcompile.training.sizes import Sizes, is_real, sizes_of
 
 Array = NDArray[Any]
 LOSS, RECONSTRUCTION = "region/loss", "region/reconstruction"
-STRENGTH, EXPONENT, UNIT_ERROR = "region/strength", "region/exponent", "region/unit_error"
+STRENGTH, EXPONENT, STRETCH = "region/strength", "region/exponent", "region/stretch"
+UNIT_ERROR = "region/unit_error"
 
 
 class UntrainableError(Exception):
@@ -138,7 +139,7 @@ class RegionBuilder:
 
     def _loss(self, outputs: Sequence[Value]) -> None:
         """Squared error, summed over channels, mean over samples and positions, plus the rounding regulariser."""
-        for name in (STRENGTH, EXPONENT, UNIT_ERROR):
+        for name in (STRENGTH, EXPONENT, STRETCH, UNIT_ERROR):
             self.inputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, []))
         errors, targets = [], 0
         for value in outputs:
@@ -164,8 +165,9 @@ class RegionBuilder:
 
     def _undecided(self) -> str:
         """What asks every rounding variable to decide: the mean over the weights, times the strength."""
-        penalties = [self._own("RoundingPenalty", [name, EXPONENT], f"{name}/penalty") for name in self._rounding()]
-        weights = sum(item.start.size for item in self._rounding().values())
+        rounding = self._rounding()
+        penalties = [self._own("RoundingPenalty", [name, EXPONENT, STRETCH], f"{name}/penalty") for name in rounding]
+        weights = sum(item.start.size for item in rounding.values())
         mean = self._node("Mul", [self._sum(penalties), self._constant(np.float32(1 / weights))])
         return self._node("Mul", [mean, STRENGTH])
 
@@ -177,7 +179,7 @@ class RegionBuilder:
         one, zero, ways = self._constant(np.float32(1)), self._constant(np.float32(0)), []
         for name, item in self._rounding().items():
             start = self._constant(-soft_code(item.start))
-            way = self._own("FakeQuantWeight", [name, one, start], f"{name}/way", rounding="adaround")
+            way = self._own("FakeQuantWeight", [name, one, start, STRETCH], f"{name}/way", rounding="adaround")
             ways.append(self._own("SquaredError", [way, zero], f"{name}/squared_way"))
         return self._node("Mul", [self._sum(ways), self._constant(np.float32(PULL / (self.samples * targets)))])
 
@@ -297,7 +299,7 @@ class RegionBuilder:
         if self.soft:
             start, base = levels
             variable = self._parameter(f"{node.name}/rounding", ParameterKind.ROUNDING, start, node.name)
-            inputs = [variable, scale, self._constant(base)]
+            inputs = [variable, scale, self._constant(base), STRETCH]
             filters = self._own("FakeQuantWeight", inputs, f"{node.name}/weight", rounding="adaround")
         else:
             filters = self._node("Mul", [self._constant(levels[0]), scale])

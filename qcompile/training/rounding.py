@@ -10,31 +10,32 @@ from numpy.typing import NDArray
 
 from qcompile.quant.filters import MOST_BITS, is_short
 from qcompile.quant.params import WeightQuantizer
+from qcompile.training.recipe import FIRST_STRETCH
 
 LEANING = 0.7  # of the start of short filters, from the float weight to the code
-STRETCH, SHIFT = 1.2, -0.1  # zeta - gamma and gamma of the rectified sigmoid
 Floats = NDArray[np.float32]
 
 
 def soft_start(exact: Floats, weight: WeightQuantizer) -> tuple[Floats, Floats, Floats]:
     """Return (scale, variable, base) such that scale * (base + h(variable)) is the float weight, where the grid has it.
 
-    h = clip(1.2 sigmoid(variable) - 0.1, 0, 1). `variable` has the weight's shape, `scale` and `base` broadcast to it.
-    Where correction has stretched the channels of `weight`, the start is the float weight stretched as much. Short
-    filters, whose codes are near the best already, start closer to these.
+    h = clip(1.2 (sigmoid(variable) - 1/2) + 1/2, 0, 1). `variable` has the weight's shape, `scale` and `base` broadcast
+    to it. Where correction has stretched the channels of `weight`, the start is the float weight stretched as much.
+    Short filters, whose codes are near the best already, start closer to these.
     """
     low, part = _grid(exact, weight)
     part = np.clip(part, 0, 1 - 1e-6)
     if is_short(exact) and weight.bits <= MOST_BITS:
         part += LEANING * (weight.codes - low - part)
-    variable = -np.log(STRETCH / (np.clip(part, 0, 1 - 1e-6) - SHIFT) - 1)
+    sigmoid = (np.clip(part, 0, 1 - 1e-6) - 0.5) / FIRST_STRETCH + 0.5
+    variable = np.log(sigmoid / (1 - sigmoid))
     step = weight.along((weight.scale * weight.step).astype(np.float32))
     return step, variable.astype(np.float32), (low + _offset(weight)).astype(np.float32)
 
 
 def soft_code(variable: Floats) -> Floats:
-    """Return h(variable), in 0..1."""
-    return np.clip(STRETCH / (1 + np.exp(-variable)) + SHIFT, 0, 1).astype(np.float32)
+    """Return h(variable) as training starts, in 0..1."""
+    return np.clip(FIRST_STRETCH * (1 / (1 + np.exp(-variable)) - 0.5) + 0.5, 0, 1).astype(np.float32)
 
 
 def hardened(exact: Floats, weight: WeightQuantizer, variable: NDArray[Any]) -> WeightQuantizer:

@@ -20,6 +20,7 @@ from qcompile.training.region import (
     LOSS,
     RECONSTRUCTION,
     STRENGTH,
+    STRETCH,
     UNIT_ERROR,
     Parameter,
     Region,
@@ -71,7 +72,8 @@ class StepGraph:
         """Take one step; return the squared error it saw. `unit_error` is that of the region before training."""
         self.steps += 1
         scalars = {rate_of(kind): rate for kind, rate in settings.rates.items()}
-        scalars |= {STRENGTH: settings.strength, EXPONENT: settings.exponent, UNIT_ERROR: unit_error}
+        scalars |= {STRENGTH: settings.strength, EXPONENT: settings.exponent, STRETCH: settings.stretch}
+        scalars |= {UNIT_ERROR: unit_error}
         scalars |= {CORRECTION1: 1 / (1 - DECAY1**self.steps), CORRECTION2: (1 - DECAY2**self.steps) ** -0.5}
         given = {name: np.array(value, np.float32) for name, value in scalars.items()}
         with _refusals():

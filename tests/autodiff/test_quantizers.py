@@ -67,14 +67,14 @@ def test_activation(bits: int, dropped: bool, stored: tuple[int, ...], seed: int
     assert abs(found["s"].item() - total) <= 1e-6 * size  # a difference of two sums of that size, in float32
 
 
-def soft(v: Array) -> Array:
-    return np.clip(1.2 / (1 + np.exp(-v.astype(np.float64))) - 0.1, 0, 1)
+def soft(v: Array, stretch: float) -> Array:
+    return np.clip(stretch * (1 / (1 + np.exp(-v.astype(np.float64))) - 0.5) + 0.5, 0, 1)
 
 
 @pytest.mark.parametrize("rounding", ["adaround", "ste"])
-@given(st.integers(0, 99))
+@given(st.integers(0, 99), st.floats(1.2, 20))
 @settings(max_examples=15, deadline=None)
-def test_weight(rounding: str, seed: int) -> None:
+def test_weight(rounding: str, seed: int, stretch: float) -> None:
     random = np.random.default_rng(seed)
     shape, per_channel, levels = (4, 3, 2, 2), (4, 1, 1, 1), 15
     spread, middle = (3.0, 0.0) if rounding == "adaround" else (5.0, 7.5)
@@ -82,14 +82,18 @@ def test_weight(rounding: str, seed: int) -> None:
     base = random.integers(-4, 4, shape).astype(np.float32)
     scale = random.uniform(0.1, 0.2, per_channel).astype(np.float32)
     dy = random.normal(size=shape).astype(np.float32)
-    shapes = {"v": shape, "scale": per_channel, "base": shape, "dy": shape}
+    given = {"v": v, "scale": scale, "base": base}
+    if rounding == "adaround":
+        given["stretch"] = np.array(stretch, np.float32)
+    given["dy"] = dy
+    shapes = {name: array.shape for name, array in given.items()}
     source = model("FakeQuantWeight", shapes, {}, rounding=rounding, levels=levels)
-    found = run(source, {"v": v, "scale": scale, "base": base, "dy": dy}, ["v", "scale"])
+    found = run(source, given, ["v", "scale"])
 
     if rounding == "adaround":
-        code = soft(v)
+        code = soft(v, stretch)
         sigmoid = 1 / (1 + np.exp(-v.astype(np.float64)))
-        slope = 1.2 * sigmoid * (1 - sigmoid) * ((code > 0) & (code < 1))
+        slope = stretch * sigmoid * (1 - sigmoid) * ((code > 0) & (code < 1))
     else:
         code, slope = np.rint(np.clip(v, 0, levels)), (v > 0) & (v < levels)
     assert relative_error(found["y"], scale * (base + code)) <= 1e-5
@@ -115,15 +119,16 @@ def test_codes_are_bytes() -> None:
         record(source)
 
 
-@given(st.floats(2.01, 20), st.integers(0, 99))
+@given(st.floats(2.01, 20), st.floats(1.2, 20), st.integers(0, 99))
 @settings(max_examples=15, deadline=None)
-def test_rounding_penalty(exponent: float, seed: int) -> None:
+def test_rounding_penalty(exponent: float, stretch: float, seed: int) -> None:
     v = np.random.default_rng(seed).normal(0, 2, (3, 5)).astype(np.float32)
-    source = model("RoundingPenalty", {"v": v.shape, "e": (), "dy": ()}, {})
-    found = run(source, {"v": v, "e": np.array(exponent, np.float32), "dy": np.array(0.7, np.float32)}, ["v"])
-    t = 2 * soft(v) - 1
+    source = model("RoundingPenalty", {"v": v.shape, "e": (), "z": (), "dy": ()}, {})
+    numbers = {"e": exponent, "z": stretch, "dy": 0.7}
+    found = run(source, {"v": v} | {name: np.array(value, np.float32) for name, value in numbers.items()}, ["v"])
+    t = 2 * soft(v, stretch) - 1
     sigmoid = 1 / (1 + np.exp(-v.astype(np.float64)))
-    slope = 1.2 * sigmoid * (1 - sigmoid) * (np.abs(t) < 1)
+    slope = stretch * sigmoid * (1 - sigmoid) * (np.abs(t) < 1)
     assert abs(found["y"] - (1 - np.abs(t) ** exponent).sum()) <= 1e-5 * t.size
     expected = -0.7 * 2 * exponent * t * np.abs(t) ** (exponent - 2) * slope
     np.testing.assert_allclose(found["v"], expected, rtol=1e-4, atol=1e-6)  # t and its power in float32

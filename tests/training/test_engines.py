@@ -25,7 +25,7 @@ from qcompile.training.ort_training import PACKAGES, PYTHON, PackageTrainer
 from qcompile.training.ort_training_forms import differentiable
 from qcompile.training.ort_training_worker import read_message, write_message
 from qcompile.training.recipe import settings_at
-from qcompile.training.region import EXPONENT, RECONSTRUCTION, STRENGTH, UNIT_ERROR
+from qcompile.training.region import EXPONENT, RECONSTRUCTION, STRENGTH, STRETCH, UNIT_ERROR
 from qcompile.training.step_graph import StepGraph
 
 SETTINGS = {"method": "qdrop", "w": 4, "a": 4}
@@ -89,7 +89,7 @@ def test_forms_of_the_package_compute_what_the_step_graph_computes(name: str) ->
     region, values = whole_region(NETWORKS[name], w=4, a=4)
     given, settings = feeds(region, values, seed=3), settings_at(0.5)
     session = Session(differentiable(region), level="off", threads=1)
-    scalars = {STRENGTH: settings.strength, EXPONENT: settings.exponent, UNIT_ERROR: 0.1}
+    scalars = {STRENGTH: settings.strength, EXPONENT: settings.exponent, STRETCH: settings.stretch, UNIT_ERROR: 0.1}
     numbers = {key: np.array(value, np.float32) for key, value in scalars.items()}
     found = session.run({key: array for key, array in (given | numbers).items() if key in session.inputs})
     expected = StepGraph(region, 1).run(given, settings, 0.1)

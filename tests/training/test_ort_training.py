@@ -21,7 +21,7 @@ from qcompile.training.engines import check_engine
 from qcompile.training.ort_training import PYTHON, PackageTrainer, find_python
 from qcompile.training.recipe import FROZEN, Kind, settings_at
 from qcompile.training.region import Region, UntrainableError
-from qcompile.training.rounding import SHIFT, STRETCH
+from qcompile.training.rounding import soft_code
 from qcompile.training.step_graph import StepGraph
 
 pytestmark = pytest.mark.skipif(
@@ -51,7 +51,7 @@ def gradients(trainer: Any, kind: Kind, region: Region) -> Iterator[np.ndarray]:
     for name, item in region.parameters.items():
         moment = state[f"{name}/first"]
         if item.kind is kind is Kind.ROUNDING:
-            soft = STRETCH / (1 + np.exp(-item.start)) + SHIFT
+            soft = soft_code(item.start)
             moment = moment[(soft > 1e-5) & (soft < 1 - 1e-5)]
         if item.kind is kind:
             yield moment.reshape(-1)

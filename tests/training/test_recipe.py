@@ -3,7 +3,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qcompile.training.recipe import FIRST_EXPONENT, LAST_EXPONENT, RATES, STRENGTH, Kind, draw_mask, settings_at
+from qcompile.training.recipe import (
+    FIRST_EXPONENT,
+    FIRST_STRETCH,
+    LAST_EXPONENT,
+    LAST_STRETCH,
+    RATES,
+    STRENGTH,
+    Kind,
+    draw_mask,
+    settings_at,
+)
 
 
 def test_scales_fall_to_nothing_and_rounding_keeps_its_rate() -> None:
@@ -17,6 +27,12 @@ def test_regulariser_begins_after_the_warm_up_and_hardens() -> None:
     assert settings_at(0.19).strength == 0 and settings_at(0.2).strength == STRENGTH
     assert settings_at(0.2).exponent == FIRST_EXPONENT and settings_at(1.0).exponent == LAST_EXPONENT
     assert settings_at(0.6).exponent == pytest.approx((FIRST_EXPONENT + LAST_EXPONENT) / 2)
+
+
+def test_rounding_hardens() -> None:
+    found = [settings_at(progress).stretch for progress in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)]
+    assert found[0] == FIRST_STRETCH and found[-1] == pytest.approx(LAST_STRETCH)
+    assert found == sorted(found)
 
 
 @pytest.mark.parametrize("shape", [(3,), (2, 5, 7), (1, 1)])

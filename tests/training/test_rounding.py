@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qcompile.quant.scales import quantize_weight
-from qcompile.training.rounding import LEANING, SHIFT, STRETCH, hardened, soft_start
+from qcompile.training.rounding import LEANING, hardened, soft_start
 
 
 def soft(variable: np.ndarray) -> np.ndarray:
-    return np.clip(STRETCH / (1 + np.exp(-variable.astype(np.float64))) + SHIFT, 0, 1)
+    return np.clip(1.2 / (1 + np.exp(-variable.astype(np.float64))) - 0.1, 0, 1)
 
 
 @settings(deadline=None)

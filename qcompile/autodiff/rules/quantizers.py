@@ -3,12 +3,13 @@
 FakeQuantActivation(x, scale, mask), attributes bits, zero_point, surrogate
     y = scale * (clip(round(x / scale) + zero_point, 0, n) - zero_point) with n = 2^bits - 1; where mask is given and
     False, y = x (QDrop, Wei et al., 2022). scale is one number, mask has the shape of x.
-FakeQuantWeight(variable, scale, base), attributes rounding, levels
+FakeQuantWeight(variable, scale, base, stretch), attributes rounding, levels
     y = scale * (base + code(variable)): code is trained, base is the rest of the grid; scale and base broadcast.
-    rounding "adaround": code = clip(1.2 sigmoid(v) - 0.1, 0, 1), between two neighbours (Nagel et al., 2020);
-    the name of a surrogate: code = round(clip(v, 0, levels)).
-RoundingPenalty(variable, exponent)
-    y = sum of 1 - |2h - 1|^exponent with h = clip(1.2 sigmoid(v) - 0.1, 0, 1) (Nagel et al., 2020).
+    rounding "adaround": code = clip(stretch (sigmoid(v) - 1/2) + 1/2, 0, 1), between two neighbours (Nagel et al.,
+    2020, with a stretch of 1.2); the larger stretch, a number, is, the harder they are rounded;
+    the name of a surrogate: code = round(clip(v, 0, levels)), without stretch.
+RoundingPenalty(variable, exponent, stretch)
+    y = sum of 1 - |2h - 1|^exponent with h = clip(stretch (sigmoid(v) - 1/2) + 1/2, 0, 1) (Nagel et al., 2020).
 SquaredError(a, b)
     y = sum of (a - b)^2.
 
@@ -31,7 +32,6 @@ from qcompile.autodiff.tape import Node, Tape
 from qcompile.errors import InputError
 
 DOMAIN = "qcompile"
-STRETCH, SHIFT = 1.2, -0.1  # zeta - gamma and gamma of the rectified sigmoid
 SMALLEST = 1e-12  # distance from the middle between two codes whose logarithm is still taken
 
 # surrogate -> (tape, where rounding took place: a thunk of x - round(x) in grid units, gradient) -> gradient
@@ -118,13 +118,13 @@ def _write_weight(g: Tape, node: Node) -> None:
 @vjp("FakeQuantWeight", domain=DOMAIN)
 def _weight(g: Tape, node: Node, dy: Value) -> Gradients:
     """dvariable = dy scale code'; dscale = dy (base + code), summed to its shape."""
-    variable, scale, base = node.inputs
+    variable, scale, base, *stretch = node.inputs
     rounding = _rounding(node)
     dims = broadcast_dims(dims_of(g, variable), broadcast_dims(dims_of(g, scale), dims_of(g, base)))
     dcode = g.mul(dy, scale)
     dscale = g.mul(dy, g.add(base, rounding.code(g, node)))
     dvariable = rounding.derivative(g, node, unbroadcast(g, dcode, dims, variable))
-    return dvariable, unbroadcast(g, dscale, dims, scale), unbroadcast(g, dcode, dims, base)
+    return dvariable, unbroadcast(g, dscale, dims, scale), unbroadcast(g, dcode, dims, base), *(None for _ in stretch)
 
 
 def _rounding(node: Node) -> Rounding:
@@ -133,13 +133,15 @@ def _rounding(node: Node) -> Rounding:
 
 
 def _soft_code(g: Tape, node: Node) -> Value:
-    return g.clip(g.add(g.mul(g.sigmoid(node.inputs[0]), STRETCH), SHIFT), 0.0, 1.0)
+    variable, *_, stretch = node.inputs
+    return g.clip(g.add(g.mul(g.sub(g.sigmoid(variable), 0.5), stretch), 0.5), 0.0, 1.0)
 
 
 def _soft_derivative(g: Tape, node: Node, dcode: Value) -> Value:
-    """1.2 s (1 - s) where the code is not cut off: a weight that has settled stays."""
-    sigmoid = g.sigmoid(node.inputs[0])
-    slope = g.mul(g.mul(sigmoid, g.sub(1.0, sigmoid)), STRETCH)
+    """Stretch s (1 - s) where the code is not cut off: a weight that has settled stays."""
+    variable, *_, stretch = node.inputs
+    sigmoid = g.sigmoid(variable)
+    slope = g.mul(g.mul(sigmoid, g.sub(1.0, sigmoid)), stretch)
     code = _soft_code(g, node)
     return g.mul(dcode, g.mul(slope, mask(g, inside(g, code, 0.0, 1.0))))
 
@@ -178,7 +180,7 @@ def _penalty(g: Tape, node: Node, dy: Value) -> Gradients:
     distance = g.max(g.abs(side), SMALLEST)
     power = g.exp(g.mul(g.log(distance), g.sub(exponent, 2.0)))
     dcode = g.mul(g.mul(side, power), g.mul(dy, g.mul(exponent, -2.0)))
-    return _soft_derivative(g, node, dcode), None
+    return _soft_derivative(g, node, dcode), None, None
 
 
 def _undecided(g: Tape, node: Node) -> Value:
