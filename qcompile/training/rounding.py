@@ -12,6 +12,7 @@ from qcompile.quant.filters import MOST_BITS, is_short
 from qcompile.quant.params import WeightQuantizer
 from qcompile.training.recipe import FIRST_STRETCH
 
+EDGE = 1e-6  # a code that starts so far from the next one still has a gradient; one that is cut off has none
 LEANING = 0.7  # of the start of short filters, from the float weight to the code
 Floats = NDArray[np.float32]
 
@@ -24,10 +25,10 @@ def soft_start(exact: Floats, weight: WeightQuantizer) -> tuple[Floats, Floats, 
     Short filters, whose codes are near the best already, start closer to these.
     """
     low, part = _grid(exact, weight)
-    part = np.clip(part, 0, 1 - 1e-6)
+    part = np.clip(part, 0, 1)
     if is_short(exact) and weight.bits <= MOST_BITS:
         part += LEANING * (weight.codes - low - part)
-    sigmoid = (np.clip(part, 0, 1 - 1e-6) - 0.5) / FIRST_STRETCH + 0.5
+    sigmoid = (np.clip(part, EDGE, 1 - EDGE) - 0.5) / FIRST_STRETCH + 0.5
     variable = np.log(sigmoid / (1 - sigmoid))
     step = weight.along((weight.scale * weight.step).astype(np.float32))
     return step, variable.astype(np.float32), (low + _offset(weight)).astype(np.float32)

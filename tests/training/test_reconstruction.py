@@ -25,7 +25,7 @@ from qcompile.passes.partition_units import PartitionUnits
 from qcompile.progress import listening
 from qcompile.quant.plan import Plan
 from qcompile.runtime.spool import Spool
-from qcompile.training import reconstruction, region
+from qcompile.training import recipe, reconstruction, region
 from qcompile.training.engines import open_trainer
 from qcompile.training.pieces import Piece, cut_layers, join_units, regions_of
 from qcompile.training.recipe import Settings
@@ -186,6 +186,20 @@ def test_tuning_that_fails_leaves_what_rounding_came_to(spied: type[Spied]) -> N
     outcomes = trained(model)
     assert any(outcome.trained for outcome in outcomes)
     assert {outcome.reason for outcome in outcomes} == {"the loss is nan"}
+
+
+def test_hardening_leaves_few_weights_undecided(spied: type[Spied], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Undecided: more than a tenth of a step away from both codes when training ends."""
+    monkeypatch.setattr(reconstruction, "TUNING", 0.0)
+    shares = []
+    for stretch in (recipe.FIRST_STRETCH, recipe.LAST_STRETCH):
+        monkeypatch.setattr(recipe, "LAST_STRETCH", stretch)
+        spied.made.clear()
+        trained(calibrated(steps=100))
+        found = [each.state[name] for each in spied.made for name in each.region.parameters if "/rounding" in name]
+        codes = np.concatenate([stretch * (1 / (1 + np.exp(-item)) - 0.5) + 0.5 for item in found], axis=None)
+        shares.append(np.mean((codes > 0.1) & (codes < 0.9)))
+    assert shares[0] > 2 * shares[1]
 
 
 def test_the_pull_keeps_codes_where_they_start(monkeypatch: pytest.MonkeyPatch) -> None:
