@@ -273,13 +273,12 @@ def store(model: QModel, region: Region, state: Mapping[str, Array]) -> None:
             exact = np.asarray(nodes[item.owner].inputs[1].values, np.float32)
             plan.weights[item.owner] = hardened(exact, plan.weights[item.owner], state[name])
     for name, item in region.parameters.items():
-        factor = np.exp(state[name])
         if item.kind is Kind.WEIGHT_SCALE:
-            weight = plan.weights[item.owner]
-            plan.weights[item.owner] = replace(weight, scale=(weight.scale * factor.reshape(-1)).astype(np.float32))
+            weight, factor = plan.weights[item.owner], np.exp(state[name].reshape(-1))
+            plan.weights[item.owner] = replace(weight, scale=(weight.scale * factor).astype(np.float32))
         elif item.kind is Kind.ACTIVATION_SCALE:
-            old = plan.quantizers[item.owner]
-            plan.quantizers[item.owner] = replace(old, scale=float(np.float32(old.scale * factor.reshape(()))))
+            old, factor = plan.quantizers[item.owner], np.exp(state[name].reshape(()))
+            plan.quantizers[item.owner] = replace(old, scale=float(np.float32(old.scale * factor)))
         elif item.kind is Kind.BIAS:
             plan.biases[item.owner] = state[name]
     for owner in {item.owner for item in region.parameters.values() if item.kind is Kind.BIAS}:
