@@ -220,6 +220,16 @@ def test_a_parameter_that_is_not_finite_is_not_stored(spied: type[Spied], monkey
     assert {outcome.reason for outcome in trained(calibrated())} == {"a parameter is not finite after 4 steps"}
 
 
+def test_large_biases_stay_out_of_the_log_domain() -> None:
+    model = calibrated()
+    node = next(node for node in model.graph.nodes if node.op == "Conv" and len(node.inputs) > 2)
+    node.inputs[2].values = node.inputs[2].values + np.float32(1000)
+    with np.errstate(over="raise"):
+        outcomes = trained(model)
+    assert any(outcome.trained for outcome in outcomes)
+    assert max(np.abs(bias).max() for bias in model.plan.biases.values()) > 100
+
+
 def test_progress_shows_piece_and_loss() -> None:
     heard: list[tuple[str, int, int | None, str]] = []
     model = calibrated()
