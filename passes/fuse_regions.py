@@ -72,7 +72,7 @@ def _fits(model: QModel) -> Callable[[Sequence[str]], bool]:
     config, units = model.config, {unit.name: unit for unit in model.plan.units}
     nodes, tensors = {node.name: node for node in model.graph.nodes}, model.graph.tensors()
     samples = SAMPLES if model.data is None else model.data.count
-    sizes = _sizes(model)
+    sizes = _sizes(model) if config.fuse_top_k is None else {}
 
     def fits(region: Sequence[str]) -> bool:
         weights = sum(weight_count(nodes[node]) for name in region for node in units[name].nodes)

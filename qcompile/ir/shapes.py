@@ -93,11 +93,7 @@ def infer_shapes(graph: Graph) -> None:
         if tensor.shape is not None:  # an invented symbol would win over the name or number found now
             tensor.shape = [None if isinstance(dim, str) and GENERATED.fullmatch(dim) else dim for dim in tensor.shape]
     with outline(graph) as model:
-        inferred = ModelProto()
-        with suppress(Exception):  # custom operators: the shapes stay as they are
-            inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
-    found = [*inferred.graph.value_info, *inferred.graph.output]
-    infos = {info.name: info.type.tensor_type for info in found if info.type.HasField("tensor_type")}
+        infos = _inferred(model)
     for tensor in variables(graph):
         if info := infos.get(tensor.name):
             if info.elem_type and tensor.dtype is None:
@@ -117,17 +113,21 @@ def sizes_for(graph: Graph, inputs: Mapping[str, Sequence[int]]) -> dict[str, li
         for info in model.graph.input:
             for dim, size in zip(info.type.tensor_type.shape.dim, inputs.get(info.name, ())):
                 dim.dim_value = size
-        inferred = ModelProto()
-        with suppress(Exception):  # custom operators
-            inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
-    shapes = {
-        info.name: info.type.tensor_type.shape.dim for info in [*inferred.graph.value_info, *inferred.graph.output]
-    }
+        shapes = {name: info.shape.dim for name, info in _inferred(model).items() if info.HasField("shape")}
     return {
         name: [dim.dim_value for dim in dims]
         for name, dims in shapes.items()
         if all(dim.HasField("dim_value") for dim in dims)
     }
+
+
+def _inferred(model: ModelProto) -> dict[str, onnx.TypeProto.Tensor]:
+    """Return what ONNX finds out about the tensors that nodes make; nothing where it does not know an operator."""
+    inferred = ModelProto()
+    with suppress(Exception):
+        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    found = [*inferred.graph.value_info, *inferred.graph.output]
+    return {info.name: info.type.tensor_type for info in found if info.type.HasField("tensor_type")}
 
 
 def variables(graph: Graph) -> list[Variable]:
