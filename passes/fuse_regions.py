@@ -12,8 +12,8 @@ from qcompile.capacity.fusion import CRITERIA, scheme_boundaries, top_boundaries
 from qcompile.capacity.modules import weight_count
 from qcompile.ir.shapes import sizes_for, static_dims
 from qcompile.qmodel import QModel
+from qcompile.training.recipe import VALUES_PER_WEIGHT
 
-VALUES_PER_WEIGHT = 10  # that a region's samples give at least where `auto` fuses: with fewer it learns them by heart
 SAMPLES = 1024  # are assumed where there are none yet
 
 

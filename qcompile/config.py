@@ -87,7 +87,7 @@ class Config:
         None, "Precision", "of training: fast, default, max [default]", metavar="NAME", choices=get_args(Effort)
     )
     steps: int | None = flag(None, "Precision", "of training per unit [by effort]", kind=int, metavar="N", least=1)
-    recon_batch: int | None = flag(None, "Precision", "samples in one of them [8]", kind=int, metavar="N", least=1)
+    recon_batch: int | None = flag(None, "Precision", "samples in one of them [16]", kind=int, metavar="N", least=1)
     first_last_bits: int = bit_count(8, "first and last compute node")
     residual_bits: int = bit_count(8, "sums that a compute node reads too; a: as --a", words=("a",))
     bits: tuple[tuple[str, int, int], ...] = flag((), "Precision", "bits of nodes of that name", metavar="REGEX=W,A")

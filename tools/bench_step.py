@@ -28,12 +28,12 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from step_regions import BATCH, SPECS, Subject, subject
-from torch_regions import Plain, TorchRegion
+from torch_regions import QUANTIZED, Plain, TorchRegion
 from torch_tuned import Tuned
 
 from qcompile.runtime.spool import Spool
 from qcompile.training.layout import blocked
-from qcompile.training.recipe import FROZEN, QUANTIZED, draw_mask, settings_at
+from qcompile.training.recipe import FROZEN, draw_mask, settings_at
 from qcompile.training.region import Region
 from qcompile.training.step_graph import StepGraph
 
@@ -60,7 +60,7 @@ class Ours:
         self.graph.reset()
         self.random = np.random.default_rng(0)
 
-    def feeds(self, quantized: float = QUANTIZED["qdrop"]) -> dict[str, Array]:
+    def feeds(self, quantized: float = QUANTIZED) -> dict[str, Array]:
         """Pick samples and draw masks."""
         picked = np.sort(self.random.choice(self.sides.count, BATCH, replace=False))
         drawn = {name: self.sides.rows(key, picked) for name, key in self.graph.region.feeds.items()}

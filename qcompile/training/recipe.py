@@ -28,16 +28,22 @@ WARM_UP = 0.2  # of the steps without regulariser
 FIRST_EXPONENT, LAST_EXPONENT = 20.0, 2.0
 FIRST_STRETCH, LAST_STRETCH = 1.2, 6.0  # of the sigmoid between two codes: AdaRound's, and one that is nearly hard
 STRENGTH = 30.0  # of the regulariser, per weight, beside a loss of 1 before training
-PULL = 10.0  # of rounding variables to their start, per weight, where there are as many weights as target values
+PULL = 30.0  # of rounding variables to their start, per weight, where there are as many weights as target values
 
-TUNING = 0.25  # of the steps, the last: weights are rounded, everything is quantized, scales and biases are trained
+VALUES_PER_WEIGHT = 10  # that samples give a unit at least where they determine it: with fewer it learns them by heart
 
-# Probability that an element is quantized while rounding is trained, by method: AdaRound (Nagel et al., 2020) and BRECQ
-# (Li et al., 2021) train on the quantized prefix, QDrop (Wei et al., 2022) on a mixture with float, which flattens the
-# loss.
-QUANTIZED = {"adaround": 1.0, "brecq": 1.0, "qdrop": 0.75, "mrecg": 0.75, "mrecg-brecq": 1.0}
+# Probability that an element is quantized in training, by method: where samples determine the unit, and where they do
+# not. AdaRound (Nagel et al., 2020) and BRECQ (Li et al., 2021) train on quantized values, QDrop (Wei et al., 2022) on
+# a mixture with float, which flattens the loss: it helps against learning by heart, and costs where nothing is.
+QUANTIZED = {
+    "adaround": (1.0, 1.0),
+    "brecq": (1.0, 1.0),
+    "qdrop": (1.0, 0.5),
+    "mrecg": (1.0, 0.5),
+    "mrecg-brecq": (1.0, 1.0),
+}
 STEPS = {"fast": 100, "default": 500, "max": 3000}  # by effort
-BATCH = 8
+BATCH = 16
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,12 @@ def settings_at(progress: float) -> Settings:
     exponent = FIRST_EXPONENT + (LAST_EXPONENT - FIRST_EXPONENT) * later
     stretch = FIRST_STRETCH * (LAST_STRETCH / FIRST_STRETCH) ** later
     return Settings(rates, STRENGTH if progress >= WARM_UP else 0.0, exponent, stretch)
+
+
+def share_quantized(method: str, values_per_weight: float) -> float:
+    """Return the probability that an element of a unit is quantized in training."""
+    determined, undetermined = QUANTIZED[method]
+    return determined if values_per_weight >= VALUES_PER_WEIGHT else undetermined
 
 
 def draw_mask(random: np.random.Generator, shape: tuple[int, ...], quantized: float) -> np.ndarray:

@@ -27,7 +27,7 @@ from qcompile.runtime.spool import Spool
 from qcompile.training.correction import correct
 from qcompile.training.engines import open_trainer
 from qcompile.training.pieces import Piece
-from qcompile.training.recipe import BATCH, FROZEN, QUANTIZED, STEPS, TUNING, Kind, draw_mask, settings_at
+from qcompile.training.recipe import BATCH, FROZEN, STEPS, Kind, draw_mask, settings_at, share_quantized
 from qcompile.training.region import Region, RegionBuilder, UntrainableError
 from qcompile.training.rounding import hardened
 from qcompile.training.sides import Sides
@@ -162,7 +162,7 @@ class _Run:
         tell(self.title, self.total, self.total)
 
     def attempt(self, piece: Piece, numbers: Sequence[int], total: int) -> Outcome:
-        """Correct one piece, train its rounding, then its scales and biases; keep the best of these states."""
+        """Correct one piece, then train it; keep the best of these states."""
         before = self.sides.error(numbers, self.judged_by)
         best = _State("left as it was", before, self.decisions())
         correct(self.sides, self.kernels, piece.nodes, numbers, self.trained_on)
@@ -170,12 +170,8 @@ class _Run:
         self.go_back(best)
         reason = ""
         try:
-            tuning = round(total * TUNING)
-            self.train(piece.name, numbers, total - tuning)
+            self.train(piece.name, numbers, total)
             best = self.better(best, "trained", numbers)
-            if tuning:
-                self.train(f"{piece.name} (tuning)", numbers, tuning, soft=False)
-                best = self.better(best, "trained", numbers)
         except (NoGradientRule, UntrainableError, DivergedError) as error:
             reason = str(error)
         self.go_back(best)
@@ -198,17 +194,13 @@ class _Run:
         plan = self.model.plan
         plan.weights, plan.biases, plan.quantizers = (dict(part) for part in state.decisions)
 
-    def train(self, name: str, numbers: Sequence[int], total: int, *, soft: bool = True) -> None:
-        """Train the steps `numbers` of the program, `total` times, and write the result into the plan.
-
-        With `soft` rounding all is trained, by the method's mixture of quantized and float; then what is left, on
-        quantized values alone.
-        """
+    def train(self, name: str, numbers: Sequence[int], total: int) -> None:
+        """Train the steps `numbers` of the program, `total` times, and write the result into the plan."""
         config, sides = self.model.config, self.sides
         random = generator(config, f"{self.title}/{name}")
         batch = min(config.recon_batch or BATCH, len(self.trained_on), self.most_at_once(numbers))
-        trainer = open_trainer(self.region(numbers, batch, soft), config)
-        quantized = QUANTIZED[config.chosen_method] if soft else 1.0
+        trainer = open_trainer(self.region(numbers, batch), config)
+        quantized = share_quantized(config.chosen_method, trainer.region.values_per_weight)
 
         def feeds() -> dict[str, Array]:
             picked = np.sort(random.choice(self.trained_on, batch, replace=False))
@@ -245,7 +237,7 @@ class _Run:
         outer = [math.prod(shape) for shape in self.sides.sizes(1).values()]
         return max(2, ELEMENTS // max([*outer, *inner, 1]))
 
-    def region(self, numbers: Sequence[int], batch: int, soft: bool) -> Region:
+    def region(self, numbers: Sequence[int], batch: int) -> Region:
         """Return the steps `numbers` as a region. A quantizer that other steps have used already keeps its scale."""
         sides, plan = self.sides, self.model.plan
         settled = {key: replace(plan.specs[key], fixed=plan.quantizers[key]) for key in sides.settled()}
@@ -256,9 +248,8 @@ class _Run:
             raise UntrainableError("nothing reads what it makes")
         shapes = sides.sizes(batch)
         fixed = replace(plan, specs=plan.specs | settled)
-        return RegionBuilder(self.model.graph, fixed, shapes, sides.tensors(), soft, len(self.trained_on)).build(
-            steps, sides.inputs_of(steps), outputs
-        )
+        builder = RegionBuilder(self.model.graph, fixed, shapes, sides.tensors(), len(self.trained_on))
+        return builder.build(steps, sides.inputs_of(steps), outputs)
 
 
 def _is_static(shape: Sequence[int | str | None] | None) -> bool:

@@ -53,28 +53,28 @@ class Region:
     """The graph of one region and what to feed it.
 
     `feeds` maps graph inputs to (side, value): "q" for the quantized prefix, "f" for the float model. `masks` maps mask
-    inputs to the value whose shape they have.
+    inputs to the value whose shape they have. `values_per_weight` are the target values of all samples for each weight.
     """
 
     model: onnx.ModelProto
     parameters: dict[str, Parameter]
     feeds: dict[str, tuple[str, str]]
     masks: dict[str, tuple[int, ...]]
+    values_per_weight: float
 
 
 @dataclass
 class RegionBuilder:
     """Writes the steps of one region with pseudo-operators for fake quantization; `shapes` are those of one batch.
 
-    Weights are `soft` while their rounding is trained, else the integers of the plan. `samples` says how many training
-    draws from: the fewer they are beside the weights, the more these are held where they start.
+    `samples` says how many training draws from: the fewer they are beside the weights, the more these are held where
+    they start.
     """
 
     graph: Graph
     plan: Plan
     shapes: Mapping[tuple[str, str], tuple[int, ...]]
     tensor_of: Mapping[str, str]
-    soft: bool = True
     samples: float = math.inf
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     constants: list[onnx.TensorProto] = field(default_factory=list)
@@ -89,6 +89,7 @@ class RegionBuilder:
         self.batch = next(iter(self.shapes.values()), (1,))[0]
         self.inferred: Sizes = {}  # of tensors of the graph
         self.sizes: dict[str, tuple[int, ...]] = {}  # of the values that masks lie over
+        self.targets = 0  # values that one sample is trained for
 
     def build(self, steps: Sequence[Step], inputs: Sequence[Value], outputs: Sequence[Value]) -> Region:
         """Return the region that computes `outputs` from `inputs`."""
@@ -108,7 +109,8 @@ class RegionBuilder:
         graph = helper.make_graph(self.nodes, "region", self.inputs, [onnx.ValueInfoProto(name=LOSS)], self.constants)
         imports = [helper.make_opsetid("", self.graph.opset), helper.make_opsetid("qcompile", 1)]
         model = helper.make_model(graph, opset_imports=imports, ir_version=8)
-        return Region(model, self.parameters, self.feeds, self.masks)
+        weights = sum(item.start.size for item in self._rounding().values())
+        return Region(model, self.parameters, self.feeds, self.masks, self.samples * self.targets / max(weights, 1))
 
     # inputs and the loss
 
@@ -141,7 +143,7 @@ class RegionBuilder:
         """Squared error, summed over channels, mean over samples and positions, plus the rounding regulariser."""
         for name in (STRENGTH, EXPONENT, STRETCH, UNIT_ERROR):
             self.inputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, []))
-        errors, targets = [], 0
+        errors = []
         for value in outputs:
             tensor = self._tensor(value)
             if ("f", tensor) not in self.shapes or not is_real(self.tensors[tensor]):
@@ -151,12 +153,12 @@ class RegionBuilder:
             total = self._own("SquaredError", [value.name, target], f"{value.name}/error")
             count = np.float32(shape[1] / np.prod(shape)) if len(shape) > 1 else np.float32(1 / np.prod(shape))
             errors.append(self._node("Mul", [total, self._constant(count)]))
-            targets += math.prod(shape) // self.batch
+            self.targets += math.prod(shape) // self.batch
         if not errors:
             raise UntrainableError("none of its outputs is a real number for each sample")
         error = self._node("Identity", [self._sum(errors)], RECONSTRUCTION)
         relative = self._node("Div", [error, UNIT_ERROR])
-        for part in (self._undecided(), self._moved(targets)) if self.soft else ():
+        for part in (self._undecided(), self._moved()):
             relative = self._node("Add", [relative, part])
         self._node("Identity", [relative], LOSS)
 
@@ -171,7 +173,7 @@ class RegionBuilder:
         mean = self._node("Mul", [self._sum(penalties), self._constant(np.float32(1 / weights))])
         return self._node("Mul", [mean, STRENGTH])
 
-    def _moved(self, targets: int) -> str:
+    def _moved(self) -> str:
         """What holds the rounding variables where they start: the squared way of each, beside the number of targets.
 
         With as many weights as target values a unit learns its few samples by heart.
@@ -181,7 +183,7 @@ class RegionBuilder:
             start = self._constant(-soft_code(item.start))
             way = self._own("FakeQuantWeight", [name, one, start, STRETCH], f"{name}/way", rounding="adaround")
             ways.append(self._own("SquaredError", [way, zero], f"{name}/squared_way"))
-        return self._node("Mul", [self._sum(ways), self._constant(np.float32(PULL / (self.samples * targets)))])
+        return self._node("Mul", [self._sum(ways), self._constant(np.float32(PULL / (self.samples * self.targets)))])
 
     def _sum(self, numbers: Sequence[str]) -> str:
         total = numbers[0]
@@ -284,25 +286,19 @@ class RegionBuilder:
     def _weight(self, node: Node, weight: WeightQuantizer) -> str:
         """Return W = scale (base + h): base the grid point below the float weight, h between it and the next one.
 
-        Without soft rounding W = scale * integers. Filters are rows here: elementwise operators are up to 90 times
-        slower on shapes that end in ones.
+        Filters are rows here: elementwise operators are up to 90 times slower on shapes that end in ones.
         """
         exact = np.asarray(node.inputs[1].values, np.float32)
         as_rows = exact.ndim > 2 and weight.axis == 0
-        hard = weight.along(weight.scale), weight.integers().astype(np.float32)
-        step, *levels = soft_start(exact, weight) if self.soft else hard
+        step, start, base = soft_start(exact, weight)
         if as_rows:
-            step, *levels = (array.reshape(len(array), -1) for array in (step, *levels))
+            step, start, base = (array.reshape(len(array), -1) for array in (step, start, base))
         log_scale = np.zeros(step.shape, np.float32)
         factor = self._parameter(f"{node.name}/weight_log_scale", ParameterKind.WEIGHT_SCALE, log_scale, node.name)
         scale = self._node("Mul", [self._constant(step), self._node("Exp", [factor])])
-        if self.soft:
-            start, base = levels
-            variable = self._parameter(f"{node.name}/rounding", ParameterKind.ROUNDING, start, node.name)
-            inputs = [variable, scale, self._constant(base), STRETCH]
-            filters = self._own("FakeQuantWeight", inputs, f"{node.name}/weight", rounding="adaround")
-        else:
-            filters = self._node("Mul", [self._constant(levels[0]), scale])
+        variable = self._parameter(f"{node.name}/rounding", ParameterKind.ROUNDING, start, node.name)
+        inputs = [variable, scale, self._constant(base), STRETCH]
+        filters = self._own("FakeQuantWeight", inputs, f"{node.name}/weight", rounding="adaround")
         return self._node("Reshape", [filters, self._constant(np.array(exact.shape))]) if as_rows else filters
 
     def _parameter(self, name: str, kind: ParameterKind, start: Array, owner: str, highest: float = np.inf) -> str:
