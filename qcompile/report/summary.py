@@ -20,6 +20,7 @@ from qcompile.quant.plan import Plan, region_name
 SCHEMA_VERSION = 1
 LEAST_ARGMAX, LEAST_SQNR = 0.9, 10.0  # share of equal decisions, and dB where nothing is decided
 ENOUGH_SAMPLES = 256
+BY_HEART = 2.0  # times the error on the samples of training that a region has on others: it has learnt those by heart
 LIBRARIES = ("qcompile", "onnx", "onnxruntime", "numpy")
 
 
@@ -98,7 +99,8 @@ def boundary_rows(plan: Plan) -> list[dict[str, Any]]:
 
 
 def region_rows(model: QModel) -> list[dict[str, Any]]:
-    """Return one row per region: its units, its relative error on held-back samples before and after training.
+    """Return one row per region: its units, its relative error on held-back samples before and after training, and on
+    as many samples that it was trained on.
 
     Where training did not make it better, `trained` is false and the plan has its correction alone, or what was there.
     """
@@ -106,9 +108,14 @@ def region_rows(model: QModel) -> list[dict[str, Any]]:
     rows = []
     for units in model.plan.regions or [(unit.name,) for unit in model.plan.units]:
         entry = trained.get(region_name(units), {})
-        errors = {key: entry.get(key) for key in ("before", "after")}
+        errors = {key: entry.get(key) for key in ("before", "after", "fitted")}
         rows.append({"units": list(units), **errors, "trained": entry.get("trained", False)})
     return rows
+
+
+def by_heart(region: Mapping[str, Any]) -> bool:
+    """Say whether a region's row, or its entry in the journal, shows that it has learnt its samples by heart."""
+    return region.get("fitted") is not None and region["after"] > BY_HEART * region["fitted"]
 
 
 def quantizer_rows(model: QModel) -> list[dict[str, Any]]:
@@ -173,7 +180,7 @@ def advice(model: QModel) -> str:
         steps.append(f"--w {min(8, config.w + 2)}")
     if config.a < 8:
         steps.append(f"--a {min(8, config.a + 2)}")
-    if model.data is not None and model.data.count < ENOUGH_SAMPLES:
+    if model.data is not None and (model.data.count < ENOUGH_SAMPLES or any(map(by_heart, region_rows(model)))):
         steps.append(f"more samples than {model.data.count}")
     if config.w == config.a == 8:
         steps.append("another --calibration-method")

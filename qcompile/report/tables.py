@@ -11,7 +11,7 @@ from rich.table import Table
 
 from qcompile.passmanager import PassRun
 from qcompile.quant.plan import Form
-from qcompile.report.summary import agreement_text
+from qcompile.report.summary import agreement_text, by_heart
 
 Row = Mapping[str, Any]
 View = list[Table | str]
@@ -79,6 +79,8 @@ def training_view(report: Mapping[str, Any]) -> list[str]:
     for what in dict.fromkeys(row.get("reason") or row["what"] for row in left):
         names = [row["unit"] for row in left if (row.get("reason") or row["what"]) == what]
         lines.append(f"             {escape(what)}: {escape(', '.join(names))}")
+    if names := [row["unit"] for row in rows if by_heart(row)]:
+        lines.append(f"             learnt by heart, so more samples would help: {escape(', '.join(names))}")
     return lines
 
 

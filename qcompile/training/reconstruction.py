@@ -44,8 +44,9 @@ SHOWN = 0.05  # weight of the newest loss in the mean that is shown
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one piece: `what` in words, its `error` on held-back samples `before` and `after` (relative to the
-    float values), or the `reason` why it was not trained. `trained` says that the plan has the result.
+    """What became of one piece: `what` in words, its error on held-back samples `before` and `after` (relative to the
+    float values), or the `reason` why it was not trained. `trained` says that the plan has the result; `fitted` is then
+    the error on as many samples that it was trained on, far below `after` where the piece has learnt them by heart.
     """
 
     piece: str
@@ -53,6 +54,7 @@ class Outcome:
     trained: bool = False
     before: float | None = None
     after: float | None = None
+    fitted: float | None = None
     reason: str = ""
 
 
@@ -175,9 +177,12 @@ class _Run:
         except (NoGradientRule, UntrainableError, DivergedError) as error:
             reason = str(error)
         self.go_back(best)
-        trained = best.what == "trained"
-        untrained = "not trained" if reason else f"not better after training: {best.what}"
-        return Outcome(piece.name, best.what if trained else untrained, trained, before, best.error, reason)
+        if best.what == "trained":
+            as_many = np.linspace(0, len(self.trained_on) - 1, len(self.judged_by)).astype(int)
+            fitted = self.sides.error(numbers, self.trained_on[as_many])
+            return Outcome(piece.name, best.what, True, before, best.error, fitted)
+        what = "not trained" if reason else f"not better after training: {best.what}"
+        return Outcome(piece.name, what, False, before, best.error, reason=reason)
 
     def better(self, best: _State, what: str, numbers: Sequence[int]) -> _State:
         """Return the plan as it stands if its error on the samples that judge is lower than that of `best`, or that."""

@@ -85,12 +85,13 @@ def test_training_names_what_was_left_and_why() -> None:
             {"pass": "calibrate", "what": "ranges"},
             entry("stem", "not trained", False, reason="no rule for Round"),
             entry("block", "not better after training: left as it was", False, before=0.2, after=0.2),
-            entry("head", "trained", True, before=0.125, after=0.0625),
+            entry("head", "trained", True, before=0.125, after=0.0625, fitted=0.03),
         ],
     }
     assert training_view(report) == [
         "training     qdrop: kept for 1 of 3 pieces, error of the last 0.12, then 0.062",
         "             no rule for Round: stem",
         "             not better after training: left as it was: block",
+        "             learnt by heart, so more samples would help: head",
     ]
     assert training_view({"recipe": {}, "journal": []}) == []

@@ -203,6 +203,26 @@ def test_the_pull_keeps_codes_where_they_start(monkeypatch: pytest.MonkeyPatch) 
     assert moved[0] > 10 * moved[1]
 
 
+def test_float_values_are_mixed_in_where_samples_do_not_determine_the_unit(spied: type[Spied]) -> None:
+    """Sixty samples have many values for each weight of the convolutions, and few for those of the last layer."""
+    trained(calibrated("classifier"))
+    shares = [np.mean([mask.mean() for drawn in trainer.masks for mask in drawn]) for trainer in spied.made]
+    determined = [trainer.region.values_per_weight >= recipe.VALUES_PER_WEIGHT for trainer in spied.made]
+    assert determined == [True, True, False]
+    assert shares[:2] == [1.0, 1.0] and 0.4 < shares[2] < 0.6
+
+
+def test_the_error_on_samples_of_training_is_known_too() -> None:
+    """Six of them are fitted better than others."""
+    model = calibrated("classifier", steps=200, w=2, first_last_bits=3)
+    assert model.data is not None
+    few = replace(model, data=model.data.take(0, 6), held_back=model.data.take(20, 54))
+    outcomes = trained(few)
+    assert [outcome.fitted is not None for outcome in outcomes] == [outcome.trained for outcome in outcomes]
+    pairs = [(outcome.fitted, outcome.after) for outcome in outcomes if outcome.fitted and outcome.after]
+    assert pairs and all(fitted < 0.95 * after for fitted, after in pairs)
+
+
 def test_a_parameter_that_is_not_finite_is_not_stored(spied: type[Spied], monkeypatch: pytest.MonkeyPatch) -> None:
     nan = property(lambda self: dict.fromkeys(self.region.parameters, np.float32("nan")))
     monkeypatch.setattr(spied, "state", nan)
