@@ -19,7 +19,7 @@ BATCH = 8
 Values = dict[tuple[str, str], Any]
 
 
-def whole_region(text: str, count: int = 32, **settings: Any) -> tuple[Region, Values]:
+def whole_region(text: str, count: int = 32, quantized: float = 0.5, **settings: Any) -> tuple[Region, Values]:
     """Return all of a network as one region, and `count` samples of its inputs and of the float model's outputs."""
     model = compiled(text, (*CORRECT, PartitionUnits()), **settings)
     program = lower(model.graph, model.plan)
@@ -30,7 +30,8 @@ def whole_region(text: str, count: int = 32, **settings: Any) -> tuple[Region, V
     constants = {name for name, tensor in model.graph.tensors().items() if isinstance(tensor, Constant)}
     inputs = [value for value in boundary(program.steps)[0] if value.name and value.name not in constants]
     outputs = [value for step in program.steps for value in step.outputs if value.name in exact]
-    builder = RegionBuilder(model.graph, model.plan, shapes, {codes: name for name, codes in program.codes.items()})
+    tensors = {codes: name for name, codes in program.codes.items()}
+    builder = RegionBuilder(model.graph, model.plan, shapes, tensors, shares=(quantized, quantized))
     return builder.build(program.steps, inputs, outputs), values
 
 

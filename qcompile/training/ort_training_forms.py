@@ -41,11 +41,15 @@ def differentiable(region: Region) -> onnx.ModelProto:
 
 
 def _activation(g: Tape, node: Node) -> None:
-    """x + mask (s clip(round(x/s)) - x)."""
-    x, scale, chosen = node.inputs
+    """s clip(round(x/s)), or x + mask (that - x)."""
+    x, scale, chosen = node.inputs[0], node.inputs[1], node.input(2)
     zero, levels = float(node.attributes["zero_point"]), float((1 << node.attributes["bits"]) - 1)
     rounded = g.sub(g.add(g.div(x, scale), ROUNDING), ROUNDING)
-    quantized = g.mul(g.clip(rounded, -zero, levels - zero), scale)
+    clipped = g.clip(rounded, -zero, levels - zero)
+    if not chosen:
+        g.op("Mul", clipped, scale, output=node.outputs[0])
+        return
+    quantized = g.mul(clipped, scale)
     change = g.mul(g.sub(quantized, x), g.cast(chosen, to=TensorProto.FLOAT))
     g.op("Add", x, change, output=node.outputs[0])
 

@@ -71,12 +71,6 @@ def settings_at(progress: float) -> Settings:
     return Settings(rates, STRENGTH if progress >= WARM_UP else 0.0, exponent, stretch)
 
 
-def share_quantized(method: str, values_per_weight: float) -> float:
-    """Return the probability that an element of a unit is quantized in training."""
-    determined, undetermined = QUANTIZED[method]
-    return determined if values_per_weight >= VALUES_PER_WEIGHT else undetermined
-
-
 def draw_mask(random: np.random.Generator, shape: tuple[int, ...], quantized: float) -> np.ndarray:
     """Return booleans of `shape`, True with probability `quantized`, which is a multiple of 1/4."""
     size = math.prod(shape)

@@ -27,7 +27,7 @@ from qcompile.runtime.spool import Spool
 from qcompile.training.correction import correct
 from qcompile.training.engines import open_trainer
 from qcompile.training.pieces import Piece
-from qcompile.training.recipe import BATCH, FROZEN, STEPS, Kind, draw_mask, settings_at, share_quantized
+from qcompile.training.recipe import BATCH, FROZEN, QUANTIZED, STEPS, Kind, draw_mask, settings_at
 from qcompile.training.region import Region, RegionBuilder, UntrainableError
 from qcompile.training.rounding import hardened
 from qcompile.training.sides import Sides
@@ -205,13 +205,12 @@ class _Run:
         random = generator(config, f"{self.title}/{name}")
         batch = min(config.recon_batch or BATCH, len(self.trained_on), self.most_at_once(numbers))
         trainer = open_trainer(self.region(numbers, batch), config)
-        quantized = share_quantized(config.chosen_method, trainer.region.values_per_weight)
 
         def feeds() -> dict[str, Array]:
             picked = np.sort(random.choice(self.trained_on, batch, replace=False))
             drawn = {name: sides.rows(key, picked) for name, key in trainer.region.feeds.items()}
             masks = trainer.region.masks.items()
-            return drawn | {name: draw_mask(random, shape, quantized) for name, shape in masks}
+            return drawn | {name: draw_mask(random, shape, trainer.region.quantized) for name, shape in masks}
 
         try:
             start = float(np.mean([trainer.run(feeds(), FROZEN, 1.0) for _ in range(STARTING_BATCHES)]))
@@ -253,7 +252,8 @@ class _Run:
             raise UntrainableError("nothing reads what it makes")
         shapes = sides.sizes(batch)
         fixed = replace(plan, specs=plan.specs | settled)
-        builder = RegionBuilder(self.model.graph, fixed, shapes, sides.tensors(), len(self.trained_on))
+        shares = QUANTIZED[self.model.config.chosen_method]
+        builder = RegionBuilder(self.model.graph, fixed, shapes, sides.tensors(), len(self.trained_on), shares)
         return builder.build(steps, sides.inputs_of(steps), outputs)
 
 

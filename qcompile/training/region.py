@@ -23,7 +23,7 @@ from qcompile.program.lower import Kind, Step, Value
 from qcompile.quant.arithmetic import fake_quantize
 from qcompile.quant.params import Quantizer, WeightQuantizer
 from qcompile.quant.plan import Form, Plan
-from qcompile.training.recipe import PULL
+from qcompile.training.recipe import PULL, VALUES_PER_WEIGHT
 from qcompile.training.recipe import Kind as ParameterKind
 from qcompile.training.rounding import soft_code, soft_start
 from qcompile.training.sizes import Sizes, is_real, sizes_of
@@ -53,14 +53,14 @@ class Region:
     """The graph of one region and what to feed it.
 
     `feeds` maps graph inputs to (side, value): "q" for the quantized prefix, "f" for the float model. `masks` maps mask
-    inputs to the value whose shape they have. `values_per_weight` are the target values of all samples for each weight.
+    inputs to the value whose shape they have, and are True with the probability `quantized`.
     """
 
     model: onnx.ModelProto
     parameters: dict[str, Parameter]
     feeds: dict[str, tuple[str, str]]
     masks: dict[str, tuple[int, ...]]
-    values_per_weight: float
+    quantized: float
 
 
 @dataclass
@@ -68,7 +68,8 @@ class RegionBuilder:
     """Writes the steps of one region with pseudo-operators for fake quantization; `shapes` are those of one batch.
 
     `samples` says how many training draws from: the fewer they are beside the weights, the more these are held where
-    they start.
+    they start. `shares` are the probabilities that an element is quantized, where the samples determine the weights and
+    where they do not; there are no masks where all are.
     """
 
     graph: Graph
@@ -76,6 +77,7 @@ class RegionBuilder:
     shapes: Mapping[tuple[str, str], tuple[int, ...]]
     tensor_of: Mapping[str, str]
     samples: float = math.inf
+    shares: tuple[float, float] = (0.5, 0.5)
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     constants: list[onnx.TensorProto] = field(default_factory=list)
     inputs: list[onnx.ValueInfoProto] = field(default_factory=list)
@@ -89,7 +91,6 @@ class RegionBuilder:
         self.batch = next(iter(self.shapes.values()), (1,))[0]
         self.inferred: Sizes = {}  # of tensors of the graph
         self.sizes: dict[str, tuple[int, ...]] = {}  # of the values that masks lie over
-        self.targets = 0  # values that one sample is trained for
 
     def build(self, steps: Sequence[Step], inputs: Sequence[Value], outputs: Sequence[Value]) -> Region:
         """Return the region that computes `outputs` from `inputs`."""
@@ -101,6 +102,9 @@ class RegionBuilder:
                 )
         given = {self._tensor(value): self.shapes["q", value.name] for value in inputs}
         self.inferred = sizes_of(self.graph, steps, given, self.tensor_of)
+        aims = [self.shapes["f", self._tensor(value)] for value in self._aims(outputs)]
+        self.targets = sum(map(math.prod, aims)) // self.batch
+        self.quantized = self.shares[self._values_per_weight(steps) < VALUES_PER_WEIGHT]
         for value in inputs:
             self._input(value)
         for step in steps:
@@ -109,24 +113,26 @@ class RegionBuilder:
         graph = helper.make_graph(self.nodes, "region", self.inputs, [onnx.ValueInfoProto(name=LOSS)], self.constants)
         imports = [helper.make_opsetid("", self.graph.opset), helper.make_opsetid("qcompile", 1)]
         model = helper.make_model(graph, opset_imports=imports, ir_version=8)
-        weights = sum(item.start.size for item in self._rounding().values())
-        return Region(model, self.parameters, self.feeds, self.masks, self.samples * self.targets / max(weights, 1))
+        return Region(model, self.parameters, self.feeds, self.masks, self.quantized)
 
     # inputs and the loss
 
     def _input(self, value: Value) -> None:
-        """What a region reads is a mixture of the quantized and the float value, drawn for each element."""
+        """What a region reads is quantized, or a mixture with the float value, drawn for each element."""
         tensor = self._tensor(value)
         if value.quantizer is None:
             self._feed(value.name, "q", value.name, element_type(self.tensors[value.name]))
             return
         codes = self._feed(f"{value.name}/codes", "q", value.name, TensorProto.UINT8)
-        exact = self._feed(f"{value.name}/exact", "f", tensor, TensorProto.FLOAT)
         scale = self._constant(np.float32(value.quantizer.scale))
         zero = self._constant(np.uint8(value.quantizer.zero_point))
-        quantized = self._node("DequantizeLinear", [codes, scale, zero])
         self.sizes[value.name] = self.shapes["q", value.name]
-        self._node("Where", [self._mask(value.name), quantized, exact], value.name)
+        if self.quantized == 1.0:
+            self._node("DequantizeLinear", [codes, scale, zero], value.name)
+            return
+        exact = self._feed(f"{value.name}/exact", "f", tensor, TensorProto.FLOAT)
+        quantized = self._node("DequantizeLinear", [codes, scale, zero])
+        self._node("Where", [*self._masks(value.name), quantized, exact], value.name)
 
     def _tensor(self, value: Value) -> str:
         """Return the tensor of the graph that a value stands for."""
@@ -144,16 +150,13 @@ class RegionBuilder:
         for name in (STRENGTH, EXPONENT, STRETCH, UNIT_ERROR):
             self.inputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, []))
         errors = []
-        for value in outputs:
+        for value in self._aims(outputs):
             tensor = self._tensor(value)
-            if ("f", tensor) not in self.shapes or not is_real(self.tensors[tensor]):
-                continue
             target = self._feed(f"{value.name}/target", "f", tensor, TensorProto.FLOAT)
             shape = self.shapes["f", tensor]
             total = self._own("SquaredError", [value.name, target], f"{value.name}/error")
             count = np.float32(shape[1] / np.prod(shape)) if len(shape) > 1 else np.float32(1 / np.prod(shape))
             errors.append(self._node("Mul", [total, self._constant(count)]))
-            self.targets += math.prod(shape) // self.batch
         if not errors:
             raise UntrainableError("none of its outputs is a real number for each sample")
         error = self._node("Identity", [self._sum(errors)], RECONSTRUCTION)
@@ -161,6 +164,17 @@ class RegionBuilder:
         for part in (self._undecided(), self._moved()):
             relative = self._node("Add", [relative, part])
         self._node("Identity", [relative], LOSS)
+
+    def _aims(self, outputs: Sequence[Value]) -> list[Value]:
+        """Return the outputs that are real numbers for each sample."""
+        tensors = ((value, self._tensor(value)) for value in outputs)
+        return [value for value, name in tensors if ("f", name) in self.shapes and is_real(self.tensors[name])]
+
+    def _values_per_weight(self, steps: Sequence[Step]) -> float:
+        """Return how many target values all samples have for each weight."""
+        layers = {step.node.name for step in steps if step.node is not None} & self.plan.weights.keys()
+        weights = sum(self.plan.weights[name].codes.size for name in layers)
+        return self.samples * self.targets / max(weights, 1)
 
     def _rounding(self) -> dict[str, Parameter]:
         return {name: item for name, item in self.parameters.items() if item.kind is ParameterKind.ROUNDING}
@@ -262,10 +276,9 @@ class RegionBuilder:
     def _fake_quantize(self, source: str, target: Value) -> None:
         quantizer = target.quantizer
         assert quantizer is not None
-        scale = self._activation_scale(target.name, quantizer)
-        mask = self._mask(target.name)
+        inputs = [source, self._activation_scale(target.name, quantizer), *self._masks(target.name)]
         facts = {"bits": quantizer.bits, "zero_point": quantizer.zero_point}
-        self._own("FakeQuantActivation", [source, scale, mask], target.name, **facts)
+        self._own("FakeQuantActivation", inputs, target.name, **facts)
 
     def _activation_scale(self, codes: str, quantizer: Quantizer) -> str:
         key = self._key(codes, quantizer)
@@ -307,11 +320,14 @@ class RegionBuilder:
             self.inputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, start.shape))
         return name
 
-    def _mask(self, of: str) -> str:
+    def _masks(self, of: str) -> list[str]:
+        """Return the mask that says which elements of a value are quantized, or none where all are."""
+        if self.quantized == 1.0:
+            return []
         name = f"{of}/mask"
         self.masks[name] = self.sizes[of]
         self.inputs.append(helper.make_tensor_value_info(name, TensorProto.BOOL, self.sizes[of]))
-        return name
+        return [name]
 
     def _size(self, tensor: Tensor) -> tuple[int, ...]:
         """Return the shape of a tensor of the graph for one batch."""

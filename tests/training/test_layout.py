@@ -57,6 +57,15 @@ def test_same_masks_same_loss_curve() -> None:
             assert (decided[0] == decided[1]).mean() > 0.98
 
 
+def test_without_masks_the_first_losses_are_the_same() -> None:
+    region, values = whole_region(NETWORK, quantized=1.0, w=4, a=4)
+    plain, fast = StepGraph(region, threads=1), StepGraph(blocked(region), threads=1)
+    for step in range(3):
+        given = feeds(region, values, seed=step)
+        settings = settings_at(step / STEPS)
+        assert fast.run(given, settings, 1.0) == pytest.approx(plain.run(given, settings, 1.0), rel=1e-4)
+
+
 def test_without_blocked_operators_the_region_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layout, "block_size", lambda: 1)
     region, _ = whole_region(NETWORK, w=4, a=4)

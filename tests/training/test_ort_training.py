@@ -57,13 +57,14 @@ def gradients(trainer: Any, kind: Kind, region: Region, stretch: float) -> Itera
             yield moment.reshape(-1)
 
 
+@pytest.mark.parametrize("quantized", [0.5, 1.0])
 @pytest.mark.parametrize(
     "name",
     ["residual", "relu6", "concat", "squeeze_excite", "hard_swish", "classifier", "float_island", "elementwise",
      "channels_last", "attention"],
 )  # fmt: skip
-def test_gradients_agree(name: str) -> None:
-    region, values = whole_region(NETWORKS[name], w=4, a=4)
+def test_gradients_agree(name: str, quantized: float) -> None:
+    region, values = whole_region(NETWORKS[name], quantized=quantized, w=4, a=4)
     given, settings = feeds(region, values, seed=0), settings_at(0.9)
     own = StepGraph(region, threads=1)
     with package(region) as other:

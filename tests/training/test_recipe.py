@@ -10,11 +10,9 @@ from qcompile.training.recipe import (
     LAST_STRETCH,
     RATES,
     STRENGTH,
-    VALUES_PER_WEIGHT,
     Kind,
     draw_mask,
     settings_at,
-    share_quantized,
 )
 
 
@@ -35,14 +33,6 @@ def test_rounding_hardens() -> None:
     found = [settings_at(progress).stretch for progress in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)]
     assert found[0] == FIRST_STRETCH and found[-1] == pytest.approx(LAST_STRETCH)
     assert found == sorted(found)
-
-
-@pytest.mark.parametrize(
-    ("method", "few"), [("adaround", 1.0), ("brecq", 1.0), ("mrecg-brecq", 1.0), ("qdrop", 0.5), ("mrecg", 0.5)]
-)
-def test_float_values_are_mixed_in_where_samples_are_few(method: str, few: float) -> None:
-    assert share_quantized(method, VALUES_PER_WEIGHT) == share_quantized(method, np.inf) == 1.0
-    assert share_quantized(method, VALUES_PER_WEIGHT - 1) == few
 
 
 @pytest.mark.parametrize("shape", [(3,), (2, 5, 7), (1, 1)])

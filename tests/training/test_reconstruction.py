@@ -203,13 +203,16 @@ def test_the_pull_keeps_codes_where_they_start(monkeypatch: pytest.MonkeyPatch) 
     assert moved[0] > 10 * moved[1]
 
 
-def test_float_values_are_mixed_in_where_samples_do_not_determine_the_unit(spied: type[Spied]) -> None:
+@pytest.mark.parametrize("method", ["qdrop", "mrecg", "brecq", "mrecg-brecq"])
+def test_float_values_are_mixed_in_where_samples_do_not_determine_the_unit(spied: type[Spied], method: str) -> None:
     """Sixty samples have many values for each weight of the convolutions, and few for those of the last layer."""
-    trained(calibrated("classifier"))
-    shares = [np.mean([mask.mean() for drawn in trainer.masks for mask in drawn]) for trainer in spied.made]
-    determined = [trainer.region.values_per_weight >= recipe.VALUES_PER_WEIGHT for trainer in spied.made]
-    assert determined == [True, True, False]
-    assert shares[:2] == [1.0, 1.0] and 0.4 < shares[2] < 0.6
+    trained(calibrated("classifier", method=method))
+    *convolutions, last = spied.made
+    assert [trainer.region.quantized for trainer in convolutions] == [1.0, 1.0]
+    assert not any(trainer.region.masks for trainer in convolutions)
+    assert last.region.quantized == recipe.QUANTIZED[method][1]
+    assert bool(last.region.masks) == (method in ("qdrop", "mrecg"))
+    assert all(0.3 < mask.mean() < 0.7 for drawn in last.masks for mask in drawn)
 
 
 def test_the_error_on_samples_of_training_is_known_too() -> None:

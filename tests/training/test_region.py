@@ -55,10 +55,10 @@ def first_trainable(spool: Spool, name: str, skip: int = 0, **settings: Any) -> 
     raise AssertionError("no unit has weights")
 
 
-def graph_of(model: QModel, sides: Sides, numbers: list[int]) -> StepGraph:
+def graph_of(model: QModel, sides: Sides, numbers: list[int], quantized: float = 0.5) -> StepGraph:
     steps = [sides.program().steps[k] for k in numbers]
     shapes = {key: (BATCH, *shape) for key, shape in sides.shapes.items()}
-    builder = RegionBuilder(model.graph, model.plan, shapes, sides.tensors())
+    builder = RegionBuilder(model.graph, model.plan, shapes, sides.tensors(), shares=(quantized, quantized))
     return StepGraph(builder.build(steps, sides.inputs_of(steps), sides.outputs_of(numbers)), threads=1)
 
 
@@ -84,7 +84,7 @@ EXACT, GATED = 1e-5, 0.05
 def test_decided_and_fully_quantized_it_is_what_the_plan_then_computes(spool: Spool, name: str, seed: int) -> None:
     """Every weight decided at random, nothing dropped: the region's loss is that of the steps with hard codes."""
     model, sides, numbers = first_trainable(spool, name, w=4, a=4)
-    graph, random, plan = graph_of(model, sides, numbers), np.random.default_rng(seed), model.plan
+    graph, random, plan = graph_of(model, sides, numbers, 1.0), np.random.default_rng(seed), model.plan
     nodes = {node.name: node for node in model.graph.nodes}
     drawn = {key: 0.5 - random.random(item.start.shape) for key, item in rounding(graph).items()}
     for key, item in rounding(graph).items():
@@ -110,10 +110,21 @@ def test_decided_and_fully_quantized_it_is_what_the_plan_then_computes(spool: Sp
     assert seen == pytest.approx(expected, rel=GATED if name == "hard_swish" else EXACT)
 
 
+@pytest.mark.parametrize("name", ["residual", "relu6", "hard_swish", "concat", "classifier"])
+def test_without_masks_it_is_what_it_is_with_masks_that_quantize_all(spool: Spool, name: str) -> None:
+    model, sides, numbers = first_trainable(spool, name, w=3, a=4)
+    losses = []
+    for quantized in (0.5, 1.0):
+        graph = graph_of(model, sides, numbers, quantized)
+        assert bool(graph.region.masks) == (quantized < 1)
+        losses.append([graph.run(feeds(graph, sides, 1.0), settings_at(k / 5), 1.0) for k in range(5)])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
 @pytest.mark.parametrize("quantized", [0.5, 1.0])
 def test_trained_rounding_is_better_than_nearest(spool: Spool, quantized: float) -> None:
     model, sides, numbers = first_trainable(spool, "wide", skip=1, w=2, a=8, first_last_bits=8)
-    graph = graph_of(model, sides, numbers)
+    graph = graph_of(model, sides, numbers, quantized)
     start = decided_error(graph, sides, graph.state)
     for k in range(150):
         graph.run(feeds(graph, sides, quantized, k), settings_at(k / 150), start)
