@@ -44,6 +44,7 @@ VARIATIONS = {
     "short filters to nearest": Variation(constants=("qcompile.quant.filters:MOST_BITS=0",)),
     "short filters trained from the float weight": Variation(constants=("qcompile.training.rounding:LEANING=0.0",)),
     "half quantized": Variation(constants=(f"{RECIPE}:QUANTIZED.mrecg=(0.5, 0.5)",)),
+    "three quarters quantized": Variation(constants=(f"{RECIPE}:QUANTIZED.mrecg=(0.75, 0.75)",)),
     "all quantized": Variation(("--method", "mrecg-brecq")),
     "no pull": Variation(constants=(f"{RECIPE}:PULL=0.0",)),
     "no hardening": Variation(constants=(f"{RECIPE}:LAST_STRETCH=1.2",)),

@@ -38,8 +38,8 @@ VALUES_PER_WEIGHT = 10  # that samples give a unit at least where they determine
 QUANTIZED = {
     "adaround": (1.0, 1.0),
     "brecq": (1.0, 1.0),
-    "qdrop": (1.0, 0.5),
-    "mrecg": (1.0, 0.5),
+    "qdrop": (1.0, 0.75),
+    "mrecg": (1.0, 0.75),
     "mrecg-brecq": (1.0, 1.0),
 }
 STEPS = {"fast": 100, "default": 500, "max": 3000}  # by effort
