@@ -34,7 +34,7 @@ VALUES_PER_WEIGHT = 10  # that samples give a unit at least where they determine
 
 # Probability that an element is quantized in training, by method: where samples determine the unit, and where they do
 # not. AdaRound (Nagel et al., 2020) and BRECQ (Li et al., 2021) train on quantized values, QDrop (Wei et al., 2022) on
-# a mixture with float, which flattens the loss: it helps against learning by heart, and costs where nothing is.
+# a mixture with float, which flattens the loss: it helps against learning by heart; elsewhere it only takes time.
 QUANTIZED = {
     "adaround": (1.0, 1.0),
     "brecq": (1.0, 1.0),
