@@ -9,15 +9,14 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from qcompile.calibration.affine import AffineKernels, Fit, by_channel
-from qcompile.emission.bias import stretched
+from qcompile.calibration.affine import AffineKernels, Fit, Means, by_channel, mean_error
+from qcompile.emission.bias import take_up
 from qcompile.emission.fragment import boundary, fragment
 from qcompile.errors import InputError
 from qcompile.ir import Constant, Node, Tensor, captured_names, topological
 from qcompile.program.lower import Kind, Step, Value, lower
 from qcompile.progress import track
 from qcompile.qmodel import QModel
-from qcompile.quant.params import Quantizer
 from qcompile.runtime.session import Session
 from qcompile.runtime.spool import Spool
 
@@ -67,9 +66,8 @@ class _Correction:
 
     def __post_init__(self) -> None:
         model = self.model
-        program = lower(model.graph, model.plan)
-        self.steps = program.steps
-        self.tensor_of = {codes: tensor for tensor, codes in program.codes.items()}
+        self.program = lower(model.graph, model.plan)
+        self.steps = self.program.steps
         self.tensors = model.graph.tensors()
         self.constants = {name for name, tensor in self.tensors.items() if isinstance(tensor, Constant)}
         self.nodes = topological(model.graph)
@@ -117,8 +115,8 @@ class _Correction:
             self.spool.put(f"q:{raw.name}", batch, q)
         channels = len(self.model.plan.weights[node.name].scale)
         slope, shift = fit.solve() if fit.weight else (np.ones(channels), np.zeros(channels))
-        shift = shift + self._skip_error(step, index)
-        self._store(node, step.inputs[0].quantizer, slope, shift)
+        shift = shift + self._skip_error(step)
+        take_up(self.model.plan, step, slope, shift)
         self.at, self.float_at = index + 1, float_end
         for batch in range(self.batches):
             q = self.spool.get(f"q:{raw.name}", batch)
@@ -155,36 +153,22 @@ class _Correction:
 
         return run
 
-    def _skip_error(self, step: Step, index: int) -> NDArray[np.float64] | float:
+    def _skip_error(self, step: Step) -> Means | float:
         """Return the mean error [C] of the other operand of the Add that this layer's output enters, or 0."""
-        target = step.outputs[0]
-        readers = [item for item in self.steps[index + 1 :] if target in item.inputs]
-        if len(readers) != 1 or readers[0].node is None or readers[0].node.op != "Add" or len(readers[0].inputs) != 2:
+        other = self.program.residual_operand(step.outputs[0])
+        if other is None or other.quantizer is None:
             return 0.0
-        (other,) = [value for value in readers[0].inputs if value != target] or [target]
-        exact, codes = f"f:{self.tensor_of.get(other.name, '')}", f"q:{other.name}"
-        if other.quantizer is None or not (self.spool.has(exact) and self.spool.has(codes)):
+        exact, codes = f"f:{self.program.tensors.get(other.name, '')}", f"q:{other.name}"
+        if not (self.spool.has(exact) and self.spool.has(codes)):
             return 0.0
-        total: NDArray[np.float64] | float = 0.0
+        total: Means | float = 0.0
         weight = 0.0
         for batch in range(self.batches):
-            f, q = by_channel(self.spool.get(exact, batch)), by_channel(self.spool.get(codes, batch))
-            if not (f.size and q.size):
-                continue
-            mean = (q.mean((0, 2), dtype=np.float64) - other.quantizer.zero_point) * other.quantizer.scale
-            total = total + (f.mean((0, 2), dtype=np.float64) - mean) * (f.size / f.shape[1])
-            weight += f.size / f.shape[1]
+            f, q = self.spool.get(exact, batch), self.spool.get(codes, batch)
+            if f.size and q.size:
+                total = total + mean_error(f, q, other.quantizer) * (f.size / f.shape[1])
+                weight += f.size / f.shape[1]
         return total / weight if weight else 0.0
-
-    def _store(
-        self, node: Node, data: Quantizer | None, slope: NDArray[np.float64], shift: NDArray[np.float64]
-    ) -> None:
-        """Write the corrected scale and bias: y = a*(W x + old) + shift."""
-        plan, name = self.model.plan, node.name
-        assert data is not None
-        plan.weights[name], plan.biases[name] = stretched(
-            plan.weights[name], plan.biases.get(name), slope, shift, data.scale
-        )
 
 
 def values(tensors: Iterable[Tensor]) -> tuple[Value, ...]:

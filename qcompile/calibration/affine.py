@@ -43,6 +43,13 @@ def by_channel(array: Array) -> Array:
     return array.reshape(*array.shape[:2], prod(array.shape[2:]))
 
 
+def mean_error(f: Array, codes: Array, quantizer: Quantizer) -> Means:
+    """Return how far the means [C] of float values lie above those of their codes; both [N, C, ...]."""
+    mean = by_channel(codes).mean((0, 2), dtype=np.float64)
+    error: Means = by_channel(f).mean((0, 2), dtype=np.float64) - (mean - quantizer.zero_point) * quantizer.scale
+    return error
+
+
 @dataclass
 class Fit:
     """Running means of f, q, f*q and q*q per channel."""

@@ -7,7 +7,9 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from qcompile.program.lower import Step
 from qcompile.quant.params import WeightQuantizer
+from qcompile.quant.plan import Plan
 
 LARGEST = 2**30  # leaves the accumulator half of int32
 
@@ -21,18 +23,14 @@ def integer_bias(
     return np.clip(codes, -(2**31), 2**31 - 1).astype(np.int32), scale
 
 
-def stretched(
-    weight: WeightQuantizer,
-    bias: NDArray[np.float32] | None,
-    slope: NDArray[np.float64],
-    shift: NDArray[np.float64],
-    input_scale: float,
-) -> tuple[WeightQuantizer, NDArray[np.float32]]:
-    """Return weight and bias [C] of the layer slope * (W x + bias) + shift."""
-    old = np.zeros(len(slope), np.float32) if bias is None else bias
-    new = (slope * old + shift).astype(np.float32)
+def take_up(plan: Plan, layer: Step, slope: NDArray[np.float64], shift: NDArray[np.float64]) -> None:
+    """Make a layer W x + bias of the plan slope * (W x + bias) + shift; both [C]."""
+    assert layer.node is not None and layer.inputs[0].quantizer is not None
+    name, weight = layer.node.name, plan.weights[layer.node.name]
+    old = plan.biases.get(name, np.zeros(len(slope), np.float32))
+    plan.biases[name] = new = (slope * old + shift).astype(np.float32)
     scaled = replace(weight, scale=(weight.scale * slope).astype(np.float32))
-    return with_room_for_bias(scaled, new, input_scale), new
+    plan.weights[name] = with_room_for_bias(scaled, new, layer.inputs[0].quantizer.scale)
 
 
 def with_room_for_bias(weight: WeightQuantizer, bias: NDArray[np.float32], input_scale: float) -> WeightQuantizer:

@@ -67,6 +67,13 @@ class Program:
     codes: dict[str, str]
     tensors: dict[str, str] = field(default_factory=dict)
 
+    def residual_operand(self, value: Value) -> Value | None:
+        """Return the other operand of the Add that alone reads `value`, or None."""
+        readers = [step for step in self.steps if any(item.name == value.name for item in step.inputs)]
+        if len(readers) != 1 or readers[0].node is None or readers[0].node.op != "Add" or len(readers[0].inputs) != 2:
+            return None
+        return next((item for item in readers[0].inputs if item.name != value.name), value)
+
 
 def lower(graph: Graph, plan: Plan) -> Program:
     """Lower `graph` as `plan` decides; the plan's quantizers must have been calibrated."""

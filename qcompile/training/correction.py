@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from qcompile.calibration.affine import AffineKernels, Fit, Means, by_channel
-from qcompile.emission.bias import stretched
+from qcompile.calibration.affine import AffineKernels, Fit, Means, by_channel, mean_error
+from qcompile.emission.bias import take_up
 from qcompile.program.lower import Step, Value
 from qcompile.training.sides import FLOAT, QUANTIZED, Places, Sides
 
@@ -32,7 +32,7 @@ def correct(
         if step.is_layer and step.node is not None and step.node.name in sides.plan.weights:
             before = [program[k] for k in numbers if k < index]
             slope, shift = _fit(sides, kernels, floats, before, step, some)
-            _store(sides, step, slope, shift + _skip_error(sides, step, some))
+            take_up(sides.plan, step, slope, shift + _skip_error(sides, step, some))
 
 
 def _fit(
@@ -57,25 +57,11 @@ def _fit(
 
 def _skip_error(sides: Sides, layer: Step, places: Places) -> Means | float:
     """Return the mean error [C] of the other operand of the Add that this layer's output enters, or 0."""
-    made = layer.outputs[0]
-    readers = [step for step in sides.program().steps if any(value.name == made.name for value in step.inputs)]
-    if len(readers) != 1 or readers[0].node is None or readers[0].node.op != "Add" or len(readers[0].inputs) != 2:
+    program = sides.program()
+    other = program.residual_operand(layer.outputs[0])
+    if other is None or other.quantizer is None:
         return 0.0
-    other = next((value for value in readers[0].inputs if value.name != made.name), made)
-    exact, codes = (FLOAT, sides.tensors().get(other.name, "")), (QUANTIZED, other.name)
-    if other.quantizer is None or exact not in sides.shapes or codes not in sides.shapes:
+    exact, codes = (FLOAT, program.tensors.get(other.name, "")), (QUANTIZED, other.name)
+    if exact not in sides.shapes or codes not in sides.shapes:
         return 0.0
-    f, q = by_channel(sides.rows(exact, places)), by_channel(sides.rows(codes, places))
-    mean = (q.mean((0, 2), dtype=np.float64) - other.quantizer.zero_point) * other.quantizer.scale
-    error: Means = f.mean((0, 2), dtype=np.float64) - mean
-    return error
-
-
-def _store(sides: Sides, layer: Step, slope: Means, shift: Means) -> None:
-    """Write the corrected scale and bias: y = a*(W x + old) + shift."""
-    plan, data = sides.plan, layer.inputs[0].quantizer
-    assert layer.node is not None and data is not None
-    name = layer.node.name
-    plan.weights[name], plan.biases[name] = stretched(
-        plan.weights[name], plan.biases.get(name), slope, shift, data.scale
-    )
+    return mean_error(sides.rows(exact, places), sides.rows(codes, places), other.quantizer)
