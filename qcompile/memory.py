@@ -5,7 +5,26 @@ from __future__ import annotations
 import ctypes
 import re
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Group:
+    """Where a version of Linux control groups, which limit containers, keeps its numbers of bytes."""
+
+    limit: str
+    used: str
+    statistics: str
+    cached: str
+
+
+MACHINE = Path("/proc/meminfo")
+GROUP_FOLDER = Path("/sys/fs/cgroup")  # a container sees its own group there
+GROUPS = (
+    Group("memory.max", "memory.current", "memory.stat", "inactive_file"),
+    Group("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
+)
 
 
 def peak_memory() -> int:
@@ -19,12 +38,25 @@ def peak_memory() -> int:
 
 
 def free_memory() -> int | None:
-    """Return the bytes that processes may still take without swapping, or None where the system does not say."""
+    """Return the bytes that processes may still take on the machine or in the container, or None if nothing says."""
+    found = [_number(MACHINE, "MemAvailable:", 1024), *(_free_of_group(group) for group in GROUPS)]
+    return min((free for free in found if free is not None), default=None)
+
+
+def _free_of_group(group: Group) -> int | None:
+    """Return what a control group leaves of its limit; files that are cached and unused count as free."""
+    limit, used = (_number(GROUP_FOLDER / name) for name in (group.limit, group.used))
+    cached = _number(GROUP_FOLDER / group.statistics, group.cached) or 0
+    return None if limit is None or used is None else max(0, limit - used + cached)
+
+
+def _number(path: Path, label: str = "", unit: int = 1) -> int | None:
+    """Return the number behind a label that begins a line of a file, or None."""
     try:
-        found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(encoding="ascii"))
-    except OSError:  # not Linux
+        found = re.search(rf"^{label}\s*(\d+)", path.read_text(encoding="ascii"), re.MULTILINE)
+    except OSError:  # not Linux, or not this version of control groups
         return None
-    return int(found[1]) * 1024 if found else None
+    return int(found[1]) * unit if found else None
 
 
 def release_freed_memory() -> None:
