@@ -3,7 +3,7 @@
     python tools/bench_training.py
     python tools/bench_training.py --steps 50        quickly: accuracy is not that of 1000 steps
 
-ResNet-20, W4A4, QDrop unit by unit, 1024 images. Each side runs in a process of its own, from starting Python to the
+ResNet-20, W4A4, BRECQ unit by unit, 1024 images. Each side runs in a process of its own, from starting Python to the
 written file, ours with calibration, training, emission and validation. Scored afterwards: the torch network as it was
 trained (fake-quant), our emitted file.
 
@@ -34,13 +34,13 @@ def table(steps: int, batch: int, threads: int) -> Table:
     settings = ["--steps", str(steps)]
     with tempfile.TemporaryDirectory() as folder:
         out, state = Path(folder) / "out.onnx", Path(folder) / "net.pt"
-        flags = ("--precision", "w4a4", "--method", "qdrop", "--recon-batch", str(batch), *settings)
+        flags = ("--precision", "w4a4", "--method", "brecq", "--recon-batch", str(batch), *settings)
         command = CASES[CASE].command(out, IMAGES, (*flags, "--threads", str(threads)))
         ours = measured(command)
-        peer = [sys.executable, str(ROOT / "tools" / "torch_qdrop.py"), str(state), *settings]
+        peer = [sys.executable, str(ROOT / "tools" / "torch_brecq.py"), str(state), *settings]
         theirs = measured([*peer, "--batch", str(batch), "--threads", str(threads)])
         from scoring import top1  # after measuring: these load onnxruntime and torch
-        from torch_qdrop import accuracy
+        from torch_brecq import accuracy
 
         reference, score, other = top1(CASE), top1(CASE, out), accuracy(state)
     title = f"{CASE}, W4A4, {steps} steps of batch {batch} per unit, {IMAGES} images, {threads} threads"

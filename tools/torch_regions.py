@@ -46,7 +46,7 @@ def filter_shapes(graph: GraphProto, arrays: dict[str, Array]) -> dict[str, tupl
     for node in graph.node:
         weight = made.get(node.input[0]) if node.op_type == "Reshape" else None
         if weight is not None and weight.op_type == "FakeQuantWeight":
-            variable, scale, base = weight.input
+            variable, scale, base, *_ = weight.input
             target = tuple(int(size) for size in arrays[node.input[1]])
             step, factor = made[scale].input[0], made[made[scale].input[1]].input[0]
             per_filter = (target[0], *(1 for _ in target[1:]))

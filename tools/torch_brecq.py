@@ -1,8 +1,8 @@
-"""ResNet-20 to W4A4 by block-wise QDrop, written plainly in torch: what bench_training.py compares the compiler with.
+"""ResNet-20 to W4A4 by block-wise BRECQ, written plainly in torch: what bench_training.py compares the compiler with.
 
-    python tools/torch_qdrop.py OUT.pt --steps 1000 --batch 32 --threads 2
+    python tools/torch_brecq.py OUT.pt --steps 1000 --batch 32 --threads 2
 
-Modules, autograd and torch.optim.Adam, as published code does it (Wei et al., "QDrop", 2022; Nagel et al., "AdaRound",
+Modules, autograd and torch.optim.Adam, as published code does it (Li et al., "BRECQ", 2021; Nagel et al., "AdaRound",
 2020; Esser et al., "LSQ", 2020), channels-last. The compiler's schedule, parameters and placement of quantizers: 8 bits
 for image, sums, pooling, first and last weights, 4 bits in front of every other convolution.
 """
@@ -23,14 +23,12 @@ from assets import CASES
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from qcompile.training.recipe import Kind, settings_at
+from qcompile.training.recipe import FIRST_STRETCH, PULL, Kind, settings_at
 
 CASE = CASES["resnet20"]
 WIDTHS = [16, 16, 16, 16, 32, 32, 32, 64, 64, 64]
 IMAGES, OBSERVED = 1024, 256  # to train on, and of those to choose scales with
-DROP = 0.5
 CANDIDATES = torch.linspace(0.2, 1.2, 100)  # of a scale, as a share of what covers all values
-STRETCH, SHIFT = 1.2, -0.1
 
 
 class Mode(Enum):
@@ -38,7 +36,7 @@ class Mode(Enum):
 
     FLOAT = "nothing"
     OBSERVE = "choose a scale"
-    TRAIN = "round softly, with drop"
+    TRAIN = "round softly"
     QUANTIZED = "round"
 
 
@@ -61,7 +59,7 @@ def rounded(x: Tensor) -> Tensor:
 
 
 class Activation(Switched):
-    """An activation quantizer with a trained scale, dropped element by element in training."""
+    """An activation quantizer with a trained scale."""
 
     start: Tensor
     low: Tensor
@@ -93,8 +91,7 @@ class Activation(Switched):
             self.observe(x)
         if self.mode is Mode.FLOAT:
             return x
-        quantized = self.fake(x, self.start * torch.exp(self.log_scale))
-        return torch.where(torch.rand_like(x) < DROP, quantized, x) if self.mode is Mode.TRAIN else quantized
+        return self.fake(x, self.start * torch.exp(self.log_scale))
 
 
 class Layer(Switched):
@@ -102,10 +99,10 @@ class Layer(Switched):
 
     def __init__(self, weight: Tensor, bias: Tensor, bits: int, stride: int = 1) -> None:
         super().__init__()
-        self.bits, self.stride, self.exact = bits, stride, weight
+        self.bits, self.stride, self.exact, self.stretch = bits, stride, weight, FIRST_STRETCH
         self.start = self._best_scale()
         part = torch.clamp(weight / self.start - self.floor(), 0, 1 - 1e-6)
-        self.rounding = nn.Parameter(-torch.log(STRETCH / (part - SHIFT) - 1))
+        self.rounding = nn.Parameter(-torch.log(FIRST_STRETCH / (part - (1 - FIRST_STRETCH) / 2) - 1))
         self.log_scale = nn.Parameter(torch.zeros_like(self.start))
         self.bias = nn.Parameter(bias)
 
@@ -126,7 +123,7 @@ class Layer(Switched):
 
     def soft(self) -> Tensor:
         """Return AdaRound's rectified sigmoid."""
-        return torch.clamp(torch.sigmoid(self.rounding) * STRETCH + SHIFT, 0, 1)
+        return torch.clamp(torch.sigmoid(self.rounding) * self.stretch + (1 - self.stretch) / 2, 0, 1)
 
     def weight(self) -> Tensor:
         if self.mode in (Mode.FLOAT, Mode.OBSERVE):
@@ -202,7 +199,7 @@ def error(found: Tensor, target: Tensor) -> Tensor:
 
 
 def train(unit: nn.Module, data: dict[str, Tensor], steps: int, batch: int) -> None:
-    """Reconstruct one unit: `data` has its input, quantized and float, and its float output."""
+    """Reconstruct one unit: `data` has its quantized input and its float output."""
     layers = [part for part in unit.modules() if isinstance(part, Layer)]
     scales = [part.log_scale for part in unit.modules() if isinstance(part, Activation)]
     optimizer = torch.optim.Adam([
@@ -215,18 +212,20 @@ def train(unit: nn.Module, data: dict[str, Tensor], steps: int, batch: int) -> N
 
     def output() -> tuple[Tensor, Tensor]:
         picked = torch.randperm(count)[:batch]
-        quantized, exact = data["quantized"][picked], data["exact"][picked]
-        x = torch.where(torch.rand_like(exact) < DROP, quantized, exact)
-        return unit(x), data["target"][picked]
+        return unit(data["quantized"][picked]), data["target"][picked]
 
     switch(unit, Mode.TRAIN)
     with torch.no_grad():
         unit_error = max(float(torch.stack([error(*output()) for _ in range(4)]).mean()), 1e-12)
+    starts = [layer.soft().detach() for layer in layers]
     for step in range(steps):
         settings = settings_at(step / steps)
         for group in optimizer.param_groups:
             group["lr"] = settings.rates[group["kind"]]
-        loss = error(*output()) / unit_error
+        for layer in layers:
+            layer.stretch = settings.stretch
+        ways = [(layer.soft() - start).square().sum() for layer, start in zip(layers, starts)]
+        loss = error(*output()) / unit_error + PULL / data["target"].numel() * sum(ways)
         if settings.strength:
             penalty = sum((1 - (2 * layer.soft() - 1).abs().pow(settings.exponent)).sum() for layer in layers)
             loss = loss + settings.strength / weights * penalty
@@ -250,7 +249,7 @@ def reconstruct(net: nn.Sequential, images: Tensor, steps: int, batch: int) -> N
         switch(unit, Mode.OBSERVE)
         with torch.no_grad():
             unit(exact[:OBSERVED])
-        train(unit, {"quantized": quantized, "exact": exact, "target": target}, steps, batch)
+        train(unit, {"quantized": quantized, "target": target}, steps, batch)
         quantized, exact = outputs(unit, quantized), target
 
 
