@@ -1,4 +1,4 @@
-"""Int32 biases: their scale is the float32 product that the kernel itself uses."""
+"""Int32 biases: their scale is the float32 product that the kernel itself uses; what corrections do to them."""
 
 from __future__ import annotations
 

@@ -59,12 +59,10 @@ class Step:
 class Program:
     """Steps in executable order; every value is made before it is read.
 
-    `codes` maps tensors to the names of their codes; `tensors` maps these names, and those of the codes of narrower
-    quantizers, to the tensors.
+    `tensors` maps the names of codes, those of narrower quantizers too, to the tensors that they stand for.
     """
 
     steps: tuple[Step, ...]
-    codes: dict[str, str]
     tensors: dict[str, str] = field(default_factory=dict)
 
     def residual_operand(self, value: Value) -> Value | None:
@@ -83,7 +81,7 @@ def lower(graph: Graph, plan: Plan) -> Program:
     for tensor in graph.outputs:
         lowering.real(tensor)
     tensors = {value.name: tensor for (tensor, _), value in lowering.coded.items()}
-    return Program(tuple(lowering.steps), lowering.code_names, tensors)
+    return Program(tuple(lowering.steps), tensors)
 
 
 @dataclass
@@ -93,7 +91,6 @@ class _Lowering:
     steps: list[Step] = field(default_factory=list)
     coded: dict[tuple[str, str], Value] = field(default_factory=dict)  # (tensor, quantizer key) -> codes
     floats: set[str] = field(default_factory=set)  # tensors whose float value exists
-    code_names: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.tensors = self.graph.tensors()
@@ -164,8 +161,6 @@ class _Lowering:
         quantizer = self.plan.quantizers[key]
         name = unique_name(f"{tensor.name}_q{quantizer.bits}", self.taken)
         value = self.coded[tensor.name, key] = Value(name, quantizer)
-        if key == self.plan.key(tensor.name):
-            self.code_names[tensor.name] = name
         return value
 
     def _step(

@@ -118,7 +118,6 @@ def test_all_codes_are_known_by_their_tensors() -> None:
     made = {value.name for step in program.steps for value in step.outputs if value.quantizer is not None}
     assert set(program.tensors) == made
     assert program.tensors["trunk_q8"] == program.tensors["trunk_q4"] == "trunk"
-    assert {codes: tensor for tensor, codes in program.codes.items()}.items() <= program.tensors.items()
 
 
 def test_products_of_activations() -> None:
@@ -144,7 +143,7 @@ def test_names_that_are_taken() -> None:
     )
     program = lower(model.graph, model.plan)
     assert_executable(model, program)
-    assert {"x_q8", "a_q8"}.isdisjoint(program.codes.values())
+    assert {"x_q8", "a_q8"}.isdisjoint(program.tensors)
 
 
 def test_tensor_with_the_name_of_a_narrow_quantizer_is_refused() -> None:
@@ -198,10 +197,10 @@ def assert_one_quantizer_each(model: QModel, program: Program) -> None:
             (wide,), (narrow,) = step.inputs, step.outputs
             assert wide.quantizer is not None and narrow.quantizer is not None
             assert narrow.quantizer.bits < wide.quantizer.bits
-    for tensor, codes in program.codes.items():
-        assert model.plan.quantizers[model.plan.key(tensor)] in [
-            value.quantizer for step in program.steps for value in step.outputs if value.name == codes
-        ]
+    for value in (value for step in program.steps for value in step.outputs if value.quantizer is not None):
+        assert value.quantizer is not None
+        key = model.plan.key(program.tensors[value.name], value.quantizer.bits)
+        assert model.plan.quantizers[key] is value.quantizer
 
 
 @pytest.mark.parametrize("name", NETWORKS)
