@@ -117,6 +117,17 @@ CASES = {
         std=(128.0,),
         crop=224,
     ),
+    "lite1": Case(  # made by export_lite1.py
+        model=ROOT / "build" / "efficientnet_lite1.onnx",
+        input="image",
+        calibration=IMAGENET / "calib",
+        evaluation=IMAGENET / "val",
+        preprocess="resize=256,crop=240,scale=1,mean=127,std=128",
+        scale=1.0,
+        mean=(127.0,),
+        std=(128.0,),
+        crop=240,
+    ),
     "ppocr": Case(  # a text detector without text images at hand: for speed and kernels, not for accuracy
         model=ASSETS / "models" / "ppocr_v4_det.onnx",
         input="x",

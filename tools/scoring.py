@@ -25,7 +25,7 @@ class Score:
 def classifier_parser(text: str | None, images: int) -> argparse.ArgumentParser:
     """Return a parser of what tools ask that compile and score: the case, `images` to calibrate on, bits, seeds."""
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("case", choices=["resnet20", "embedded", "lite0"])
+    parser.add_argument("case", choices=["resnet20", "embedded", "lite0", "lite1"])
     parser.add_argument("--images", type=int, default=images)
     parser.add_argument("--bits", action="append")
     parser.add_argument("--seed", action="append", type=int)
