@@ -122,7 +122,7 @@ class Config:
         "auto", "Run", "of training: auto, ort, ort-training", metavar="NAME", choices=get_args(Engine)
     )
     device: Device = flag("cpu", "Run", "of training: cpu, cuda", metavar="NAME", choices=get_args(Device))
-    memory: str | None = flag(None, "Run", "for values in training [half of what is free]", metavar="SIZE")
+    memory: str | None = flag(None, "Run", "for values in training [half of what is free, to 3 GiB]", metavar="SIZE")
     work_dir: str | None = flag(None, "Run", "keep the state of training there", metavar="FOLDER")
     resume: bool = flag(False, "Run", "go on from the state in --work-dir", kind=bool)
 
