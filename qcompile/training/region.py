@@ -94,13 +94,7 @@ class RegionBuilder:
 
     def build(self, steps: Sequence[Step], inputs: Sequence[Value], outputs: Sequence[Value]) -> Region:
         """Return the region that computes `outputs` from `inputs`."""
-        for value in inputs:
-            sides = [("q", value.name), *([("f", self._tensor(value))] if value.quantizer is not None else [])]
-            if not self.shapes.keys() >= set(sides):
-                raise UntrainableError(
-                    f"the values of {self._tensor(value)!r}, which it reads, are not ordered by sample"
-                )
-        given = {self._tensor(value): self.shapes["q", value.name] for value in inputs}
+        given = {self._tensor(value): self._shape("q", value.name) for value in inputs}
         self.inferred = sizes_of(self.graph, steps, given, self.tensor_of)
         aims = [self.shapes["f", self._tensor(value)] for value in self._aims(outputs)]
         self.targets = sum(map(math.prod, aims)) // self.batch
@@ -138,10 +132,15 @@ class RegionBuilder:
         """Return the tensor of the graph that a value stands for."""
         return self.tensor_of.get(value.name, value.name)
 
-    def _feed(self, name: str, side: str, value: str, kind: int) -> str:
+    def _shape(self, side: str, value: str) -> tuple[int, ...]:
+        """Return the shape of a batch of what is fed."""
         if (side, value) not in self.shapes:
-            raise UntrainableError(f"{value!r} is not kept sample by sample")
-        self.inputs.append(helper.make_tensor_value_info(name, kind, self.shapes[side, value]))
+            tensor = self.tensor_of.get(value, value)
+            raise UntrainableError(f"the values of {tensor!r}, which it reads, are not ordered by sample")
+        return self.shapes[side, value]
+
+    def _feed(self, name: str, side: str, value: str, kind: int) -> str:
+        self.inputs.append(helper.make_tensor_value_info(name, kind, self._shape(side, value)))
         self.feeds[name] = (side, value)
         return name
 

@@ -20,7 +20,7 @@ from qcompile.program.lower import Step
 from qcompile.runtime.session import Session
 from qcompile.runtime.spool import Spool
 from qcompile.training.recipe import FROZEN, Kind, draw_mask, settings_at
-from qcompile.training.region import Parameter, RegionBuilder
+from qcompile.training.region import Parameter, RegionBuilder, UntrainableError
 from qcompile.training.rounding import hardened
 from qcompile.training.sides import FLOAT, QUANTIZED, Sides
 from qcompile.training.step_graph import StepGraph
@@ -119,6 +119,15 @@ def test_without_masks_it_is_what_it_is_with_masks_that_quantize_all(spool: Spoo
         assert bool(graph.region.masks) == (quantized < 1)
         losses.append([graph.run(feeds(graph, sides, 1.0), settings_at(k / 5), 1.0) for k in range(5)])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_only_a_mixture_needs_the_float_values_that_a_region_reads(spool: Spool) -> None:
+    model, sides, numbers = first_trainable(spool, "chain", skip=1, w=3, a=4)
+    (value,) = sides.inputs_of([sides.program().steps[k] for k in numbers])
+    del sides.shapes[FLOAT, sides.tensors()[value.name]]
+    assert graph_of(model, sides, numbers, 1.0).region.parameters
+    with pytest.raises(UntrainableError, match="which it reads, are not ordered by sample"):
+        graph_of(model, sides, numbers, 0.5)
 
 
 @pytest.mark.parametrize("quantized", [0.5, 1.0])
