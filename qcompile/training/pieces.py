@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from qcompile.ir import Graph
 from qcompile.program.dag import activation_dag
 from qcompile.quant.plan import Plan, region_name
+from qcompile.training.sizes import is_real
 
 
 @dataclass(frozen=True)
@@ -52,3 +53,18 @@ def cut_layers(graph: Graph) -> list[Piece]:
         names.setdefault(numbers[index], []).append(dag.nodes[index].name)
     layers = {numbers[index]: dag.nodes[index].name for index in dag.compute}
     return [Piece(layers.get(number, names[number][0]), tuple(names[number])) for number in sorted(names)]
+
+
+def without_integers(graph: Graph, pieces: Iterable[Piece]) -> Iterator[Piece]:
+    """Yield the pieces; where nodes at the end of one make integers, it ends in front of them, and they are another.
+
+    So the error of a classifier that gives out classes is that of the logits in front of its ArgMax.
+    """
+    real = {node.name: any(map(is_real, node.outputs)) for node in graph.nodes}
+    for piece in pieces:
+        end = max((number for number, node in enumerate(piece.nodes, 1) if real[node]), default=0)
+        if 0 < end < len(piece.nodes):
+            yield replace(piece, nodes=piece.nodes[:end])
+            yield Piece(f"{piece.name}: {piece.nodes[end]}", piece.nodes[end:])
+        else:
+            yield piece

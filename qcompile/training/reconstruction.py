@@ -26,7 +26,7 @@ from qcompile.qmodel import QModel, generator
 from qcompile.runtime.spool import Spool
 from qcompile.training.correction import correct
 from qcompile.training.engines import open_trainer
-from qcompile.training.pieces import Piece
+from qcompile.training.pieces import Piece, without_integers
 from qcompile.training.recipe import BATCH, FROZEN, QUANTIZED, STEPS, Kind, draw_mask, settings_at
 from qcompile.training.region import Region, RegionBuilder, UntrainableError
 from qcompile.training.rounding import hardened
@@ -104,7 +104,8 @@ def reconstruct(
     data, trained_on, judged_by = _shares(model.data, model.held_back)
     with Spool(memory_of(model.config), work_dir.values() if work_dir else None) as spool:
         sides = Sides(model.graph, plan, data, model.config.threads, spool)
-        yield from _Run(model, sides, title, trained_on, judged_by).outcomes(pieces, work_dir)
+        run = _Run(model, sides, title, trained_on, judged_by)
+        yield from run.outcomes(list(without_integers(model.graph, pieces)), work_dir)
 
 
 def _shares(data: Dataset, held_back: Dataset | None) -> tuple[Dataset, Indices, Indices]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from qcompile import Config, PassManager, QModel, open_model
 from qcompile.passes.partition_units import PartitionUnits
-from qcompile.training.pieces import Piece, cut_layers, join_units, regions_of
+from qcompile.training.pieces import Piece, cut_layers, join_units, regions_of, without_integers
 from qcompile.training.reconstruction import reconstruct
 
 DECIDE = (CORRECT[0], PartitionUnits(), *CORRECT[1:])
@@ -97,15 +97,28 @@ def test_tokens_in_the_batch_with_few_samples(count: int) -> None:
     assert [outcome.reason for outcome in reconstruct(model, units(model))] == [""] * 3
 
 
-def test_an_output_of_integers_has_no_loss() -> None:
+def test_the_loss_of_a_classifier_that_gives_out_classes_is_that_of_its_logits() -> None:
+    text = """n (float[N,3,8,8] x, float[8,3,1,1] A, float[8,8,3,3] B, float[4,8,1,1] C) => ({result}) {{
+      [first] a = Conv(x, A)  [relu] b = Relu(a)  [inner] c = Conv<pads = [1,1,1,1]>(b, B)  [relu2] d = Relu(c)
+      [last] e = Conv(d, C)  {end}
+    }}"""
+    classes = calibrated(text.format(result="int64[N,1,P,Q] y", end="[class] y = ArgMax<axis = 1>(e)"))
+    logits = calibrated(text.format(result="float[N,4,P,Q] e", end=""))
+    outcomes = [list(reconstruct(model, units(model))) for model in (classes, logits)]
+    assert [outcome.reason for outcome in outcomes[0]] == [""] * 3
+    assert outcomes[0] == outcomes[1]
+
+
+def test_a_model_of_integers_at_its_end_is_trained_layer_by_layer_too() -> None:
     model = calibrated(
-        """n (float[N,3,8,8] x, float[8,3,1,1] A, float[8,8,3,3] B, float[4,8,1,1] C) => (int64[N,1,P,Q] y) {
-          [first] a = Conv(x, A)  [relu] b = Relu(a)  [inner] c = Conv<pads = [1,1,1,1]>(b, B)  [relu2] d = Relu(c)
-          [last] e = Conv(d, C)  [class] y = ArgMax<axis = 1>(e)
+        """n (float[N,8] x, float[8,8] A, float[8,4] B) => (int64[N] y) <int64[1] axis = {1}> {
+          [first] a = MatMul(x, A)  [relu] b = Relu(a)  [last] c = MatMul(b, B)
+          [class] d = ArgMax<axis = 1>(c)  [flat] y = Squeeze(d, axis)
         }"""
     )
-    reasons = {outcome.piece: outcome.reason for outcome in reconstruct(model, units(model))}
-    assert reasons == {"first": "", "inner": "", "last": "none of its outputs is a real number for each sample"}
+    pieces = list(without_integers(model.graph, cut_layers(model.graph)))
+    assert [piece.nodes for piece in pieces] == [("first", "relu"), ("last",), ("class", "flat")]
+    assert [outcome.reason for outcome in reconstruct(model, cut_layers(model.graph))] == [""] * 2
 
 
 SIXTEEN = 16  # tokens: as many as there are samples in one run
