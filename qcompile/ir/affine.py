@@ -140,7 +140,7 @@ def open_layer(node: Node) -> Layer | None:
 def _put(graph: Graph, node: Node, position: int, values: NDArray[np.floating]) -> None:
     old = optional_input(node, position)
     if isinstance(old, Constant) and len(old.outputs) == 1 and not is_output(graph, old):
-        old.values = np.ascontiguousarray(values)
+        old.values = np.asarray(values, order="C")
         return
     stem = f"{old.name}_folded" if old is not None else f"{node.name}_bias"
     fresh = new_constant(graph, stem, values)

@@ -107,8 +107,8 @@ def insert_behind(graph: Graph, node: Node, op: str, constants: Sequence[Constan
 
 
 def new_constant(graph: Graph, stem: str, values: NDArray[Any]) -> Constant:
-    """Return a constant with a name of its own."""
-    return Constant(fresh_name(graph, stem), np.ascontiguousarray(values))
+    """Return a constant with a name of its own; a scalar stays one (numpy.ascontiguousarray makes a vector of it)."""
+    return Constant(fresh_name(graph, stem), np.asarray(values, order="C"))
 
 
 def constant_operand(node: Node) -> tuple[Tensor, Constant] | None:

@@ -54,6 +54,11 @@ REWRITES = {
     "slice of a part stays": (
         "g (float[N,6] x) => (float[N,5] y) <int64[1] s = {0}, int64[1] e = {5}, int64[1] a = {1}>"
         "{ t = Slice(x, s, e, a) y = Relu(t) }", ROWS, "Slice Relu"),
+    "slice by half of a size that is known once pads are folded": (
+        "g (float[N,4,8,8] x) => (float[N,4,P,8] y)"
+        "<int64 d = {2}, float two = {2}, int64[1] z = {0}, int64[1] a = {2}, int64[8] p = {0,0,1,0,0,0,0,0}>"
+        "{ q = Add(p, p) w = Pad(x, q) s = Shape(w) n = Gather<axis = 0>(s, d) f = Cast<to = 1>(n) h = Div(f, two)"
+        "  u = Unsqueeze(h, z) e = Cast<to = 7>(u) t = Slice(w, z, e, a) y = Relu(t) }", IMAGE, "Pad Slice Relu"),
     "slice with a step stays": (
         "g (float[N,6] x) => (float[N,3] y) <int64[1] s = {0}, int64[1] e = {9}, int64[1] a = {1}, int64[1] p = {2}>"
         "{ t = Slice(x, s, e, a, p) y = Relu(t) }", ROWS, "Slice Relu"),
