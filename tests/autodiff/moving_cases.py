@@ -150,6 +150,7 @@ def resize(draw: DrawFn) -> Case:
     return Case("Resize", (x, None, None, ints(*shape[:2], *(draw(st.integers(2, 8)) for _ in range(2)))), attributes)
 
 
+REDUCTIONS = ("L1", "L2", "LogSumExp", "Max", "Mean", "Min", "Sum", "SumSquare")
 CASES: dict[str, SearchStrategy[Case]] = {
     **{op: over_axis(op) for op in ("Softmax", "LogSoftmax", "Flatten")},
     **{op: unary(op, positive) for op in ("Log", "Sqrt", "Reciprocal")},
@@ -159,7 +160,7 @@ CASES: dict[str, SearchStrategy[Case]] = {
     **{op: pool(op) for op in ("MaxPool", "AveragePool")},
     **{op: images(op) for op in ("GlobalAveragePool",)},
     **{op: normalization(op) for op in ("LayerNormalization", "InstanceNormalization", "BatchNormalization")},
-    **{op: reduction(op) for op in ("ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin")},
+    **{f"Reduce{kind}": reduction(f"Reduce{kind}") for kind in REDUCTIONS},
     **{op: squeeze(op) for op in ("Squeeze", "Unsqueeze")},
     **{op: blocks(op) for op in ("DepthToSpace", "SpaceToDepth")},
     "Cast": unary("Cast", to=11),

@@ -62,8 +62,19 @@ def _gemm(case: Case, a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
 
 def _reduce(case: Case, x: Tensor) -> Tensor:
     axes = _constant(case, 1) if len(case.inputs) > 1 else list(range(x.ndim))
-    reduce = {"ReduceSum": torch.sum, "ReduceMean": torch.mean, "ReduceMax": torch.amax, "ReduceMin": torch.amin}
-    return reduce[case.op](x, axes, keepdim=bool(case.attributes["keepdims"]))
+    return REDUCE[case.op](x, axes, keepdim=bool(case.attributes["keepdims"]))
+
+
+REDUCE: dict[str, Callable[..., Tensor]] = {
+    "ReduceL1": lambda x, axes, keepdim: x.abs().sum(axes, keepdim=keepdim),
+    "ReduceL2": lambda x, axes, keepdim: x.square().sum(axes, keepdim=keepdim).sqrt(),
+    "ReduceLogSumExp": torch.logsumexp,
+    "ReduceMax": torch.amax,
+    "ReduceMean": torch.mean,
+    "ReduceMin": torch.amin,
+    "ReduceSum": torch.sum,
+    "ReduceSumSquare": lambda x, axes, keepdim: x.square().sum(axes, keepdim=keepdim),
+}
 
 
 def _norm(case: Case, x: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -164,8 +175,8 @@ TWINS: dict[str, Callable[..., Any]] = {
     "MatMul": _of(torch.matmul), "Max": _chain(torch.maximum), "MaxPool": _max_pool, "Min": _chain(torch.minimum),
     "Mul": _of(torch.mul), "Neg": _of(torch.neg),
     "PRelu": lambda case, x, slope: torch.where(x > 0, x, x * slope), "Pad": _pad,
-    "Pow": lambda case, x, *exponent: torch.pow(x, exponent[0] if exponent else 2), "ReduceMax": _reduce,
-    "ReduceMean": _reduce, "ReduceMin": _reduce, "ReduceSum": _reduce, "Reciprocal": _of(torch.reciprocal),
+    "Pow": lambda case, x, *exponent: torch.pow(x, exponent[0] if exponent else 2), **dict.fromkeys(REDUCE, _reduce),
+    "Reciprocal": _of(torch.reciprocal),
     "Relu": _of(torch.relu), "Reshape": lambda case, x: x.reshape(_constant(case, 1)), "Resize": _resize,
     "Sigmoid": _of(torch.sigmoid), "Sin": _of(torch.sin), "Slice": _slice,
     "Softmax": lambda case, x: torch.softmax(x, case.attributes["axis"]), "Softplus": _of(F.softplus),

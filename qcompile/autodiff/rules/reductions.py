@@ -1,8 +1,9 @@
-"""Sums, means and extremes over axes."""
+"""Sums, means, extremes and norms over axes."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from onnx import helper
 
@@ -34,6 +35,23 @@ def _reduce_extreme(g: Tape, node: Node, dy: Value) -> Gradients:
     chosen = mask(g, g.equal(x, _kept(g, node, node.outputs[0])))
     count = _kept(g, node, g.op(*["ReduceSum", chosen, *node.inputs[1:]], **node.attributes))
     return g.mul(chosen, g.div(_kept(g, node, dy), count)), None
+
+
+@vjp("ReduceL1", "ReduceL2", "ReduceSumSquare", "ReduceLogSumExp")
+def _reduce_norm(g: Tape, node: Node, dy: Value) -> Gradients:
+    """dy times the slope of the norm y: sign x, x / y, 2x, exp(x - y)."""
+    x, y = node.inputs[0], _kept(g, node, node.outputs[0])
+    slope = SLOPES[node.op](g, x, y)
+    return g.mul(slope, _kept(g, node, dy)), None
+
+
+TINY = 1e-30  # the norm of zeros has the slope 0
+SLOPES: dict[str, Callable[[Tape, Value, Value], Value]] = {
+    "ReduceL1": lambda g, x, y: g.sign(x),
+    "ReduceL2": lambda g, x, y: g.div(x, g.max(y, TINY)),
+    "ReduceSumSquare": lambda g, x, y: g.mul(x, 2.0),
+    "ReduceLogSumExp": lambda g, x, y: g.exp(g.sub(x, y)),
+}
 
 
 def ratio(g: Tape, large: Value, small: Value) -> Operand:
