@@ -132,7 +132,7 @@ class _Lowering:
         if (tensor.name, key) in self.coded:
             return self.coded[tensor.name, key]
         own = self.plan.key(tensor.name)
-        if key != own and (tensor.name, own) in self.coded:
+        if key != own and (tensor.name, own) in self.coded and not isinstance(tensor, Constant):
             source, kind = self.coded[tensor.name, own], Kind.REQUANTIZE
         else:
             source, kind = self.real(self._absorbed_start(tensor)), Kind.QUANTIZE

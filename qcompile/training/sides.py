@@ -36,9 +36,10 @@ class Sides:
 
     `shapes` maps (side, name) to the shape of one row of what is kept, `folded` to the rows of a sample where they are
     several (tokens that were folded into the batch). Codes are uint8, so the quantized side takes a quarter of the
-    float one; inputs of the model are kept once for both. What nothing later reads is dropped. Shape arithmetic is done
-    again wherever it is read, since its values are not those of samples. What is not ordered by sample is not kept, and
-    the steps that read it are not run: their pieces are not trained. `digest` is a hash of the samples.
+    float one; inputs of the model are kept once for both. What nothing later reads is dropped. Shape arithmetic and the
+    codes of constants are made again wherever they are read, since these values are not those of samples. What is not
+    ordered by sample is not kept, and the steps that read it are not run: their pieces are not trained. `digest` is a
+    hash of the samples.
     """
 
     graph: Graph
@@ -129,26 +130,30 @@ class Sides:
                 number = made_by.get(value.name, -1)
                 if number < 0 or number in found | done:
                     continue
-                if steps[number].node is None or self._is_arithmetic_on_shapes(steps[number]):
+                if steps[number].node is None or self._is_same_for_all(steps[number]):
                     found.add(number)
                     queue.append(number)
         return sorted(found)
 
-    def _is_arithmetic_on_shapes(self, step: Step) -> bool:
-        return step.node is not None and step.node.name not in self.flowing
+    def _is_same_for_all(self, step: Step) -> bool:
+        """Say whether no sample changes what a step makes: shape arithmetic, and the codes of a constant."""
+        if step.node is None:
+            return step.inputs[0].name in self.constants
+        return step.node.name not in self.flowing
 
     def inputs_of(self, steps: Sequence[Step]) -> list[Value]:
         """Return the values that `steps` read from before."""
         return [value for value in boundary(steps)[0] if value.name and value.name not in self.constants]
 
     def outputs_of(self, numbers: Sequence[int]) -> list[Value]:
-        """Return the values of these steps that others read or the model gives out."""
+        """Return the values of these steps that others read or the model gives out; a shape alone is no reader."""
         steps = self.program().steps
-        read = {value.name for k, step in enumerate(steps) if k not in set(numbers) for value in step.reads}
+        others = (step for k, step in enumerate(steps) if k not in set(numbers) and not self._is_same_for_all(step))
+        read = {value.name for step in others for value in step.reads}
         return [value for k in numbers for value in self._kept_of(steps[k]) if value.name in read | self.results]
 
     def _kept_of(self, step: Step) -> tuple[Value, ...]:
-        return () if self._is_arithmetic_on_shapes(step) else step.outputs
+        return () if self._is_same_for_all(step) else step.outputs
 
     def settled(self) -> set[str]:
         """Return the keys of the quantizers whose codes have been made: to change them now would make those wrong."""
@@ -173,9 +178,10 @@ class Sides:
     def run_quantized(self, numbers: Sequence[int]) -> None:
         """Run these steps on the quantized side, as the plan stands now; forget what nobody needs any more."""
         steps = self.program().steps
-        self._run(QUANTIZED, [steps[k] for k in numbers], [value.name for value in self.outputs_of(numbers)])
         self._end(steps, numbers, self.steps_done)
         later = self._read_later(steps, self.steps_done)
+        made = [value.name for k in numbers for value in self._kept_of(steps[k])]
+        self._run(QUANTIZED, [steps[k] for k in numbers], [name for name in made if name in later])
         exact = self._read_later(self.floats, self.floats_done)
         tensors = self.tensors()
         kept = {FLOAT: exact | {tensors.get(name, name) for name in later}, QUANTIZED: later}
@@ -204,7 +210,7 @@ class Sides:
         return self.program().tensors
 
     def _end(self, steps: Sequence[Step], numbers: Iterable[int], done: set[int]) -> None:
-        done.update(number for number in numbers if not self._is_arithmetic_on_shapes(steps[number]))
+        done.update(number for number in numbers if not self._is_same_for_all(steps[number]))
 
     def _read_later(self, steps: Sequence[Step], done: set[int]) -> set[str]:
         """Return the names of what the steps that are not done read, themselves or through shape arithmetic."""
@@ -212,7 +218,7 @@ class Sides:
         for number in reversed(range(len(steps))):
             step = steps[number]
             makes_it = any(value.name in read for value in step.outputs)
-            if makes_it if self._is_arithmetic_on_shapes(step) else number not in done:
+            if makes_it if self._is_same_for_all(step) else number not in done:
                 read.update(value.name for value in step.reads)
         return read
 

@@ -45,6 +45,19 @@ NETWORKS = {
         [first] a = Conv<pads = [1,1,1,1]>(x, A, K)  [relu] b = Relu(a)
         [inner] c = Conv<pads = [1,1,1,1], strides = [2,2]>(b, B)  [relu2] d = Relu(c)  [last] y = Conv(d, C)
     }""",
+    # both pieces read the codes of one constant, as after the merging of equal ones
+    "a constant of two readers": """n (float[N,3,8,8] x, float[8,3,1,1] A, float[8,8,3,3] B, float[4,8,1,1] C)
+      => (float[N,4,P,Q] y) <float[1,8,1,1] k = {0.5,1,1.5,2,0.5,1,1.5,2}> {
+        [first] a = Conv(x, A)  [sigmoid] b = Sigmoid(a)  [one] c = Mul(b, k)
+        [inner] d = Conv<pads = [1,1,1,1]>(c, B)  [sigmoid2] e = Sigmoid(d)  [two] f = Mul(e, k)  [last] y = Conv(f, C)
+    }""",
+    # the first piece reads the shape of its own sum's operand, and the last one reads it again
+    "a shape of two readers": """n (float[N,3,H,W] x, float[8,3,1,1] A, float[1,8,1,1] k, float[8,8,3,3] B,
+      float[4,8,1,1] C) => (float[N,4,P,Q] y) {
+        [first] a = Conv(x, A)  [size] s = Shape(a)  [grow] g = Expand(k, s)  [add] b = Add(a, g)
+        [sigmoid] c = Sigmoid(b)  [inner] d = Conv<pads = [1,1,1,1]>(c, B)  [relu] e = Relu(d)
+        [restore] f = Reshape(e, s)  [last] y = Conv(f, C)
+    }""",
     # the scale in front of the comparison has no gradient
     "a comparison": """n (float[N,3,8,8] x, float[8,3,1,1] A, float[8,8,3,3] B, float[4,8,1,1] C) => (float[N,4,P,Q] y)
       <float zero = {0}> {
