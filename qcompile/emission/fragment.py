@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import onnx
@@ -26,7 +27,33 @@ def fragment(
         return int(TensorProto.UINT8) if value.quantizer is not None else element_type(emitter.tensors[value.name])
 
     infos = [helper.make_tensor_value_info(value.name, kind(value), None) for value in inputs]
-    return emitter.fragment(infos, [onnx.ValueInfoProto(name=name) for name in outputs])
+    model = emitter.fragment(infos, [onnx.ValueInfoProto(name=name) for name in outputs])
+    if any(node.op_type == "Transpose" for node in model.graph.node):
+        _dequantize_for_each(model.graph)
+    return model
+
+
+def _dequantize_for_each(graph: onnx.GraphProto) -> None:
+    """Give every reader a DequantizeLinear of its own.
+
+    Run as fake quantization, ONNX Runtime 1.31 moves a Transpose past one that is shared as if it had one reader, and
+    cannot load the model, or would compute with wrong axes.
+    """
+    shared = {node.output[0]: node for node in graph.node if node.op_type == "DequantizeLinear"}
+    seen: Counter[str] = Counter()
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        for place, name in enumerate(node.input):
+            if name in shared and seen[name]:
+                copied = onnx.NodeProto()
+                copied.CopyFrom(shared[name])
+                copied.name, copied.output[0] = f"{copied.name}/{seen[name]}", f"{name}/{seen[name]}"
+                node.input[place] = copied.output[0]
+                nodes.append(copied)
+            seen[name] += 1
+        nodes.append(node)
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 def element_type(tensor: Tensor) -> int:

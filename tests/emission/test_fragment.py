@@ -86,3 +86,20 @@ def test_steps_of_the_float_graph_run_as_they_stand() -> None:
     expected = Session(model.source, level="off", threads=1).run(feeds)
     np.testing.assert_allclose(found["y"], expected["y"], rtol=1e-5, atol=1e-5)
     assert "QuantizeLinear" not in {node.op_type for node in piece.graph.node}
+
+
+MIXER = """n (float[N,3,4,4] x, float[8,3,1,1] A, float[8] G, float[16,12] B, float[12,16] C, float[8,4] D)
+  => (float[N,T,4] y) <int64[3] tokens = {0,8,-1}> {
+    [stem] a = Conv(x, A)  [fold] b = Reshape(a, tokens)  [turn] c = Transpose<perm = [0,2,1]>(b)
+    [norm] d = LayerNormalization(c, G)  [across] e = Transpose<perm = [0,2,1]>(d)  [one] f = MatMul(e, B)
+    [relu] h = Relu(f)  [two] i = MatMul(h, C)  [back] j = Transpose<perm = [0,2,1]>(i)  [add] k = Add(c, j)
+    [norm2] l = LayerNormalization(k, G)  [last] y = MatMul(l, D)
+}"""
+
+
+def test_a_transpose_is_not_moved_past_what_others_read() -> None:
+    model = compiled(MIXER, CALIBRATE, w=8, a=8)
+    steps, feeds = lower(model.graph, model.plan).steps, samples(model.source, 2)
+    piece = fragment(model.graph, model.plan, steps, inputs_of(model, steps), ["y"])
+    found, expected = (Session(piece, level=level, fuse_qdq=False, threads=1).run(feeds) for level in ("all", "off"))
+    np.testing.assert_allclose(found["y"], expected["y"], rtol=1e-4, atol=1e-4)

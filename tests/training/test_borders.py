@@ -52,9 +52,9 @@ NETWORKS = {
         [inner] d = Conv<pads = [1,1,1,1]>(c, B)  [sigmoid2] e = Sigmoid(d)  [two] f = Mul(e, k)  [last] y = Conv(f, C)
     }""",
     # the first piece reads the shape of its own sum's operand, and the last one reads it again
-    "a shape of two readers": """n (float[N,3,H,W] x, float[8,3,1,1] A, float[1,8,1,1] k, float[8,8,3,3] B,
+    "a shape of two readers": """n (float[N,3,H,W] x, float[8,3,1,1] A, float[1,8,1,1] K, float[8,8,3,3] B,
       float[4,8,1,1] C) => (float[N,4,P,Q] y) {
-        [first] a = Conv(x, A)  [size] s = Shape(a)  [grow] g = Expand(k, s)  [add] b = Add(a, g)
+        [first] a = Conv(x, A)  [size] s = Shape(a)  [grow] g = Expand(K, s)  [add] b = Add(a, g)
         [sigmoid] c = Sigmoid(b)  [inner] d = Conv<pads = [1,1,1,1]>(c, B)  [relu] e = Relu(d)
         [restore] f = Reshape(e, s)  [last] y = Conv(f, C)
     }""",
