@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,17 @@ def _images(source: Path, count: int | None) -> list[Path] | NDArray[np.uint8]:
 
 
 CIFAR, IMAGENET = ASSETS / "cifar10", ASSETS / "imagenet"
+LITE0 = Case(
+    model=ASSETS / "models" / "efficientnet_lite0.onnx",
+    input="image",
+    calibration=IMAGENET / "calib",
+    evaluation=IMAGENET / "val",
+    preprocess="resize=256,crop=224,scale=1,mean=127,std=128",
+    scale=1.0,
+    mean=(127.0,),
+    std=(128.0,),
+    crop=224,
+)
 CASES = {
     "resnet20": Case(
         model=ASSETS / "models" / "resnet20.onnx",
@@ -106,26 +117,11 @@ CASES = {
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
     ),
-    "lite0": Case(
-        model=ASSETS / "models" / "efficientnet_lite0.onnx",
-        input="image",
-        calibration=IMAGENET / "calib",
-        evaluation=IMAGENET / "val",
-        preprocess="resize=256,crop=224,scale=1,mean=127,std=128",
-        scale=1.0,
-        mean=(127.0,),
-        std=(128.0,),
-        crop=224,
-    ),
-    "lite1": Case(  # made by export_lite1.py
+    "lite0": LITE0,
+    "lite1": replace(  # made by export_lite1.py
+        LITE0,
         model=ROOT / "build" / "efficientnet_lite1.onnx",
-        input="image",
-        calibration=IMAGENET / "calib",
-        evaluation=IMAGENET / "val",
         preprocess="resize=256,crop=240,scale=1,mean=127,std=128",
-        scale=1.0,
-        mean=(127.0,),
-        std=(128.0,),
         crop=240,
     ),
     "ppocr": Case(  # a text detector without text images at hand: for speed and kernels, not for accuracy

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +31,10 @@ COLUMNS = ("network", "regions", "untrained", "the first reason")
 def network(name: str) -> torch.nn.Module:
     """Return a network with random weights whose activations neither die nor explode."""
     torch.manual_seed(0)
-    made = timm.create_model(name)
-    with suppress(TypeError):  # those that count tokens want the size of the images, others do not know the word
+    try:
         made = timm.create_model(name, img_size=SIZE)
+    except TypeError:  # only those that count tokens want the size of the images
+        made = timm.create_model(name)
     for layer in made.modules():
         if isinstance(layer, torch.nn.BatchNorm2d):
             layer.running_mean.normal_(0, 0.1)
