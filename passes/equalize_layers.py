@@ -10,11 +10,10 @@ import networkx as nx
 import numpy as np
 
 from qcompile.ir import Graph, Node, only_consumer, topological
-from qcompile.ir.affine import Layer, open_layer
+from qcompile.ir.affine import CONVOLUTIONS, MATRICES, Layer, open_layer
 from qcompile.qmodel import QModel
 
 HOMOGENEOUS = {"Relu", "LeakyRelu"}  # f(s x) = s f(x) for s > 0; a Clip is not
-CONVOLUTIONS, MATRICES = {"Conv", "ConvTranspose"}, {"Gemm", "MatMul"}
 PARTNERS = {op: ops for ops in (CONVOLUTIONS, MATRICES) for op in ops}  # channels stand in the same dimension
 ROUNDS = 50  # chains converge geometrically; EfficientNet needs about twenty
 SETTLED = 1e-2  # largest |log scale| that is no longer worth a change

@@ -15,6 +15,7 @@ from qcompile.passes.normalize_graph import NormalizeGraph
 from qcompile.passes.partition_units import PartitionUnits
 from qcompile.passes.place_quantizers import PlaceQuantizers
 from qcompile.passes.reconstruct import Reconstruct
+from qcompile.passes.rotate_channels import RotateChannels
 from qcompile.passes.score_capacity import ScoreCapacity
 from qcompile.passes.score_losses import ScoreLosses
 from qcompile.passes.use_plan import UsePlan
@@ -22,7 +23,7 @@ from qcompile.passes.validate import Validate
 from qcompile.passmanager import Pass
 from qcompile.quant.plan import Plan
 
-PREPARE: tuple[Pass, ...] = (NormalizeGraph(), FoldBatchNorm(), EqualizeLayers(), PartitionUnits())
+PREPARE: tuple[Pass, ...] = (NormalizeGraph(), FoldBatchNorm(), RotateChannels(), EqualizeLayers(), PartitionUnits())
 
 
 def build(config: Config, plan: Plan | None = None) -> tuple[Pass, ...]:

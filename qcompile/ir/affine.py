@@ -21,7 +21,8 @@ from qcompile.ir.shapes import kind_of, rank_of
 from qcompile.ir.simplify import broadcasts_into
 
 Vector = NDArray[np.float64]
-LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+CONVOLUTIONS, MATRICES = frozenset({"Conv", "ConvTranspose"}), frozenset({"Gemm", "MatMul"})  # where channels stand
+LAYERS = CONVOLUTIONS | MATRICES
 AFFINE = frozenset({"BatchNormalization", "Mul", "Add"})
 
 
@@ -50,6 +51,16 @@ class Layer:
         """Add what a constant on every input channel contributes."""
         groups, _, inputs, _ = self.weight.shape
         self.bias = self.bias + (self.weight * shift.reshape(groups, 1, inputs, 1)).sum((2, 3)).reshape(-1)
+
+    def turn_outputs(self, matrix: NDArray[np.float64]) -> None:
+        """Put matrix @ y in the place of the outputs y; only without groups."""
+        (weight,) = self.weight
+        self.weight = np.tensordot(matrix, weight, 1)[None]
+        self.bias = matrix @ self.bias
+
+    def turn_inputs(self, matrix: NDArray[np.float64]) -> None:
+        """Take matrix @ x for the inputs x and give the same; only without groups, and `matrix` is orthogonal."""
+        self.weight = matrix @ self.weight
 
     @property
     def outputs(self) -> int:
