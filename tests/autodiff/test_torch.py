@@ -67,7 +67,7 @@ def _reduce(case: Case, x: Tensor) -> Tensor:
 
 REDUCE: dict[str, Callable[..., Tensor]] = {
     "ReduceL1": lambda x, axes, keepdim: x.abs().sum(axes, keepdim=keepdim),
-    "ReduceL2": lambda x, axes, keepdim: x.square().sum(axes, keepdim=keepdim).sqrt(),
+    "ReduceL2": lambda x, axes, keepdim: torch.linalg.vector_norm(x, dim=axes, keepdim=keepdim),  # 0 has gradient 0
     "ReduceLogSumExp": torch.logsumexp,
     "ReduceMax": torch.amax,
     "ReduceMean": torch.mean,
