@@ -35,6 +35,8 @@ class RotateChannels:
 
     def run(self, model: QModel) -> int:
         """Rotate; return the number of streams."""
+        if any(model.journal.by(self.name)):
+            return 0  # it has run: a second rotation would undo the first
         opened = (_open_stream(model.graph, tensors) for tensors in _linked(model.graph))
         rotated = sum(stream is not None and _rotate(model, stream) for stream in opened)
         if rotated:

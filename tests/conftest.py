@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from hypothesis import settings
 from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper, parser
 
@@ -18,6 +19,9 @@ from qcompile.ir.load import prepare, to_model
 from qcompile.qmodel import QModel
 from qcompile.runtime.session import Session
 from qcompile.targets.schema import Target
+
+settings.register_profile("patient", deadline=None)  # a busy machine is no failure
+settings.load_profile("patient")
 
 ROOT = Path(__file__).parent.parent
 RESIDUAL = """<ir_version: 8, opset_import: ["": 18]>

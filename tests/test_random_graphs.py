@@ -13,7 +13,7 @@ from qcompile import Config
 BITS = st.sampled_from([2, 3, 4, 8])
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, suppress_health_check=list(HealthCheck))
 @given(graphs(), BITS, BITS, BITS)
 def test_the_file_of_any_graph_has_the_codes_of_the_reference(model: onnx.ModelProto, w: int, a: int, r: int) -> None:
     result = compiled(model, Config(w=w, a=a, residual_bits=r, threads=1))

@@ -41,6 +41,7 @@ VARIATIONS = {
     "fused by loss": Variation(("--fuse-by", "loss")),
     "pairs at most": Variation(("--max-fused", "2")),
     "fours at most": Variation(("--max-fused", "4")),
+    "no rotation": Variation(constants=("qcompile.passes.rotate_channels:FEWEST=1000000",)),
     "short filters to nearest": Variation(constants=("qcompile.quant.filters:MOST_BITS=0",)),
     "short filters trained from the float weight": Variation(constants=("qcompile.training.rounding:LEANING=0.0",)),
     "half quantized": Variation(constants=(f"{RECIPE}:QUANTIZED.mrecg=(0.5, 0.5)",)),

@@ -125,7 +125,7 @@ def test_loss_and_gradients_are_those_of_the_plain_graph(name: str) -> None:
 
 
 @given(st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_any_convolution(data: st.DataObject) -> None:
     kernel = data.draw(st.sampled_from([(1, 1), (2, 2), (3, 3), (5, 5), (3, 1)]))
     stride, dilation = data.draw(st.sampled_from([(1, 1), (2, 1), (1, 2), (3, 1)]))

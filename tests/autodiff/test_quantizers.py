@@ -41,7 +41,7 @@ def run(source: onnx.ModelProto, feeds: dict[str, Array], trainable: list[str]) 
 
 
 @given(st.integers(2, 8), st.booleans(), st.sampled_from([(), (1,)]), st.integers(0, 99), st.data())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_activation(bits: int, dropped: bool, stored: tuple[int, ...], seed: int, data: st.DataObject) -> None:
     """LSQ: with t = x/s, dy/dx is 1 on the grid; dy/ds is round(t) - t there, and the bound outside of it."""
     levels, random = 2**bits - 1, np.random.default_rng(seed)
@@ -73,7 +73,7 @@ def soft(v: Array, stretch: float) -> Array:
 
 @pytest.mark.parametrize("rounding", ["adaround", "ste"])
 @given(st.integers(0, 99), st.floats(1.2, 20))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_weight(rounding: str, seed: int, stretch: float) -> None:
     random = np.random.default_rng(seed)
     shape, per_channel, levels = (4, 3, 2, 2), (4, 1, 1, 1), 15
@@ -120,7 +120,7 @@ def test_codes_are_bytes() -> None:
 
 
 @given(st.floats(2.01, 20), st.floats(1.2, 20), st.integers(0, 99))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_rounding_penalty(exponent: float, stretch: float, seed: int) -> None:
     v = np.random.default_rng(seed).normal(0, 2, (3, 5)).astype(np.float32)
     source = model("RoundingPenalty", {"v": v.shape, "e": (), "z": (), "dy": ()}, {})

@@ -20,7 +20,7 @@ TOLERANCE = 1e-4  # float32 gradients of sums of some tens of terms
 
 @pytest.mark.parametrize("op", STANDARD)
 @given(data=st.data())
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 def test_gradient_is_the_slope(op: str, data: DataObject) -> None:
     """An operator that has no row in CASES is tested as a function of one float tensor."""
     check(data.draw(CASES.get(op, unary(op))), data.draw(st.sampled_from(["", "batch"])))
@@ -28,7 +28,7 @@ def test_gradient_is_the_slope(op: str, data: DataObject) -> None:
 
 @pytest.mark.parametrize("op", STANDARD)
 @given(data=st.data())
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=4)
 def test_no_size_need_be_known(op: str, data: DataObject) -> None:
     case = data.draw(CASES.get(op, unary(op)))
     assume(not case.attributes.get("auto_pad", "").startswith("SAME"))  # which depends on sizes

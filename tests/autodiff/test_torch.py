@@ -191,7 +191,7 @@ TWINS: dict[str, Callable[..., Any]] = {
 
 @pytest.mark.parametrize("op", sorted(TWINS))
 @given(data=st.data())
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])  # no twin, see above
+@settings(max_examples=20, suppress_health_check=[HealthCheck.filter_too_much])  # no twin, see above
 def test_gradient_is_that_of_torch(op: str, data: DataObject) -> None:
     case = data.draw(CASES.get(op, unary(op)))
     names = trainable(case)

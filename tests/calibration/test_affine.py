@@ -26,7 +26,7 @@ def fitted(kernels: AffineKernels, f: np.ndarray, q: np.ndarray, parts: int = 1)
     return fit.solve()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     slope=st.lists(st.floats(*SLOPES), min_size=3, max_size=3),
     shift=st.lists(st.floats(-5, 5), min_size=3, max_size=3),
@@ -78,7 +78,7 @@ def test_channel_without_variance_keeps_its_slope(value: float, kernels: AffineK
     np.testing.assert_allclose(shift, f.mean((0, 2)) - value, rtol=1e-4, atol=1e-4)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     bits=st.sampled_from([2, 4, 8]),
     scale=st.floats(2.0**-6, 1, width=32),

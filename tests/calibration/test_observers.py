@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -28,7 +28,6 @@ def counted_with(reach: float, values: NDArray[np.float32]) -> NDArray[np.int64]
     return np.bincount(bins, minlength=2 * BINS)
 
 
-@settings(deadline=None)
 @given(BATCHES)
 def test_any_batching_equals_one_histogram_with_the_last_reach(batches: list[list[float]]) -> None:
     histogram = observed(*batches)
@@ -44,7 +43,6 @@ def test_any_batching_equals_one_histogram_with_the_last_reach(batches: list[lis
         )
 
 
-@settings(deadline=None)
 @given(BATCHES, st.data())
 def test_the_order_of_updates_and_merges_does_not_matter(batches: list[list[float]], data: st.DataObject) -> None:
     straight = observed(*batches)

@@ -62,7 +62,7 @@ KINDS = ["normal", "relu", "laplace", "swish", "uniform", "negative", "outlier"]
 # Constraints
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.lists(NUMBERS, min_size=1, max_size=30),
     st.sampled_from(BITS),
@@ -85,7 +85,6 @@ def test_every_quantizer_obeys_its_spec(
     assert bounds[0] <= quantizer.low and quantizer.high <= bounds[1]
 
 
-@settings(deadline=None)
 @given(
     st.floats(-1e6, 0),
     st.floats(0, 1e6),
@@ -131,7 +130,7 @@ def test_max_errs_by_at_most_half_a_step_and_wastes_no_step(kind: str, bits: int
     assert quantizer.scale <= min(allowed) * (1 + 1e-6)  # float32 rounding: no other zero point does better
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.sampled_from(BOUNDS), st.sampled_from(BITS), st.booleans(), st.floats(0.05, 1), st.floats(0.05, 1))
 def test_bounds_cost_no_more_than_they_must(
     bounds: tuple[float, float], bits: int, even: bool, low: float, high: float
@@ -253,7 +252,6 @@ def entropy_by_loops(counts: list[float], levels: int) -> int:
     return winner
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=60), st.sampled_from([2, 3, 4, 8, 16]))
 def test_entropy_equals_the_loops(counts: list[int], levels: int) -> None:
     assume(counts[-1] > 0)

@@ -79,7 +79,7 @@ def run(model: onnx.ModelProto, level: str = "all") -> np.ndarray:
     return array
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.sampled_from(BITS), array_shapes(max_dims=5, max_side=5), st.data(), st.integers(0, 999), st.booleans())
 def test_planes_come_back(bits: int, shape: tuple[int, ...], data: st.DataObject, seed: int, per_channel: bool) -> None:
     weight = random_quantizer(bits, shape, data.draw(st.integers(0, len(shape) - 1)), seed, per_channel)
@@ -129,7 +129,7 @@ def test_8_bits_are_never_packed() -> None:
     assert not worth_packing(quantizer(np.zeros(100_000, np.uint8), 8))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.sampled_from([2, 3, 4]), array_shapes(max_dims=4, max_side=5), st.integers(0, 999))
 def test_int4_comes_back(bits: int, shape: tuple[int, ...], seed: int) -> None:
     weight = quantizer(np.random.default_rng(seed).integers(0, 1 << bits, shape).astype(np.uint8), bits)

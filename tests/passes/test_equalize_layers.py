@@ -113,7 +113,7 @@ def test_dead_channels_are_left_alone(model_of: Build, as_qmodel: AsQModel, same
     same_outputs(source, model.graph, MAP)
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(spread=st.lists(st.floats(-3, 3), min_size=6, max_size=6), seed=st.integers(0, 2**16))
 def test_any_spread_of_channels(
     spread: list[float], seed: int, model_of: Build, as_qmodel: AsQModel, same_outputs: Same

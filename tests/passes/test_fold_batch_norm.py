@@ -212,7 +212,7 @@ def test_a_fold_that_overflows_float16_is_not_done(model_of: Build, as_qmodel: A
     assert FoldBatchNorm().run(model) == 0
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     groups=st.integers(1, 3),
     outputs=st.integers(1, 3),

@@ -409,13 +409,13 @@ def sequence(net: Net, x: Variable, parts: Sequence[Part]) -> Variable:
     return x
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(graphs() | nested_graphs(), st.sampled_from(["alone", "stack"]), st.sampled_from([2, 5, 12]))
 def test_units_are_a_convex_ordered_partition(graph: Graph, ends: str, max_compute: int) -> None:
     checked(graph, PartitionUnits(ends=ends, max_compute=max_compute))
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(nested_graphs())
 def test_what_lies_between_two_cuts_is_in_one_unit(graph: Graph) -> None:
     position = {name: index for index, unit in enumerate(checked(graph)) for name in unit.nodes}

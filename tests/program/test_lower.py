@@ -211,7 +211,7 @@ def test_every_network_is_executable(name: str) -> None:
     assert_one_quantizer_each(model, program)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, suppress_health_check=list(HealthCheck))
 @given(graphs())
 def test_any_graph_is_executable(source: onnx.ModelProto) -> None:
     model = open_model(source, Config(w=4, a=4, threads=1), {"x": drawn_samples(source, 4)})

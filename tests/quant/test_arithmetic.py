@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
@@ -71,7 +71,6 @@ def test_ties_go_to_even_before_the_zero_point_is_added() -> None:
     assert codes.tolist() == [3, 5, 5, 3, 1]
 
 
-@settings(deadline=None)
 @given(st.integers(2, 8), st.floats(2.0**-20, 2.0**20, width=32), st.data())
 def test_codes_survive_the_round_trip(bits: int, scale: float, data: st.DataObject) -> None:
     quantizer = Quantizer(bits, scale, data.draw(st.integers(0, (1 << bits) - 1)))

@@ -40,7 +40,7 @@ def errors(weight: Array, covariance: Array, quantized: WeightQuantizer) -> Arra
     return own - np.where(power > 0, np.maximum(match, 0) ** 2 / np.maximum(power, 1e-30), 0)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 1000), st.integers(2, MOST_BITS), st.sampled_from([(5, 1, 3, 3), (300, 1, 2, 2), (3, 2, 1, 5)]))
 def test_never_worse_and_on_the_lattice(seed: int, bits: int, shape: tuple[int, ...]) -> None:
     rng = np.random.default_rng(seed)

@@ -62,7 +62,7 @@ def test_error_is_that_of_the_exhaustive_search_on_efficientnet_lite0(bits: int,
         assert ours.sum() <= exhaustive(weight.reshape(len(weight), -1), bits).sum() * 1.005
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(arrays(np.float32, (3, 2, 4), elements=st.floats(-1e4, 1e4, width=32)), st.sampled_from(BITS), st.integers(0, 2))
 def test_codes_are_the_nearest_levels_of_an_int8_grid(weight: NDArray[np.float32], bits: int, axis: int) -> None:
     quantizer = quantize_weight(weight, bits=bits, axis=axis)

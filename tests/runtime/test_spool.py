@@ -128,7 +128,7 @@ def test_the_folder_goes_with_it(error: bool) -> None:
     assert not folder.exists()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.integers(0, 200),
     st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 2), st.integers(0, 30), st.booleans()), max_size=20),

@@ -63,7 +63,7 @@ def test_layers_alone_differ_by_rounding(name: str, precision: tuple[int, int]) 
     assert count <= 1 + total // 1000
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, suppress_health_check=list(HealthCheck))
 @given(graphs(), st.sampled_from([2, 3, 4, 8]), st.sampled_from([3, 4, 8]))
 def test_layers_of_any_graph_differ_by_rounding(source: onnx.ModelProto, w: int, a: int) -> None:
     model = open_model(source, Config(w=w, a=a, threads=1), {"x": drawn_samples(source, 8)})

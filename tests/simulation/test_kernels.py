@@ -88,7 +88,7 @@ def convolutions(draw: st.DrawFn) -> Convolution:
     return Convolution((2, inputs, *sizes), (outputs, inputs // group, *kernel_shape), attributes)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(convolutions(), QUANTIZERS, QUANTIZERS, SEEDS, st.booleans())
 def test_convolution(case: Convolution, data: Quantizer, output: Quantizer, seed: int, biased: bool) -> None:
     random = np.random.default_rng(seed)
@@ -127,7 +127,7 @@ SHAPES = st.sampled_from([((2, 3, 4, 5), (2, 3, 4, 5)), ((2, 3, 4, 5), (3, 1, 1)
                           ((7,), (7,)), ((5, 1), (1, 6)), ((2, 3, 70), (1,))])  # fmt: skip
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(SHAPES, QUANTIZERS, QUANTIZERS, QUANTIZERS, SEEDS)
 def test_addition(
     shapes: tuple[tuple[int, ...], ...], qa: Quantizer, qb: Quantizer, output: Quantizer, seed: int
@@ -137,7 +137,7 @@ def test_addition(
     np.testing.assert_array_equal(clamp(add(a, qa, b, qb, output), 255), expected)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(SHAPES, QUANTIZERS, QUANTIZERS, QUANTIZERS, SEEDS)
 def test_multiplication(
     shapes: tuple[tuple[int, ...], ...], qa: Quantizer, qb: Quantizer, output: Quantizer, seed: int
@@ -163,7 +163,7 @@ def test_ties_of_simple_scales_on_all_pairs_of_codes(
 MAPS = st.sampled_from([(2, 3, 7, 5), (1, 16, 4, 4), (2, 2, 1, 1), (1, 3, 9), (1, 2, 3, 4, 5)])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(MAPS, QUANTIZERS, QUANTIZERS, SEEDS)
 def test_global_average_pool(shape: tuple[int, ...], data: Quantizer, output: Quantizer, seed: int) -> None:
     assume(data.scale / output.scale / np.prod(shape[2:]) < 256)  # beyond that the kernel refuses to run
@@ -176,7 +176,7 @@ def test_global_average_pool(shape: tuple[int, ...], data: Quantizer, output: Qu
 MATRICES = st.sampled_from([((5, 8), (8, 3)), ((2, 5, 8), (8, 3)), ((2, 3, 5, 8), (2, 3, 8, 4)), ((1, 70), (70, 33))])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(MATRICES, QUANTIZERS, QUANTIZERS, SEEDS)
 def test_matrix_product_with_a_weight(
     shapes: tuple[tuple[int, ...], ...], data: Quantizer, output: Quantizer, seed: int
@@ -197,7 +197,7 @@ def test_matrix_product_with_a_weight(
     np.testing.assert_array_equal(accumulator.astype(np.float32) * scale, floats)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(QUANTIZERS, QUANTIZERS, QUANTIZERS, SEEDS)
 def test_matrix_product_of_activations(qa: Quantizer, qb: Quantizer, output: Quantizer, seed: int) -> None:
     a, b = random_codes(seed, 2, 5, 6), random_codes(seed + 1, 2, 6, 7)
@@ -207,7 +207,7 @@ def test_matrix_product_of_activations(qa: Quantizer, qb: Quantizer, output: Qua
     np.testing.assert_array_equal(found, expected)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.booleans(), st.booleans(), st.booleans(), QUANTIZERS, QUANTIZERS, SEEDS)
 def test_linear_layer(
     turned: bool, to_float: bool, biased: bool, data: Quantizer, output: Quantizer, seed: int

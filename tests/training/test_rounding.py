@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from qcompile.quant.scales import quantize_weight
@@ -15,7 +15,6 @@ def soft(variable: np.ndarray) -> np.ndarray:
     return np.clip(1.2 / (1 + np.exp(-variable.astype(np.float64))) - 0.1, 0, 1)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 2**31), st.sampled_from([2, 3, 4, 8]), st.sampled_from([0, 1]))
 def test_training_starts_at_the_float_weight_where_the_grid_has_it(seed: int, bits: int, axis: int) -> None:
     exact = np.random.default_rng(seed).normal(0, 1, (5, 6, 3)).astype(np.float32)
@@ -28,7 +27,6 @@ def test_training_starts_at_the_float_weight_where_the_grid_has_it(seed: int, bi
     np.testing.assert_allclose(start, np.clip(exact, low, high), atol=1e-5 * np.abs(exact).max())
 
 
-@settings(deadline=None)
 @given(st.integers(0, 2**31), st.sampled_from([2, 3, 4, 8]))
 def test_hard_codes_are_the_ends_that_the_variable_points_to(seed: int, bits: int) -> None:
     random = np.random.default_rng(seed)
