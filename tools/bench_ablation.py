@@ -3,7 +3,8 @@
     python tools/bench_ablation.py resnet20 --images 1024 --bits w4a4 --bits w3a3 --bits w2a4 --seed 0 --seed 1
     python tools/bench_ablation.py lite0 --images 400 --bits w2a4 --only default --only qdrop --steps 250
 
-Flags that it does not know go to every compile command. Each row is the mean over the seeds.
+Flags that it does not know go to every compile command, and --alter changes a constant in every row (see altered.py).
+Each row is the mean over the seeds.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 
@@ -69,7 +70,8 @@ def table(given: argparse.Namespace, flags: tuple[str, ...]) -> Table:
     for precision in given.bits or ["w4a4", "w3a3", "w2a4"]:
         for name in given.only or VARIATIONS:
             more = ("--precision", precision, *flags)
-            found = [compiled(given.case, given.images, VARIATIONS[name], more, seed) for seed in seeds]
+            variation = replace(VARIATIONS[name], constants=(*VARIATIONS[name].constants, *given.alter))
+            found = [compiled(given.case, given.images, variation, more, seed) for seed in seeds]
             correct, kl, seconds = map(mean, zip(*found))
             cells = f"{correct:.2f}", f"{correct - reference:+.2f}", f"{kl:.4f}", f"{seconds:.0f}"
             result.add_row(precision, name, *cells)
@@ -93,6 +95,7 @@ def compiled(
 def main() -> None:
     parser = classifier_parser(__doc__, images=1024)
     parser.add_argument("--only", action="append", choices=list(VARIATIONS))
+    parser.add_argument("--alter", action="append", default=[], metavar="MODULE:NAME=VALUE", help="in every row")
     given, flags = parser.parse_known_args()  # other flags are the compiler's
     Console(soft_wrap=True, width=120).print(table(given, tuple(flags)))
 
