@@ -60,7 +60,7 @@ class Layer:
 
     def turn_inputs(self, matrix: NDArray[np.float64]) -> None:
         """Take matrix @ x for the inputs x and give the same; only without groups, and `matrix` is orthogonal."""
-        self.weight = matrix @ self.weight
+        self.weight = np.moveaxis(np.tensordot(self.weight, matrix, (2, 1)), -1, 2)
 
     @property
     def outputs(self) -> int:
