@@ -76,9 +76,11 @@ def _open_stream(graph: Graph, tensors: Sequence[Tensor]) -> _Stream | None:
     """Return the layers around `tensors`, opened; None where channels mean something to anybody else."""
     made_by = [node for tensor in tensors if (node := producer(tensor)) is not None]
     read_by = [node for tensor in tensors for node in consumers(tensor)]
-    if any(is_output(graph, tensor) or producer(tensor) is None for tensor in tensors) or any(map(is_inner, read_by)):
-        return None
     ends = {node.name: node for node in (*made_by, *read_by) if node.op not in SUMS}
+    if len(made_by) < len(tensors) or any(is_output(graph, tensor) for tensor in tensors):
+        return None
+    if any(map(is_inner, read_by)) or any(node.op not in LAYERS for node in ends.values()):
+        return None
     opened = {name: layer for name, node in ends.items() if (layer := open_layer(node)) and _is_whole(layer)}
     if len(opened) < len(ends) or len({_place_of_channels(layer.node) for layer in opened.values()}) != 1:
         return None
@@ -88,8 +90,9 @@ def _open_stream(graph: Graph, tensors: Sequence[Tensor]) -> _Stream | None:
 
 
 def _is_whole(layer: Layer) -> bool:
-    """Say whether every output is made of every input: no groups, no transposed data."""
-    return layer.weight.shape[0] == 1 and not layer.node.attrs.get("transA", 0)
+    """Say whether every output is made of every input, without groups or transposed data, by a weight of its own."""
+    shared = len(layer.node.inputs[1].outputs) > 1  # copies for each reader would make the file larger
+    return layer.weight.shape[0] == 1 and not layer.node.attrs.get("transA", 0) and not shared
 
 
 def _place_of_channels(node: Node) -> int:

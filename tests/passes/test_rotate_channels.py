@@ -60,7 +60,7 @@ STREAMS = {
         "g (float[N,2,6] x, float[6,5] W, float[5,3] U) => (float[N,2,3] y) { a = MatMul(x, W) y = MatMul(a, U) }",
         TOKENS, 1),
     "shared weight": (
-        "g (float[N,6] x, float[6,6] W) => (float[N,6] y) { a = MatMul(x, W) y = MatMul(a, W) }", ROWS, 1),
+        "g (float[N,6] x, float[6,6] W) => (float[N,6] y) { a = MatMul(x, W) y = MatMul(a, W) }", ROWS, 0),
     "an activation between": (
         f"{IMAGE}, float[5,6,1,1] U) => (float[N,5,P,Q] y) {{ a = Conv(x, W, B) r = Relu(a) y = Conv(r, U) }}",
         MAP, 0),
