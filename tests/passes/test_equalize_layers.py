@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from onnx import ModelProto, numpy_helper
+from layer_graphs import MAP, ROWS, AsQModel, Build, Same, folded, spread_channels
+from onnx import numpy_helper
 
 from qcompile.ir.affine import open_layer
 from qcompile.ir.load import load_model
 from qcompile.passes.equalize_layers import SETTLED, EqualizeLayers
-from qcompile.passes.fold_batch_norm import FoldBatchNorm
-from qcompile.passes.normalize_graph import NormalizeGraph
 from qcompile.qmodel import QModel
 
-Build = Callable[..., ModelProto]
-AsQModel = Callable[[ModelProto], QModel]
-Same = Callable[..., None]
-
-MAP = [{"x": (1, 4, 6, 5)}, {"x": (3, 4, 7, 9)}]
-ROWS = [{"x": (1, 6)}, {"x": (5, 6)}]
 IMAGE = "g (float[N,4,H,W2] x, float[6,4,3,3] W, float[6] B"
 
 # name: graph, inputs, pairs
@@ -63,18 +55,11 @@ PAIRS = {
 }  # fmt: skip
 
 
-def equalizable(source: ModelProto, as_qmodel: AsQModel) -> QModel:
-    model = as_qmodel(source)
-    NormalizeGraph().run(model)
-    FoldBatchNorm().run(model)
-    return model
-
-
 @pytest.mark.parametrize("name", PAIRS)
 def test_pairs(name: str, model_of: Build, as_qmodel: AsQModel, same_outputs: Same) -> None:
     text, shapes, pairs = PAIRS[name]
     source = model_of(text)
-    model = equalizable(source, as_qmodel)
+    model = folded(source, as_qmodel)
     assert EqualizeLayers().run(model) == pairs
     notes = [entry["pairs"] for entry in model.journal.by("equalize-layers")]
     assert notes == ([pairs] if pairs else [])
@@ -90,7 +75,7 @@ def ranges(model: QModel, first: int, second: int) -> tuple[np.ndarray, np.ndarr
 
 
 def test_ranges_are_equal_afterwards_even_along_a_chain(model_of: Build, as_qmodel: AsQModel) -> None:
-    model = equalizable(model_of(PAIRS["depthwise triple"][0]), as_qmodel)
+    model = folded(model_of(PAIRS["depthwise triple"][0]), as_qmodel)
     EqualizeLayers().run(model)
     for first, second in ((0, 2), (2, 4)):
         r1, r2 = ranges(model, first, second)
@@ -106,7 +91,7 @@ def test_dead_channels_are_left_alone(model_of: Build, as_qmodel: AsQModel, same
         if tensor.name == "U":
             values[:, 2] = 0
         tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
-    model = equalizable(source, as_qmodel)
+    model = folded(source, as_qmodel)
     bias = np.array(model.graph.nodes[0].inputs[2].values)
     EqualizeLayers().run(model)
     np.testing.assert_array_equal(model.graph.nodes[0].inputs[2].values[:3], bias[:3])
@@ -119,12 +104,8 @@ def test_any_spread_of_channels(
     spread: list[float], seed: int, model_of: Build, as_qmodel: AsQModel, same_outputs: Same
 ) -> None:
     source = model_of(PAIRS["Relu between, padding, groups"][0], seed=seed)
-    for tensor in source.graph.initializer:
-        if tensor.name == "W":
-            scale = 10.0 ** np.array(spread).reshape(6, 1, 1, 1)
-            values = (numpy_helper.to_array(tensor) * scale).astype(np.float32)
-            tensor.CopyFrom(numpy_helper.from_array(values, "W"))
-    model = equalizable(source, as_qmodel)
+    spread_channels(source, "W", spread)
+    model = folded(source, as_qmodel)
     EqualizeLayers().run(model)
     r1, r2 = ranges(model, 0, 2)
     np.testing.assert_allclose(r1, r2, rtol=2.1 * SETTLED)
@@ -133,6 +114,6 @@ def test_any_spread_of_channels(
 
 def test_resnet20(shared_assets: Path, as_qmodel: AsQModel, same_outputs: Same) -> None:
     source = load_model(shared_assets / "models" / "resnet20.onnx")
-    model = equalizable(source, as_qmodel)
+    model = folded(source, as_qmodel)
     assert EqualizeLayers().run(model) == 9  # the two convolutions of each block; the trunk has several readers
     same_outputs(source, model.graph, [{"image": (2, 3, 32, 32)}])

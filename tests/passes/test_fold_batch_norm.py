@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ import onnx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from layer_graphs import MAP, ROWS, TOKENS, AsQModel, Build, Same
 from onnx import ModelProto, numpy_helper
 
 from qcompile.ir.load import load_model
@@ -18,13 +18,6 @@ from qcompile.passes.fold_batch_norm import FoldBatchNorm
 from qcompile.passes.normalize_graph import NormalizeGraph
 from qcompile.qmodel import QModel
 
-Build = Callable[..., ModelProto]
-AsQModel = Callable[[ModelProto], QModel]
-Same = Callable[..., None]
-
-MAP = [{"x": (1, 4, 6, 5)}, {"x": (3, 4, 7, 9)}]
-ROWS = [{"x": (1, 6)}, {"x": (5, 6)}]
-TOKENS = [{"x": (1, 2, 6)}, {"x": (3, 2, 6)}]
 NORM4 = "float[4] G, float[4] B, float[4] M, float[4] V"
 NORM6 = "float[6] G, float[6] B, float[6] M, float[6] V"
 NORM8 = "float[8] G, float[8] B, float[8] M, float[8] V"

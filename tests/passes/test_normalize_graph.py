@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from layer_graphs import ROWS, AsQModel, Build, Same
 from onnx import ModelProto
 
 from qcompile.ir.canonical import CANONICAL
@@ -18,13 +18,8 @@ from qcompile.passes.normalize_graph import NormalizeGraph
 from qcompile.qmodel import QModel
 from qcompile.runtime.session import Session
 
-Build = Callable[..., ModelProto]
-AsQModel = Callable[[ModelProto], QModel]
-Same = Callable[..., None]
-
 IMAGE = [{"x": (1, 4, 8, 8)}, {"x": (3, 4, 8, 8)}]  # two batch sizes
 DYNAMIC = [{"x": (1, 4, 8, 8)}, {"x": (2, 4, 9, 12)}]  # and two spatial sizes
-ROWS = [{"x": (1, 6)}, {"x": (5, 6)}]
 
 LINE = "g (float[N,6] x) => (float[N,6] y)"
 CONV = "g (float[N,4,H,W2] x, float[5,4,3,3] W) => (float[N,5,P,Q] y)"

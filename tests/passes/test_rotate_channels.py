@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from onnx import ModelProto, numpy_helper
+from layer_graphs import MAP, ROWS, TOKENS, AsQModel, Build, Same, folded, spread_channels
+from onnx import numpy_helper
 
 from qcompile.ir import producer
 from qcompile.ir.affine import open_layer
 from qcompile.ir.load import load_model
-from qcompile.passes.fold_batch_norm import FoldBatchNorm
-from qcompile.passes.normalize_graph import NormalizeGraph
 from qcompile.passes.rotate_channels import RotateChannels, rotation
 from qcompile.qmodel import QModel
 
-Build = Callable[..., ModelProto]
-AsQModel = Callable[[ModelProto], QModel]
-Same = Callable[..., None]
-
-MAP = [{"x": (1, 4, 6, 5)}, {"x": (3, 4, 7, 9)}]
-ROWS = [{"x": (1, 6)}, {"x": (5, 6)}]
-TOKENS = [{"x": (1, 2, 6)}, {"x": (3, 2, 6)}]
 IMAGE = "g (float[N,4,H,W2] x, float[6,4,3,3] W, float[6] B"
 BLOCK = "float[8,6,1,1] E, float[8] C, float[6,8,1,1] P, float[6] D, float[5,6,1,1] U"
 RESIDUAL = "a = Conv(x, W, B) e = Conv(a, E, C) r = Relu(e) p = Conv(r, P, D)"
@@ -104,18 +95,11 @@ STREAMS = {
 }  # fmt: skip
 
 
-def prepared(source: ModelProto, as_qmodel: AsQModel) -> QModel:
-    model = as_qmodel(source)
-    NormalizeGraph().run(model)
-    FoldBatchNorm().run(model)
-    return model
-
-
 @pytest.mark.parametrize("name", STREAMS)
 def test_streams(name: str, model_of: Build, as_qmodel: AsQModel, same_outputs: Same) -> None:
     text, shapes, streams = STREAMS[name]
     source = model_of(text)
-    model = prepared(source, as_qmodel)
+    model = folded(source, as_qmodel)
     assert RotateChannels().run(model) == streams
     notes = [entry["streams"] for entry in model.journal.by("rotate-channels")]
     assert notes == ([streams] if streams else [])
@@ -146,12 +130,8 @@ def test_one_large_channel_is_shared_out(
     spread: list[float], seed: int, model_of: Build, as_qmodel: AsQModel, same_outputs: Same
 ) -> None:
     source = model_of(STREAMS["two layers"][0], seed=seed)
-    for tensor in source.graph.initializer:
-        if tensor.name == "W":
-            scale = 10.0 ** np.array(spread).reshape(6, 1, 1, 1)
-            values = (numpy_helper.to_array(tensor) * scale).astype(np.float32)
-            tensor.CopyFrom(numpy_helper.from_array(values, "W"))
-    model = prepared(source, as_qmodel)
+    spread_channels(source, "W", spread)
+    model = folded(source, as_qmodel)
     before = ranges(model, "y")
     RotateChannels().run(model)
     after = ranges(model, "y")
@@ -168,18 +148,18 @@ def test_float16_that_would_overflow_stays(model_of: Build, as_qmodel: AsQModel)
     for tensor in source.graph.initializer:
         if tensor.name == "W":
             tensor.CopyFrom(numpy_helper.from_array(np.full((6, 4), 6e4, np.float16), "W"))
-    model = prepared(source, as_qmodel)
+    model = folded(source, as_qmodel)
     assert RotateChannels().run(model) == 0
     (note,) = model.journal.by("rotate-channels")
     assert "overflow" in note["reason"]
 
 
 def test_nothing_in_resnet20(shared_assets: Path, as_qmodel: AsQModel) -> None:
-    assert RotateChannels().run(prepared(load_model(shared_assets / "models" / "resnet20.onnx"), as_qmodel)) == 0
+    assert RotateChannels().run(folded(load_model(shared_assets / "models" / "resnet20.onnx"), as_qmodel)) == 0
 
 
 def test_the_bottlenecks_of_efficientnet_lite0(shared_assets: Path, as_qmodel: AsQModel, same_outputs: Same) -> None:
     source = load_model(shared_assets / "models" / "efficientnet_lite0.onnx")
-    model = prepared(source, as_qmodel)
+    model = folded(source, as_qmodel)
     assert RotateChannels().run(model) == 7  # 16, 24, 40, 80, 112, 192 and 320 channels
     same_outputs(source, model.graph, [{"image": (1, 3, 224, 224)}], rtol=1e-4)
