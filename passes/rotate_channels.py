@@ -23,9 +23,9 @@ class RotateChannels:
     """Rotate the channels of every linear stream: layers, the tensors behind them, and sums of these.
 
     The layers that make a stream give Q y in the place of y, those that read it take Q out again; Q is orthogonal, so
-    the function stays the same. Each channel is then a mixture of all: its values are nearly Gaussian, and no channel
-    that is larger than the others sets the scale for them. Streams are the linear bottlenecks of MobileNets and
-    EfficientNets, over all blocks of a stage, and whatever stands between two layers without an activation.
+    the function stays the same. Each channel is then a mixture of all: its weights and values are nearly Gaussian, and
+    no few large ones set the scale for the others. Streams are the linear bottlenecks of MobileNets and EfficientNets,
+    over all blocks of a stage, and whatever stands between two layers without an activation.
 
     References: Ashkboos et al., "QuaRot: Outlier-Free 4-Bit Inference in Rotated LLMs", 2024, for transformers.
     """
