@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from onnx import ModelProto, numpy_helper
 
 from qcompile.passes.fold_batch_norm import FoldBatchNorm
 from qcompile.passes.normalize_graph import NormalizeGraph
+from qcompile.passmanager import Pass
 from qcompile.qmodel import QModel
 
 Build = Callable[..., ModelProto]
@@ -26,6 +27,23 @@ def folded(source: ModelProto, as_qmodel: AsQModel) -> QModel:
     NormalizeGraph().run(model)
     FoldBatchNorm().run(model)
     return model
+
+
+def check_rescaling(
+    item: Pass,
+    fact: str,
+    count: int,
+    source: ModelProto,
+    shapes: Sequence[Mapping[str, Sequence[int]]],
+    as_qmodel: AsQModel,
+    same_outputs: Same,
+) -> None:
+    """Assert that a pass changes `count` places, notes that as `fact`, keeps the function, and does nothing again."""
+    model = folded(source, as_qmodel)
+    assert item.run(model) == count
+    assert [entry[fact] for entry in model.journal.by(item.name)] == ([count] if count else [])
+    same_outputs(source, model.graph, shapes)  # 1e-5: float32 weights rounded once more
+    assert item.run(model) == 0
 
 
 def spread_channels(source: ModelProto, weight: str, exponents: Sequence[float]) -> None:

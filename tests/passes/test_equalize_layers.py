@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from layer_graphs import MAP, ROWS, AsQModel, Build, Same, folded, spread_channels
+from layer_graphs import MAP, ROWS, AsQModel, Build, Same, check_rescaling, folded, spread_channels
 from onnx import numpy_helper
 
 from qcompile.ir.affine import open_layer
@@ -58,13 +58,7 @@ PAIRS = {
 @pytest.mark.parametrize("name", PAIRS)
 def test_pairs(name: str, model_of: Build, as_qmodel: AsQModel, same_outputs: Same) -> None:
     text, shapes, pairs = PAIRS[name]
-    source = model_of(text)
-    model = folded(source, as_qmodel)
-    assert EqualizeLayers().run(model) == pairs
-    notes = [entry["pairs"] for entry in model.journal.by("equalize-layers")]
-    assert notes == ([pairs] if pairs else [])
-    same_outputs(source, model.graph, shapes)  # 1e-5: float32 weights rounded once more
-    assert EqualizeLayers().run(model) == 0
+    check_rescaling(EqualizeLayers(), "pairs", pairs, model_of(text), shapes, as_qmodel, same_outputs)
 
 
 def ranges(model: QModel, first: int, second: int) -> tuple[np.ndarray, np.ndarray]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from layer_graphs import MAP, ROWS, TOKENS, AsQModel, Build, Same, folded, spread_channels
+from layer_graphs import MAP, ROWS, TOKENS, AsQModel, Build, Same, check_rescaling, folded, spread_channels
 from onnx import numpy_helper
 
 from qcompile.ir import producer
@@ -61,8 +61,8 @@ STREAMS = {
     "an activation in the sum": (
         f"{IMAGE}, {BLOCK}) => (float[N,5,P,Q] y) {{ {RESIDUAL} q = Relu(p) s = Add(a, q) y = Conv(s, U) }}", MAP, 0),
     "a constant in the sum": (
-        f"{IMAGE}, float[1,6,1,1] D, float[5,6,1,1] U) => (float[N,5,P,Q] y)"
-        "{ a = Conv(x, W, B) b = Conv(x, W) p = Add(a, b) s = Add(p, D) y = Conv<pads = [1,1,1,1]>(s, U) }", MAP, 0),
+        f"{IMAGE}, float[6,4,3,3] V, float[1,6,1,1] D, float[5,6,1,1] U) => (float[N,5,P,Q] y)"
+        "{ a = Conv(x, W, B) b = Conv(x, V) p = Add(a, b) s = Add(p, D) y = Conv<pads = [1,1,1,1]>(s, U) }", MAP, 0),
     "an input in the sum": (
         "g (float[N,4,H,W2] x, float[4,4,1,1] W, float[5,4,1,1] U) => (float[N,5,H,W2] y)"
         "{ a = Conv(x, W) s = Add(a, x) y = Conv(s, U) }", MAP, 0),
@@ -98,13 +98,7 @@ STREAMS = {
 @pytest.mark.parametrize("name", STREAMS)
 def test_streams(name: str, model_of: Build, as_qmodel: AsQModel, same_outputs: Same) -> None:
     text, shapes, streams = STREAMS[name]
-    source = model_of(text)
-    model = folded(source, as_qmodel)
-    assert RotateChannels().run(model) == streams
-    notes = [entry["streams"] for entry in model.journal.by("rotate-channels")]
-    assert notes == ([streams] if streams else [])
-    same_outputs(source, model.graph, shapes)  # 1e-5: float32 weights rounded once more
-    assert RotateChannels().run(model) == 0
+    check_rescaling(RotateChannels(), "streams", streams, model_of(text), shapes, as_qmodel, same_outputs)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 16, 24, 320])
