@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from qcompile.errors import InputError
 from qcompile.qmodel import QModel
+from qcompile.quant.params import WEIGHT_MAX, WEIGHT_MIN
 from qcompile.quant.plan import Form, Plan
 
 
@@ -45,4 +46,7 @@ def misfit(plan: Plan, model: QModel) -> str:
         wanted, found = tuple(nodes[name].inputs[1].shape), plan.weights[name].codes.shape
         if wanted != found:
             return f"the weight of {name!r} has shape {found}, not {wanted}"
+        lattice = plan.weights[name].lattice()
+        if lattice.size and (lattice.min() < WEIGHT_MIN or lattice.max() > WEIGHT_MAX):
+            return f"the weight of {name!r} has integers beyond {WEIGHT_MIN} .. {WEIGHT_MAX}"
     return ""

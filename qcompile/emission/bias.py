@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcompile.program.lower import Step
-from qcompile.quant.params import WeightQuantizer
+from qcompile.quant.params import WeightQuantizer, largest_code
 from qcompile.quant.plan import Plan
 
 LARGEST = 2**30  # leaves the accumulator half of int32
@@ -45,4 +45,4 @@ def with_room_for_bias(weight: WeightQuantizer, bias: NDArray[np.float32], input
     scale = np.where(least > weight.scale, np.nextafter(least.astype(np.float32), np.float32(np.inf)), weight.scale)
     lattice = weight.dequantize() / weight.along(scale)
     codes = np.rint((lattice - weight.along(weight.offset)) / weight.along(weight.step))
-    return replace(weight, scale=scale, codes=np.clip(codes, 0, (1 << weight.bits) - 1).astype(np.uint8))
+    return replace(weight, scale=scale, codes=np.clip(codes, 0, largest_code(weight.bits)).astype(np.uint8))

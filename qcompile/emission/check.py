@@ -16,6 +16,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from qcompile.quant.params import WEIGHT_MIN
+
 COMPUTE: Final = ("Conv", "Gemm", "MatMul")
 FLOAT_OUTPUT: Final = ("Gemm", "MatMul")  # QGemm and MatMulIntegerToFloat
 ROUNDS_LATE: Final = ("Add", "Mul", "AveragePool")  # round after adding the zero point
@@ -214,6 +216,24 @@ def signed_weights(emitted: Emitted) -> Iterator[Finding]:
             yield node.name, "its weight is quantized along another axis than the output channels"
 
 
+def no_lowest_weight(emitted: Emitted) -> Iterator[Finding]:
+    """No weight is -128: two products with the code 0 of the other side overflow the int16 sums of kernels on Arm."""
+    for node in emitted.integer:
+        dequantize = emitted.weight(node)
+        if dequantize is not None and least_constant(emitted, dequantize.input[0]) < WEIGHT_MIN:
+            yield node.name, "its weight holds -128"
+
+
+def least_constant(emitted: Emitted, name: str) -> int:
+    """Return a lower bound of a constant of integers, which may be unpacked from codes: codes * step + offset."""
+    value, node = emitted.value(name), emitted.makers.get(name)
+    if value is not None or node is None:
+        return int(value.min()) if value is not None and value.size else 0
+    if node.op_type == "Cast":
+        return least_constant(emitted, node.input[0])
+    return sum(least_constant(emitted, part) for part in node.input) if node.op_type == "Add" else 0
+
+
 def exact_bias(emitted: Emitted) -> Iterator[Finding]:
     """A bias is int32 with scale float32(input scale * weight scale), zero point 0."""
     for node in emitted.integer:
@@ -335,6 +355,7 @@ RULES: Final[dict[str, Callable[[Emitted], Iterator[Finding]]]] = {
     "no-float-clip": no_float_clip,
     "unsigned-activations": unsigned_activations,
     "signed-weights": signed_weights,
+    "no-lowest-weight": no_lowest_weight,
     "exact-bias": exact_bias,
     "even-zero-points": even_zero_points,
     "clip-bounds": clip_bounds,

@@ -33,6 +33,10 @@ class Constants:
         """Store a scalar under a name made of its type and value."""
         return self.add(dtype(value), f"{np.dtype(dtype).name}_{value}".replace("-", "m"))
 
+    def own(self, value: NDArray[Any], stem: str) -> str:
+        """Store `value` for one reader alone, whether or not an equal array is there; return its name."""
+        return self.put(value, self.unique(stem))
+
     def put(self, value: NDArray[Any], name: str) -> str:
         """Store `value` under exactly `name`, which was reserved as taken."""
         self.protos.append(numpy_helper.from_array(value, name))

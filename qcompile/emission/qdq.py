@@ -73,6 +73,7 @@ class Emitter:
         self.constants = Constants(kept | codes)
         self.names = {node.name for node in self.graph.nodes}
         self.dequantized: dict[str, str] = {}  # codes -> their float reading for integer kernels
+        self.weights: dict[tuple[Any, ...], str] = {}  # what defines a weight -> its float reading
         self.quantized = {
             value.name for step in self.program.steps if step.kind is Kind.QUANTIZE for value in step.inputs
         }
@@ -257,12 +258,15 @@ class Emitter:
         stem = node.inputs[1].name
         if self.fake:
             return self.constants.add(weight.dequantize(), stem)
-        scale = self.constants.add(weight.scale, f"{stem}_scale")
-        integers = self._integers(weight, stem)
-        output = self.constants.unique(f"{stem}_dq")
-        zeros = self.constants.add(np.zeros(weight.scale.shape, np.int8), "zeros")  # a Gemm without them stays float
-        self._add("DequantizeLinear", [integers, scale, zeros], output, axis=weight.axis, output=output)
-        return output
+        key = (weight.axis, weight.integers().tobytes(), weight.scale.tobytes(), weight.codes.shape)
+        if key not in self.weights:
+            scale = self.constants.add(weight.scale, f"{stem}_scale")
+            # a Gemm without zero points stays float; shared ones bar the file from session.x64quantprecision
+            zeros = self.constants.own(np.zeros(weight.scale.shape, np.int8), f"{stem}_zeros")
+            inputs = [self._integers(weight, stem), scale, zeros]
+            output = self.constants.unique(f"{stem}_dq")
+            self.weights[key] = self._add("DequantizeLinear", inputs, output, axis=weight.axis, output=output)
+        return self.weights[key]
 
     def _integers(self, weight: WeightQuantizer, stem: str) -> str:
         if self.packing == "int4" and self.opset >= pack.INT4_OPSET and pack.fits_int4(weight):
@@ -270,7 +274,7 @@ class Emitter:
             return self._add("Cast", [nibbles], stem, to=TensorProto.INT8)
         if self.packing != "none" and pack.worth_packing(weight):
             return pack.unpack_planes(weight, stem, self.constants, self._add)
-        return self.constants.add(weight.integers(), f"{stem}_int8")
+        return self.constants.own(weight.integers(), f"{stem}_int8")
 
     def _bias(self, node: Node, data: Value, weight: WeightQuantizer) -> list[str]:
         bias = self.plan.biases.get(node.name)

@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from qcompile.quant.params import WeightQuantizer
+from qcompile.quant.params import WeightQuantizer, largest_code
 from qcompile.quant.scales import LEAST_SCALE, TIE
 
 LONGEST: Final = 64  # weights of a filter: the search takes time as the square of it
@@ -74,7 +74,7 @@ class _Search:
 
     def __post_init__(self) -> None:
         half = 1 << self.bits - 1
-        self.most = (1 << self.bits) - 1
+        self.most = largest_code(self.bits)
         self.unit = np.maximum(np.abs(self.rows).max(1) / (half - 0.5), LEAST_SCALE)
         self.wanted = np.einsum("rij,rj->ri", self.form, self.rows)
         self.power = np.einsum("ri,ri->r", self.rows, self.wanted)

@@ -8,7 +8,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-INT8_MIN, INT8_MAX = -128, 127
+WEIGHT_MIN, WEIGHT_MAX = -127, 127  # two products of -128 do not fit the int16 in which kernels on Arm add them
 Scalar = TypeVar("Scalar", bound=np.generic)
 
 
@@ -55,12 +55,23 @@ class Quantizer:
         return (self.levels - self.zero_point) * self.scale
 
 
+def plain_offset(bits: int) -> int:
+    """Return the least integer of the plain signed grid of a weight: -2**(bits-1), but -127 at 8 bits."""
+    return max(-(1 << bits - 1), WEIGHT_MIN)
+
+
+def largest_code(bits: int) -> int:
+    """Return the largest code of a weight: 2**bits - 1, but 254 at 8 bits."""
+    return (1 << bits - 1) - 1 - plain_offset(bits)
+
+
 @dataclass(frozen=True)
 class WeightQuantizer:
     """Per-channel weight quantizer on the int8 lattice: real = scale * (codes * step + offset).
 
-    `codes` uint8, the weight's shape, in 0 .. 2**bits - 1; `axis` the output-channel axis; `scale` float32 [C], the
-    real value of one int8 step; `step` and `offset` int8 [C]. The plain signed w-bit grid is step 1, offset -2**(w-1).
+    `codes` uint8, the weight's shape, in 0 .. largest_code(bits); `axis` the output-channel axis; `scale` float32 [C],
+    the real value of one int8 step; `step` and `offset` int8 [C]. The integers codes * step + offset lie in
+    WEIGHT_MIN .. WEIGHT_MAX. The plain signed w-bit grid is step 1, offset plain_offset(w).
     """
 
     bits: int
@@ -76,12 +87,15 @@ class WeightQuantizer:
         shape[self.axis] = -1
         return values.reshape(shape)
 
+    def lattice(self) -> NDArray[np.int32]:
+        """Return codes * step + offset, the weight's shape."""
+        step, offset = (self.along(values.astype(np.int32)) for values in (self.step, self.offset))
+        result: NDArray[np.int32] = self.codes.astype(np.int32) * step + offset
+        return result
+
     def integers(self) -> NDArray[np.int8]:
         """Return the int8 weight the kernel reads, the weight's shape."""
-        lattice = self.codes.astype(np.int32) * self.along(self.step.astype(np.int32)) + self.along(
-            self.offset.astype(np.int32)
-        )
-        return lattice.astype(np.int8)
+        return self.lattice().astype(np.int8)
 
     def dequantize(self) -> NDArray[np.float32]:
         """Return the float32 weight that the integers stand for."""

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcompile.quant.filters import MOST_BITS, is_short
-from qcompile.quant.params import WeightQuantizer
+from qcompile.quant.params import WeightQuantizer, largest_code
 from qcompile.training.recipe import FIRST_STRETCH
 
 EDGE = 1e-6  # a code that starts so far from the next one still has a gradient; one that is cut off has none
@@ -52,7 +52,7 @@ def _grid(exact: Floats, weight: WeightQuantizer) -> tuple[Floats, Floats]:
     """
     place = exact / weight.along(own_scale(exact, weight) * weight.step) - _offset(weight)
     codes = weight.codes.astype(np.float32)
-    low = np.clip(np.clip(np.floor(place), codes - 1, codes), 0, (1 << weight.bits) - 2).astype(np.float32)
+    low = np.clip(np.clip(np.floor(place), codes - 1, codes), 0, largest_code(weight.bits) - 1).astype(np.float32)
     return low, place - low
 
 

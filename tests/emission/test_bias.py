@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from qcompile.emission.bias import LARGEST, integer_bias, with_room_for_bias
-from qcompile.quant.params import WeightQuantizer
+from qcompile.quant.params import WeightQuantizer, largest_code
 from qcompile.quant.scales import quantize_weight
 
 SCALES = st.floats(2.0**-60, 2.0**10, width=32)
@@ -54,7 +54,7 @@ def test_room_for_any_bias(values: np.ndarray, bias: np.ndarray, data: float, bi
     weight = with_room_for_bias(before, bias, data)
     codes, scale = integer_bias(bias, data, weight.scale)
     assert (np.abs(codes.astype(np.int64)) <= LARGEST * (1 + 2.0**-22)).all()  # the product is rounded to float32
-    assert (weight.scale >= before.scale).all() and weight.codes.max() < 1 << bits
+    assert (weight.scale >= before.scale).all() and weight.codes.max() <= largest_code(bits)
     np.testing.assert_allclose(codes * scale.astype(np.float64), bias, rtol=2.0**-22, atol=0.5 * scale.max())
 
 

@@ -98,6 +98,12 @@ BROKEN = {
         "signed-weights", "gemm", "[dq_v] vd = DequantizeLinear<axis = 0>(v, vs, vz)",
         "[id] u = Identity(vz)  [dq_v] vd = DequantizeLinear<axis = 0>(v, vs)",
     ),
+    "weight of -128": ("no-lowest-weight", "conv", "w = {1, -2, 3, 4}", "w = {1, -128, 3, 4}"),
+    "unpacked weight of -128": (
+        "no-lowest-weight", "conv", "[dq_w] wd = DequantizeLinear<axis = 0>(w, ws)",
+        """[i] i = Constant<value = int32 {-129}>() [wide] wi = Cast<to = 6>(w) [at] wa = Add(wi, i)
+        [narrow] wn = Cast<to = 3>(wa) [dq_w] wd = DequantizeLinear<axis = 0>(wn, ws)""",
+    ),
     "weight axis": ("signed-weights", "conv", "DequantizeLinear<axis = 0>(w, ws)", "DequantizeLinear<axis = 1>(w, ws)"),
     "float bias": ("exact-bias", "conv", "[conv] y = Conv(xd, wd, bd)", "[conv] y = Conv(xd, wd, ws)"),
     "bias scale": ("exact-bias", "conv", "float[2] bs = {0.01, 0.005}", "float[2] bs = {0.01, 0.0055}"),

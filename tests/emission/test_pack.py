@@ -39,12 +39,12 @@ def quantizer(
 
 
 def random_quantizer(bits: int, shape: tuple[int, ...], axis: int, seed: int, per_channel: bool) -> WeightQuantizer:
-    """Return random codes on a random grid that stays within int8."""
+    """Return random codes on a random grid that stays within -127 .. 127."""
     random = np.random.default_rng(seed)
     codes = random.integers(0, 1 << bits, shape).astype(np.uint8)
     count = shape[axis] if per_channel else 1
-    step = random.integers(1, 255 // ((1 << bits) - 1) + 1, count)
-    offset = random.integers(-128, 127 - step * ((1 << bits) - 1) + 1)
+    step = random.integers(1, 254 // ((1 << bits) - 1) + 1, count)
+    offset = random.integers(-127, 127 - step * ((1 << bits) - 1) + 1)
     return quantizer(codes, bits, step, offset, axis)
 
 

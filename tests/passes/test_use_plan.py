@@ -36,6 +36,12 @@ def of_another_shape(plan: Plan) -> Plan:
     return replace(plan, weights={**plan.weights, "branch": replace(weight, codes=weight.codes[:4])})
 
 
+def with_a_weight_of_m128(plan: Plan) -> Plan:
+    weight = plan.weights["branch"]
+    lowest = replace(weight, bits=8, codes=weight.codes * 0, offset=np.full_like(weight.offset, -128))
+    return replace(plan, weights={**plan.weights, "branch": lowest})
+
+
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
@@ -44,6 +50,7 @@ def of_another_shape(plan: Plan) -> Plan:
         (without_a_quantizer, "no quantizer for 'image'"),
         (lambda plan: replace(plan, weights={}), "no weight for"),
         (of_another_shape, r"the weight of 'branch' has shape \(4, 8, 3, 3\)"),
+        (with_a_weight_of_m128, "the weight of 'branch' has integers beyond -127 .. 127"),
     ],
 )
 def test_a_plan_that_does_not_fit_is_refused(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from qcompile.errors import InputError
-from qcompile.quant.params import INT8_MAX, INT8_MIN, WeightQuantizer
+from qcompile.quant.params import WEIGHT_MAX, WEIGHT_MIN, WeightQuantizer, largest_code, plain_offset
 from qcompile.quant.scales import BLOCK, QUARTERS, grids, quantize_weight
 
 BITS = range(2, 9)
@@ -26,14 +26,14 @@ def squared_errors(weight: NDArray[np.float32], quantizer: WeightQuantizer) -> N
 
 
 def exhaustive(weight: NDArray[np.float32], bits: int) -> NDArray[np.float64]:
-    """Least squared error per row of [C, n] over every grid and k/100 * max|w| / ((2**bits - 1) / 2), k = 20..120."""
+    """Least squared error per row of [C, n] over every grid and k/100 * max|w| / (largest code / 2), k = 20..120."""
     rows = weight.astype(np.float64)
-    half = 1 << bits - 1
-    unit = np.maximum(np.abs(rows).max(axis=1, keepdims=True), 1e-8) / (half - 0.5)
+    low, high = {8: (-127, 127)}.get(bits, (-(1 << bits - 1), (1 << bits - 1) - 1))
+    unit = np.maximum(np.abs(rows).max(axis=1, keepdims=True), 1e-8) / ((high - low) / 2)
     best = np.full(len(rows), np.inf)
     for quarters, k in product(QUARTERS.get(bits, (0,)), range(20, 121)):
         step = unit * k / 100
-        levels = np.clip(np.rint(rows / step - quarters / 4), -half, half - 1) + quarters / 4
+        levels = np.clip(np.rint(rows / step - quarters / 4), low, high) + quarters / 4
         best = np.minimum(best, np.square(levels * step - rows).sum(axis=1))
     return best
 
@@ -67,12 +67,12 @@ def test_error_is_that_of_the_exhaustive_search_on_efficientnet_lite0(bits: int,
 def test_codes_are_the_nearest_levels_of_an_int8_grid(weight: NDArray[np.float32], bits: int, axis: int) -> None:
     quantizer = quantize_weight(weight, bits=bits, axis=axis)
     channels = weight.shape[axis]
-    assert quantizer.codes.shape == weight.shape and quantizer.codes.max() < 1 << bits
+    assert quantizer.codes.shape == weight.shape and quantizer.codes.max() <= largest_code(bits)
     assert quantizer.scale.shape == quantizer.step.shape == quantizer.offset.shape == (channels,)
     assert (quantizer.scale > 0).all()
-    codes = np.arange(1 << bits)
+    codes = np.arange(largest_code(bits) + 1)
     lattice = quantizer.step.astype(int)[:, None] * codes + quantizer.offset.astype(int)[:, None]
-    assert lattice.min() >= INT8_MIN and lattice.max() <= INT8_MAX
+    assert lattice.min() >= WEIGHT_MIN and lattice.max() <= WEIGHT_MAX
     assert {(int(a), int(b)) for a, b in zip(quantizer.step, quantizer.offset)} <= set(grids(bits))
     levels = lattice * quantizer.scale.astype(np.float64)[:, None]
     rows = np.moveaxis(weight, axis, 0).reshape(channels, -1, 1).astype(np.float64)
@@ -87,7 +87,7 @@ def test_a_channel_of_zeros_is_exactly_zero_on_the_plain_grid(bits: int) -> None
     weight = np.random.default_rng(0).standard_normal((3, 8)).astype(np.float32)
     weight[1] = 0
     quantizer = quantize_weight(weight, bits=bits, axis=0)
-    assert (quantizer.scale[1], quantizer.step[1], quantizer.offset[1]) == (1, 1, -(1 << bits - 1))
+    assert (quantizer.scale[1], quantizer.step[1], quantizer.offset[1]) == (1, 1, plain_offset(bits))
     assert not quantizer.integers()[1].any()
 
 
@@ -110,7 +110,15 @@ def test_finds_the_grid_that_a_weight_lies_on(bits: int, quarters: int) -> None:
 
 def test_grids_lie_in_the_asked_order_and_reduce_to_small_integers() -> None:
     assert grids(2) == [(1, -2), (2, -5), (4, -9), (4, -7), (2, -3), (4, -5), (1, -1)]
-    assert all(grids(bits) == [(1, -(1 << bits - 1))] for bits in range(4, 9))
+    assert all(grids(bits) == [(1, -(1 << bits - 1))] for bits in range(4, 8))
+    assert grids(8) == [(1, -127)]
+
+
+def test_at_8_bits_no_weight_is_below_m127() -> None:
+    weight = np.random.default_rng(0).uniform(-1, 1, (8, 1000)).astype(np.float32)
+    integers = quantize_weight(weight, bits=8, axis=0).integers()
+    assert (integers.min(), integers.max()) == (-127, 127)
+    assert quantize_weight(-np.ones((1, 4), np.float32), bits=8, axis=0).integers().min() >= -127
 
 
 def test_result_does_not_depend_on_blocks_or_layout() -> None:

@@ -41,9 +41,9 @@ def with_numbers(text: str, quantizers: dict[str, Quantizer], weights: dict[str,
     model = compiled(text, PLACE)
     model.plan.quantizers.update(quantizers)
     for node, (integers, scale) in weights.items():
-        codes = (np.asarray(integers) + 128).astype(np.uint8)
+        codes = (np.asarray(integers) + 127).astype(np.uint8)
         count = len(scale)
-        lattice = (np.ones(count, np.int8), np.full(count, -128, np.int8))
+        lattice = (np.ones(count, np.int8), np.full(count, -127, np.int8))
         model.plan.weights[node] = WeightQuantizer(8, 0, codes, np.asarray(scale, np.float32), *lattice)
     model.plan.biases.update(biases)
     return model
