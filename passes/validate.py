@@ -47,7 +47,8 @@ class Validate:
     size          {"float", "emitted"}
     agreement     with the float model: {"samples", "outputs": {name: figures}}, or None without samples
     unoptimized   of the run with all optimizations off with the optimized run, in the same form
-    speed         {"float", "emitted", "speedup", "rounds", "batch", "threads"}, or None without samples
+    speed         {"float", "emitted", "speedup", "low", "high", "rounds", "batch", "threads"}, or None without samples;
+                  processor time, half of all rounds in low .. high
     top1          {"samples", "float", "emitted"} in percent, or None without labels
 
     The figures of an output are those of `Agreement.summary`: sqnr_db, cosine, largest_difference, argmax.
@@ -197,9 +198,9 @@ def has_nan(values: NDArray[Any]) -> bool:
 def speed_of(reference: Session, emitted: Session, feeds: Arrays) -> dict[str, float]:
     """Time one inference of both in turn, on one thread."""
     timing = compare(reference, emitted, feeds, seconds=TIMING_SECONDS)
-    batch = len(next(iter(feeds.values())))
-    facts = {"float": timing.first, "emitted": timing.second, "speedup": timing.speedup}
-    return facts | {"rounds": timing.rounds, "batch": batch, "threads": 1}
+    facts = {"float": timing.first, "emitted": timing.second}
+    facts |= {"speedup": timing.speedup, "low": timing.low, "high": timing.high}
+    return facts | {"rounds": timing.rounds, "batch": len(next(iter(feeds.values()))), "threads": 1}
 
 
 def top1(model: QModel, emitted: onnx.ModelProto) -> dict[str, float] | None:

@@ -20,6 +20,7 @@ from qcompile.quant.plan import Plan, region_name
 SCHEMA_VERSION = 1
 LEAST_ARGMAX, LEAST_SQNR = 0.9, 10.0  # share of equal decisions, and dB where nothing is decided
 ENOUGH_SAMPLES = 256
+WIDE = 1.2  # upper quartile of measured speeds by the lower: beyond it the spread is told
 BY_HEART = 2.0  # times the error on the samples of training that a region has on others: it has learnt those by heart
 LIBRARIES = ("qcompile", "onnx", "onnxruntime", "numpy")
 
@@ -158,7 +159,8 @@ def warnings(model: QModel, found: Mapping[str, Any]) -> list[str]:
     if model.config.random_data:
         texts.append("calibrated on random data: the ranges, and with them the accuracy, mean nothing")
     if (speed := found.get("speed")) and speed["speedup"] < 1:
-        texts.append(f"the file is slower than its float model: {speed['speedup']:.2f}x; see the float nodes for why")
+        why = "; see the float nodes for why" if found["float_nodes"] else ""
+        texts.append(f"the file is slower than its float model: {speed_text(speed)}{why}")
     for name, figures in ((found.get("agreement") or {}).get("outputs") or {}).items():
         if differs(figures):
             texts.append(f"{name!r} differs much from the float model ({agreement_text(figures)}); {advice(model)}")
@@ -193,8 +195,8 @@ def verdict(model: QModel, found: Mapping[str, Any]) -> str:
     if size := found.get("size"):
         parts.append(f"{100 * size['emitted'] / size['float']:.0f} % of the float size")
     if speed := found.get("speed"):
-        ratio = speed["speedup"]
-        parts.append(f"{ratio:.2f}x the float speed" if ratio >= 1 else f"SLOWER than float ({ratio:.2f}x)")
+        text = speed_text(speed)
+        parts.append(f"{text} the float speed" if speed["speedup"] >= 1 else f"SLOWER than float: {text}")
     if top1 := found.get("top1"):
         parts.append(f"top-1 {top1['emitted']:.2f} % (float {top1['float']:.2f} %, {top1['samples']} samples)")
     elif (agreement := found.get("agreement")) and agreement["outputs"]:
@@ -209,6 +211,12 @@ def precision(model: QModel) -> str:
     inner = [node for node in compute if node.reason != "first or last"] or compute
     common = Counter((node.weight_bits, node.input_bits) for node in inner).most_common(1)
     return "w{}a{}".format(*common[0][0]) if common else "float"
+
+
+def speed_text(speed: Mapping[str, Any]) -> str:
+    """Return the speed against the float model as text, with the spread where it is wide."""
+    low, middle, high = (f"{speed[key]:.2f}x" for key in ("low", "speedup", "high"))
+    return f"{middle} (half of the runs {low} to {high})" if speed["high"] > WIDE * speed["low"] else middle
 
 
 def agreement_text(figures: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from qcompile.passmanager import PassRun
 from qcompile.quant.plan import Form
-from qcompile.report.summary import agreement_text, by_heart
+from qcompile.report.summary import agreement_text, by_heart, speed_text
 
 Row = Mapping[str, Any]
 View = list[Table | str]
@@ -93,7 +93,7 @@ def before_after(audit: Mapping[str, Any], data: Mapping[str, Any]) -> Table:
     )
     if speed := audit["speed"]:
         label = f"one run, batch {speed['batch']}, {speed['threads']} thread"
-        table.add_row(label, _milliseconds(speed["float"]), _milliseconds(speed["emitted"]), f"{speed['speedup']:.2f}x")
+        table.add_row(label, _milliseconds(speed["float"]), _milliseconds(speed["emitted"]), speed_text(speed))
     if top1 := audit["top1"]:
         change = f"{top1['emitted'] - top1['float']:+.2f} points"
         table.add_row(f"top-1, {top1['samples']} samples", f"{top1['float']:.2f} %", f"{top1['emitted']:.2f} %", change)

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 import qcompile
-from qcompile.report.summary import SCHEMA_VERSION, agreement_text, precision, verdict, warnings
+from qcompile.report.summary import SCHEMA_VERSION, agreement_text, precision, speed_text, verdict, warnings
 
 SCHEMA = json.loads(resources.files("qcompile.report").joinpath("schema.json").read_text())
 Data = dict[str, NDArray[np.float32]]
@@ -63,7 +63,8 @@ def test_a_plan_without_numbers_is_a_report_too(residual_model: onnx.ModelProto)
 
 AUDIT: dict[str, Any] = {
     "size": {"float": 1000, "emitted": 200},
-    "speed": {"speedup": 1.5},
+    "float_nodes": [],
+    "speed": {"speedup": 1.5, "low": 1.45, "high": 1.55},
     "top1": None,
     "agreement": {"samples": 4, "outputs": {"y": {"argmax": 0.75, "sqnr_db": 20.04, "cosine": 0.995}}},
     "fused": {"missing": []},
@@ -85,10 +86,18 @@ def test_top1_stands_in_the_verdict_where_labels_are(result: qcompile.Result) ->
 
 
 def test_a_slower_file_is_said_to_be_slower(result: qcompile.Result) -> None:
-    slow = {**AUDIT, "speed": {"speedup": 0.94}}
-    assert "SLOWER than float (0.94x)" in verdict(result.qmodel, slow)
-    assert any("slower than its float model: 0.94x" in text for text in warnings(result.qmodel, slow))
+    slow = {**AUDIT, "speed": {"speedup": 0.94, "low": 0.93, "high": 0.95}}
+    assert "SLOWER than float: 0.94x" in verdict(result.qmodel, slow)
+    text = "the file is slower than its float model: 0.94x"
+    assert text in warnings(result.qmodel, slow)
+    blamed = {**slow, "float_nodes": [{"node": "act", "op": "Erf", "reason": "no integer kernel"}]}
+    assert f"{text}; see the float nodes for why" in warnings(result.qmodel, blamed)
     assert not any("slower" in text for text in warnings(result.qmodel, AUDIT))
+
+
+def test_a_wide_spread_of_speeds_is_told() -> None:
+    assert speed_text({"speedup": 1.6, "low": 1.4, "high": 1.65}) == "1.60x"
+    assert speed_text({"speedup": 1.6, "low": 1.2, "high": 2.1}) == "1.60x (half of the runs 1.20x to 2.10x)"
 
 
 def test_a_node_without_its_kernel_is_named(result: qcompile.Result) -> None:

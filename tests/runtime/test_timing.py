@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 from onnx import parser
@@ -11,25 +13,40 @@ from qcompile.runtime.session import Session
 from qcompile.runtime.timing import compare, operator_seconds, take_turns
 
 
-class Recorder:
-    """Stands in for a session: writes down its runs and lets a clock run on by `seconds`."""
+@dataclass
+class Clock:
+    """Wall and processor time in seconds; the latter is told in whole steps of `step`."""
 
-    def __init__(self, name: str, seconds: float, clock: list[float], log: list[str]) -> None:
-        self.name, self.seconds, self.clock, self.log = name, seconds, clock, log
+    wall: float = 0.0
+    cpu: float = 0.0
+    step: float = 0.0
+
+    def thread_time(self) -> float:
+        return self.cpu // self.step * self.step if self.step else self.cpu
+
+
+class Recorder:
+    """Stands in for a session: writes down its runs, works for `seconds`, and waits another `waits` for others."""
+
+    def __init__(self, name: str, seconds: float, clock: Clock, log: list[str], waits: float = 0.0) -> None:
+        self.name, self.seconds, self.clock, self.log, self.waits = name, seconds, clock, log, waits
 
     def run(self, feeds: object) -> None:
         self.log.append(self.name)
-        self.clock[0] += self.seconds
+        self.clock.wall += self.seconds + self.waits
+        self.clock.cpu += self.seconds
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    now = [0.0]
-    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
-    return now
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock.wall)
+    monkeypatch.setattr(timing.time, "thread_time", clock.thread_time)
+    monkeypatch.setattr(timing, "clock_step", lambda: clock.step)
+    return clock
 
 
-def test_sessions_take_turns_after_a_run_that_does_not_count(clock: list[float]) -> None:
+def test_sessions_take_turns_after_a_run_that_does_not_count(clock: Clock) -> None:
     log: list[str] = []
     sessions = [Recorder("a", 2.0, clock, log), Recorder("b", 1.0, clock, log)]
     times = take_turns(sessions, {}, rounds=3, seconds=100)  # type: ignore[arg-type]
@@ -37,15 +54,43 @@ def test_sessions_take_turns_after_a_run_that_does_not_count(clock: list[float])
     np.testing.assert_allclose(times, [[2.0, 1.0]] * 3, rtol=1e-12)  # float64 differences of small whole numbers
 
 
-def test_stops_when_the_time_is_over_but_measures_once(clock: list[float]) -> None:
+def test_stops_when_the_time_is_over_but_measures_once(clock: Clock) -> None:
     slow = [Recorder(name, 10.0, clock, []) for name in "ab"]
     assert take_turns(slow, {}, seconds=1.0).shape == (1, 2)  # type: ignore[arg-type]
     assert take_turns(slow, {}, seconds=50.0).shape == (3, 2)  # type: ignore[arg-type]
 
 
-def test_speedup_is_first_over_second(clock: list[float]) -> None:
+def test_speedup_is_first_over_second(clock: Clock) -> None:
     found = compare(Recorder("a", 3.0, clock, []), Recorder("b", 1.0, clock, []), {}, rounds=5)  # type: ignore[arg-type]
     assert (found.speedup, found.first, found.second) == pytest.approx((3.0, 3.0, 1.0))
+    assert (found.low, found.high) == pytest.approx((3.0, 3.0))
+
+
+def test_waiting_for_others_does_not_count(clock: Clock) -> None:
+    one, two = Recorder("a", 3.0, clock, [], waits=40.0), Recorder("b", 1.0, clock, [])
+    assert compare(one, two, {}, rounds=5).speedup == pytest.approx(3.0)  # type: ignore[arg-type]
+
+
+def test_half_of_the_rounds_lie_in_the_spread(clock: Clock) -> None:
+    class Uneven(Recorder):
+        def run(self, feeds: object) -> None:
+            super().run(feeds)
+            self.seconds += 1.0  # 1 does not count, then 2, 3, 4, 5, 6
+
+    found = compare(Uneven("a", 1.0, clock, []), Recorder("b", 2.0, clock, []), {}, rounds=5, seconds=100)  # type: ignore[arg-type]
+    assert (found.low, found.speedup, found.high) == pytest.approx((1.5, 2.0, 2.5))
+
+
+def test_short_runs_are_timed_together_where_the_clock_is_coarse(clock: Clock) -> None:
+    clock.step = 1 / 64
+    short = Recorder("a", 0.001, clock, [])
+    assert take_turns([short], {}, rounds=1)[0, 0] == pytest.approx(0.001, rel=0.05)  # type: ignore[list-item]
+
+
+def test_the_clock_step_is_what_the_clock_moves_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([5.0, 5.0, 5.0, 5.25])
+    monkeypatch.setattr(timing.time, "thread_time", lambda: next(times))
+    assert timing.clock_step() == 0.25
 
 
 def test_profile_finds_the_slow_operator() -> None:
