@@ -184,12 +184,25 @@ def no_double_requantization(emitted: Emitted) -> Iterator[Finding]:
 
 
 def no_float_clip(emitted: Emitted) -> Iterator[Finding]:
-    """No Relu or Clip between an integer node and its QuantizeLinear: the quantizer's range clips."""
+    """No Relu or Clip reads the float output of an integer node: the quantizer's range clips, or Max and Min do."""
     for node in emitted.integer:
         for clip in emitted.readers.get(node.output[0], []):
-            behind = emitted.readers.get(clip.output[0], []) if clip.op_type in CLIPS else []
-            if emitted.kinds[node.output[0]] not in CODES and any(item.op_type == "QuantizeLinear" for item in behind):
+            if clip.op_type not in CLIPS or emitted.kinds[node.output[0]] in CODES:
+                continue
+            behind = emitted.readers.get(clip.output[0], [])
+            if any(item.op_type == "QuantizeLinear" for item in behind):
                 yield node.name, f"{clip.op_type} {clip.name!r} stands in float between it and its QuantizeLinear"
+            elif node.op_type in FLOAT_OUTPUT:
+                yield node.name, f"{clip.op_type} {clip.name!r} reads its float output: Max and Min would do"
+
+
+def no_merged_sum(emitted: Emitted) -> Iterator[Finding]:
+    """No Add reads an integer MatMul in float, but with a constant of rank 3: of others a float Gemm is made."""
+    for node in emitted.integer:
+        for add in emitted.readers.get(node.output[0], []) if node.op_type == "MatMul" else []:
+            constants = [value for name in add.input if (value := emitted.value(name)) is not None]
+            if add.op_type == "Add" and not any(value.ndim > 2 for value in constants):
+                yield node.name, f"Add {add.name!r} reads its float output: Sum would do"
 
 
 def unsigned_activations(emitted: Emitted) -> Iterator[Finding]:
@@ -353,6 +366,7 @@ RULES: Final[dict[str, Callable[[Emitted], Iterator[Finding]]]] = {
     "one-quantizer": one_quantizer,
     "no-double-requantization": no_double_requantization,
     "no-float-clip": no_float_clip,
+    "no-merged-sum": no_merged_sum,
     "unsigned-activations": unsigned_activations,
     "signed-weights": signed_weights,
     "no-lowest-weight": no_lowest_weight,

@@ -15,6 +15,7 @@ from onnx import TensorProto, helper
 from qcompile.emission import pack
 from qcompile.emission.bias import integer_bias
 from qcompile.emission.constants import Constants
+from qcompile.emission.spelling import Operators, spelling
 from qcompile.ir import (
     Constant,
     Graph,
@@ -78,6 +79,7 @@ class Emitter:
             value.name for step in self.program.steps if step.kind is Kind.QUANTIZE for value in step.inputs
         }
         self.sources: dict[str, Value] = {}  # float tensor -> the codes it was read from
+        self.products: set[str] = set()  # float32 outputs of integer kernels
         self.opset = self.graph.opset
 
     def model(self) -> onnx.ModelProto:
@@ -167,7 +169,7 @@ class Emitter:
         self.nodes.append(node_proto(node, [*(value.name for value in step.inputs), *rest], outputs))
 
     def keep(self, step: Step) -> None:
-        """An operator as it stands."""
+        """A float operator, as it stands or in another spelling."""
         node = step.node
         assert node is not None
         inputs = [self._input(tensor) for tensor in node.inputs]
@@ -175,7 +177,18 @@ class Emitter:
             inputs = [self._unfused(name) if name in self.sources else name for name in inputs]
         if node.op in QUANTIZED_AT_LOAD and node.inputs[0].name in self.sources:
             inputs[0] = self._guarded(node, self.sources[node.inputs[0].name])
-        self.nodes.append(node_proto(node, inputs, [tensor.name for tensor in node.outputs]))
+        zero = self.constants.add(np.float32(0), "float_0") if node.op == "Relu" and inputs[0] in self.products else ""
+        if operators := [] if self.fake else spelling(node, inputs, self.products, zero):
+            self._row(node, inputs[0], operators)
+        else:
+            self.nodes.append(node_proto(node, inputs, [tensor.name for tensor in node.outputs]))
+
+    def _row(self, node: Node, source: str, operators: Operators) -> None:
+        """Write operators in a row in the place of a float node; the last has its name."""
+        for op, inputs in operators[:-1]:
+            source = self._add(op, [source, *inputs], f"{node.name}")
+        op, inputs = operators[-1]
+        self.nodes.append(helper.make_node(op, [source, *inputs], [node.outputs[0].name], node.name))
 
     def _unfused(self, name: str) -> str:
         """Read a dequantized tensor through a Clip that changes nothing: ONNX Runtime does not look behind it."""
@@ -218,6 +231,8 @@ class Emitter:
         self.nodes.append(node_proto(node, inputs, [output]))
         if target.quantizer:
             self._codes_of(output, target)
+        else:
+            self.products.add(output)
 
     def _codes_of(self, source: str, target: Value) -> None:
         quantizer = target.quantizer

@@ -82,6 +82,10 @@ def broadcasts_into(constant: Constant, data: Tensor) -> bool:
     return all(dim in (1, own) for dim, own in zip(reversed([int(d) for d in constant.shape]), reversed(shape)))
 
 
+def _boundless_clip(graph: Graph, node: Node) -> bool:
+    return not any(tensor.name for tensor in node.inputs[1:]) and bypass(graph, node)
+
+
 def _single(graph: Graph, node: Node) -> bool:
     return len(node.inputs) == 1 and bypass(graph, node)
 
@@ -176,6 +180,7 @@ SIMPLIFY = (
     rule("no-op slice removed", "Slice", _slice),
     rule("neutral constant removed", "Add Sub Mul Div", _neutral),
     rule("single operand removed", "Concat Sum Max Min", _single),
+    rule("clip without bounds removed", "Clip", _boundless_clip),
     rule("constant shape", "Reshape", _constant_shape),
     rule("no-op reshape removed", "Reshape", _useless_reshape),
     rule("reshape to flatten", "Reshape", _flatten),

@@ -87,6 +87,14 @@ BROKEN = {
         "no-float-clip", "conv", "[q_y] yq = QuantizeLinear(y, ys, yz)",
         "[relu] r = Relu(y)  [q_y] yq = QuantizeLinear(r, ys, yz)",
     ),
+    "Relu behind a float output": (
+        "no-float-clip", "gemm", "[gemm] logits = Gemm<transB = 1>(fd, vd, cd)",
+        "[gemm] l = Gemm<transB = 1>(fd, vd, cd) [relu] logits = Relu(l)",
+    ),
+    "sum with a product": (
+        "no-merged-sum", "gemm", "[gemm] logits = Gemm<transB = 1>(fd, vd, cd)",
+        "[gemm] l = MatMul(fd, vd) [sum] logits = Add(l, cd)",
+    ),
     "int8 activation": ("unsigned-activations", "q_y", "uint8 yz = {0}", "int8 yz = {0}"),
     "uint8 weight": ("signed-weights", "conv", "int8[2,2,1,1] w = {1, -2, 3, 4}", "uint8[2,2,1,1] w = {1, 2, 3, 4}"),
     "int4 weight": ("signed-weights", "gemm", "int8[3,2] v", "int4[3,2] v"),

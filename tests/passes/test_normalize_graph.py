@@ -68,6 +68,7 @@ REWRITES = {
         ROWS, "Add Relu"),
     "zero minus x stays": (
         LINE + "<float z = {0}> { a = Sub(z, x) y = Relu(a) }", ROWS, "Sub Relu"),
+    "clip without bounds": (LINE + "{ a = Clip(x) y = Relu(a) }", ROWS, "Relu"),
     "concat of one": (LINE + "{ a = Concat<axis = 1>(x) y = Relu(a) }", ROWS, "Relu"),
     "constants through Constant, Identity, Transpose": (
         "g (float[N,6] x, float[4,6] W) => (float[N,4] y)"

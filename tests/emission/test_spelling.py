@@ -1,0 +1,89 @@
+"""Float nodes behind integer kernels are spelled so that the kernels stay integer; what they compute stays too."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from networks import EMIT, compiled, network, samples
+
+from qcompile.emission.check import check
+from qcompile.quant.plan import Form
+from qcompile.runtime.fused import is_integer, optimized_nodes
+from qcompile.runtime.session import Session
+from qcompile.simulation import simulate
+
+ROWS = "net (float[N,32] x, float[32,32] W, float[32] B, float[32,32] V) => (float[N,32] y)"
+TOKENS = "net (float[N,6,32] x, float[32,32] W, float[32] B, float[32,32] V) => (float[N,6,32] y)"
+BOUNDS = "<float low = {-0.5}, float zero = {0}, float half = {0.5}, float six = {6}, float[32] G = {" + ",".join(
+    ["1"] * 32
+)
+BOUNDS += "}>"
+
+# name: graph, operators of the optimized graph behind the first product
+CASES = {
+    "Gemm, Relu": (ROWS + "{ a = Gemm(x, W, B) r = Relu(a) y = Exp(r) }", "Max Exp"),
+    "Gemm, Clip": (ROWS + BOUNDS + "{ a = Gemm(x, W, B) r = Clip(a, zero, six) y = Exp(r) }", "Max Min Exp"),
+    "Gemm, Clip from below": (ROWS + BOUNDS + "{ a = Gemm(x, W, B) r = Clip(a, low) y = Exp(r) }", "Max Exp"),
+    "Gemm, Clip from above": (ROWS + BOUNDS + "{ a = Gemm(x, W, B) r = Clip(a, , half) y = Exp(r) }", "Min Exp"),
+    "Gemm, Clip without bounds": (ROWS + "{ a = Gemm(x, W, B) r = Clip(a) y = Exp(r) }", "Exp"),
+    "two clips": (
+        ROWS + BOUNDS + "{ a = Gemm(x, W, B) b = Clip(a, low, six) r = Relu(b) y = Exp(r) }", "Max Min Relu Exp",
+    ),
+    "MatMul, Relu": (ROWS + "{ a = MatMul(x, W) r = Relu(a) y = Exp(r) }", "Max Exp"),
+    "MatMul of tokens, Relu": (TOKENS + "{ a = MatMul(x, W) r = Relu(a) y = Exp(r) }", "Max Exp"),
+    "the clip is an output": (ROWS + "{ a = Gemm(x, W, B) y = Relu(a) }", "Max"),
+    "a mover behind the clip": (
+        TOKENS + "{ a = MatMul(x, W) r = Relu(a) t = Transpose<perm = [0,2,1]>(r) s = ReduceSum(t)"
+        " y = Mul(x, s) }",
+        "Max Transpose ReduceSum Mul",
+    ),
+    "a clip without zero, then a layer": (
+        ROWS + BOUNDS + "{ a = Gemm(x, W, B) r = Clip(a, half, six) y = MatMul(r, V) }",
+        "Max Min QuantizeLinear MatMulIntegerToFloat",
+    ),
+    "a clip below zero, then a layer": (
+        ROWS + BOUNDS + "{ a = MatMul(x, W) r = Clip(a, , low) y = MatMul(r, V) }",
+        "Min QuantizeLinear MatMulIntegerToFloat",
+    ),
+    "a sum of a product and rows": (
+        "net (float[N,32] x, float[N,32] h, float[32,32] W) => (float[N,32] y)"
+        "{ a = MatMul(x, W) b = Add(h, a) y = Exp(b) }",
+        "Sum Exp",
+    ),
+    "a gate of two products": (
+        "net (float[N,32] x, float[N,32] h, float[32,32] W, float[32,32] V, float[32] B) => (float[N,32] y)"
+        "{ a = MatMul(x, W) c = MatMul(h, V) b = Add(a, c) d = Add(b, B) y = Sigmoid(d) }",
+        "QuantizeLinear MatMulIntegerToFloat Sum Add Sigmoid",
+    ),
+    "a residual in front of LayerNormalization": (
+        TOKENS + BOUNDS + "{ a = MatMul(x, W) b = Add(a, x) y = LayerNormalization(b, G) }",
+        "Sum LayerNormalization",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text, operators", CASES.values(), ids=CASES)
+def test_kernels_and_values(text: str, operators: str) -> None:
+    source = network(text)
+    model = compiled(source, EMIT, w=8, a=8)
+    assert model.emitted is not None
+    made = optimized_nodes(model.emitted)
+    planned = {name for name, node in model.plan.nodes.items() if node.form is Form.COMPUTE}
+    assert planned and planned == {name for name, op in made if is_integer(op)}
+    ran = [op for _, op in made]
+    first = next(i for i, op in enumerate(ran) if is_integer(op))
+    assert sorted(ran[first + 1 :]) == sorted(operators.split())
+    assert check(model.emitted, planned) == []
+    feeds = samples(source)
+    found, expected = (Session(file, threads=1).run(feeds)["y"] for file in (model.emitted, source))
+    np.testing.assert_allclose(
+        found, simulate(model.graph, model.plan, "integer").run(feeds)["y"], rtol=1e-4, atol=1e-5
+    )
+    assert np.mean((found - expected) ** 2) < 0.001 * np.mean(expected**2)
+
+
+def test_sums_between_floats_stay() -> None:
+    text = "net (float[N,32] x, float[32,32] W) => (float[N,32] y) { a = MatMul(x, W) e = Exp(a) y = Add(e, x) }"
+    model = compiled(text, EMIT, w=8, a=8)
+    assert model.emitted is not None
+    assert [node.op_type for node in model.emitted.graph.node][-2:] == ["Exp", "Add"]
