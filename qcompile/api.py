@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +17,13 @@ from qcompile.data import InputInfo, input_infos, open_dataset, open_evaluation,
 from qcompile.data.dataset import Dataset
 from qcompile.emission.pack import INT4_OPSET
 from qcompile.errors import InputError, QCompileError
-from qcompile.ir.load import check_model, load_model, prepare, refuse_special, save_model
+from qcompile.files import Content, check_outputs, write_files
+from qcompile.ir.load import check_model, load_model, model_files, prepare
 from qcompile.passmanager import Pass, PassManager, Watch
 from qcompile.pipeline import build, build_placement
 from qcompile.qmodel import QModel
 from qcompile.quant.plan import Plan
-from qcompile.quant.plan_file import fingerprint, load_plan, save_plan
+from qcompile.quant.plan_file import fingerprint, load_plan, plan_files, plan_folders, save_plan
 from qcompile.report.summary import build_report
 from qcompile.runtime.session import Session, newest_opset
 from qcompile.targets.schema import Target
@@ -58,49 +57,26 @@ class Result:
 
     def save(self, path: str | Path, *, plan: str | Path | None = None, report: str | Path | None = None) -> None:
         """Write the model, and where asked its plan and its report: all of them, or InputError and nothing."""
-        with staged() as stage:
-            if plan is not None:
-                write_plan(self.qmodel, stage(plan))
-            if report is not None:
-                stage(report).write_text(self.report_text(), encoding="utf-8")
-            save_model(self.model, Path(path))
+        folders = plan_folders(Path(plan)) if plan is not None else ()
+        contents = self.files(path, plan=plan, report=report)
+        check_outputs({}, contents, made=folders)
+        write_files(contents, made=folders)
+
+    def files(
+        self, path: str | Path | None = None, *, plan: str | Path | None = None, report: str | Path | None = None
+    ) -> dict[Path, Content]:
+        """Return what `save` writes under these names."""
+        contents = model_files(self.model, Path(path)) if path is not None else {}
+        if plan is not None:
+            facts = {"target": self.qmodel.target.name, "fingerprint": fingerprint(self.qmodel.source)}
+            contents |= plan_files(self.plan, Path(plan), **facts)
+        if report is not None:
+            contents[Path(report)] = [self.report_text().encode()]
+        return contents
 
     def report_text(self) -> str:
         """Return the report as JSON."""
         return json.dumps(self.report, indent=1, default=lambda array: array.tolist())
-
-
-@contextmanager
-def staged() -> Iterator[Callable[[str | Path], Path]]:
-    """Hand out temporary names: at the end every file gets its own name; after an error all of them are removed."""
-    pairs: list[tuple[Path, Path]] = []
-
-    def stage(path: str | Path) -> Path:
-        final = Path(path)
-        refuse_special(final)
-        temporary = final.with_name(f".{final.stem}.{os.getpid()}{final.suffix}")
-        pairs.append((temporary, final))
-        return temporary
-
-    try:
-        yield stage
-        for temporary, final in pairs:
-            _publish(temporary, final)
-    except OSError as error:
-        what, where = f"cannot write: {error.strerror or error}", error.filename or (pairs[-1][1] if pairs else "")
-        raise InputError(what, where=str(where), remedy="check the folder, its permissions and free space") from error
-    finally:
-        for temporary, _ in pairs:
-            shutil.rmtree(temporary, ignore_errors=True) if temporary.is_dir() else temporary.unlink(missing_ok=True)
-
-
-def _publish(temporary: Path, final: Path) -> None:
-    if not temporary.is_dir():
-        temporary.replace(final)
-        return
-    final.mkdir(exist_ok=True)
-    for file in temporary.iterdir():
-        file.replace(final / file.name)
 
 
 def compile(
@@ -222,5 +198,5 @@ def read_plan(model: QModel, path: Path) -> Plan:
 
 
 def write_plan(model: QModel, path: Path) -> None:
-    """Write the model's plan where `read_plan` finds it; raises OSError."""
+    """Write the model's plan where `read_plan` finds it; raises InputError."""
     save_plan(model.plan, path, target=model.target.name, fingerprint=fingerprint(model.source))

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
-import tempfile
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import Field, fields
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
 import click
 
 from qcompile import api
 from qcompile.config import TYPE_NAMES, Config, Files, Flag, build_settings, flag_of, read_recipe, recipe_text
+from qcompile.data.sources import split_labels
 from qcompile.errors import InputError, QCompileError, nearest
-from qcompile.ir.load import refuse_special
+from qcompile.files import check_outputs, write_files
+from qcompile.ir.load import external_files
+from qcompile.quant.plan_file import plan_folders, plan_places
 from qcompile.report import plot
 from qcompile.report.screen import Screen
 from qcompile.report.summary import environment
 from qcompile.training.work_dir import has_state
 
 INTERRUPTED = 130
+ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 WIDTH = 100
 DECIDING = ("Precision", "Fusion")  # groups of flags whose effect a saved plan holds
 GROUPS = ("Precision", "Fusion", "Data", "Output", "Recipe", "Run")
@@ -223,22 +228,39 @@ def compile_command(
     if files.load_plan and (asked := [name for name in ("precision", *decided) if name in given]):
         what = f"--{asked[0].replace('_', '-')} has no effect: the plan decides it"
         raise InputError(what, where=files.load_plan, remedy="leave it or --load-plan out")
-    read = {"model": model, "data": files.data, "evaluation data": files.eval, "plan": files.load_plan}
-    check_outputs(read, [files.out, files.report, files.save_plan, save_config])
+    outputs = [None if plan_only else files.out, files.report, save_config]
+    check_places(config, files, model, recipe_path, outputs)
     screen = Screen(verbose=verbose, quiet=quiet)
-    with resumable(config, arguments), screen.progress(), api.staged() as stage:
-        if save_config:
-            stage(save_config).write_text(recipe_text(config, files), encoding="utf-8")
+    with resumable(config, arguments), screen.progress():
         if plan_only:
             result = api.plan_only(model, config, watch=screen.watch)
-            if files.report:
-                stage(files.report).write_text(result.report_text(), encoding="utf-8")
+            contents = result.files(report=files.report)
         else:
             result = api.compile(
                 model, config, files.data, evaluation=files.eval, plan=files.load_plan, watch=screen.watch
             )
-            result.save(str(files.out), plan=files.save_plan, report=files.report)
+            contents = result.files(files.out, plan=files.save_plan, report=files.report)
+        if save_config:
+            contents[Path(save_config)] = [recipe_text(config, files).encode()]
+        write_files(contents, made=plan_folders(Path(files.save_plan)) if files.save_plan else ())
+        ignore_interruptions()
+        if not plan_only:
             screen.result(result.report)
+
+
+def check_places(config: Config, files: Files, model: str, recipe: str | None, outputs: Sequence[str | None]) -> None:
+    """Raise InputError, before any work, where an output cannot be written or would be written over an input."""
+    folder, table = split_labels(files.eval or "")
+    named = [(model, "model"), (recipe, "recipe"), (files.data, "data"), (folder, "evaluation data"), (table, "labels")]
+    named += [(part, "preprocessing") for part in (config.preprocess or "").split(",")]
+    read = {Path(name): what for name, what in named if name}
+    read |= dict.fromkeys(plan_places(Path(files.load_plan)) if files.load_plan else (), "plan")
+    read |= dict.fromkeys(external_files(Path(model)), "external data of the model")
+    plan, made = (
+        (plan_places(Path(files.save_plan)), plan_folders(Path(files.save_plan))) if files.save_plan else ((), ())
+    )
+    written = [*(Path(name) for name in outputs if name), *plan]
+    check_outputs(read, written, made=made, work=Path(config.work_dir) if config.work_dir else None)
 
 
 @contextmanager
@@ -260,32 +282,29 @@ def plot_command(report: str, out: str | None) -> None:
     """Draw the errors and capacities of units that a report holds, and which units were trained together."""
     if not out:
         raise InputError("no output file", remedy="give -o FIG.svg or -o FIG.png")
-    plot.check_kind(Path(out))
-    check_outputs({"report": report}, [out])
-    found = plot.read_report(Path(report))
-    with api.staged() as stage:
-        plot.draw(found, stage(out))
+    kind = plot.kind_of(Path(out))
+    check_outputs({Path(report): "report"}, [Path(out)])
+    write_files({Path(out): [plot.draw(plot.read_report(Path(report)), kind)]})
 
 
-def check_outputs(inputs: Mapping[str, str | None], outputs: Sequence[str | None]) -> None:
-    """Raise InputError, before any work, for a place where nothing can be written or where an input stands."""
-    paths = [Path(item) for item in outputs if item]
-    taken = {Path(name).resolve(): what for what, name in inputs.items() if name}
-    for path in paths:
-        if what := taken.get(path.resolve()):
-            raise InputError(f"the output would overwrite the {what}", where=str(path), remedy="give another name")
-        refuse_special(path)
-        if paths.count(path) > 1:
-            raise InputError("two outputs have the same name", where=str(path), remedy="give each its own")
-        try:
-            tempfile.TemporaryFile(
-                dir=path.parent
-            ).close()  # the only question that every file system answers truthfully
-        except OSError as error:
-            where, remedy = str(path.parent), "make the folder, or give another place"
-            raise InputError(f"cannot write {path.name}: {error.strerror}", where=where, remedy=remedy) from error
+# --- signals
+
+
+def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    """End a run as Ctrl-C does."""
+    raise KeyboardInterrupt
+
+
+def ignore_interruptions() -> None:
+    """Let nothing end the run any more: all is written, and the last lines are for the user."""
+    for number in ENDING:
+        if signal.getsignal(number) is interrupt:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def run() -> None:
-    """Enter from the console script."""
+    """Enter from the console script: a terminal that closes and a polite kill end a run as Ctrl-C does."""
+    for number in ENDING:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            signal.signal(number, interrupt)
     main()

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import re
-import tomllib
 from collections.abc import Collection, Mapping
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any, Literal, TypeVar, get_args
 import tomli_w
 
 from qcompile.errors import InputError, nearest
+from qcompile.files import parse_toml, read_bytes
 
 Method = Literal["rtn", "adaround", "brecq", "qdrop", "mrecg", "mrecg-brecq"]
 Effort = Literal["fast", "default", "max"]
@@ -315,11 +315,10 @@ def build_settings(*layers: Mapping[str, Any]) -> tuple[Config, Files]:
 
 def read_recipe(path: Path) -> dict[str, Any]:
     """Read a TOML recipe; raise InputError if it cannot be read or is not TOML."""
+    data = read_bytes(path, "recipe")
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read the recipe: {error.strerror}", where=str(path)) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        return parse_toml(data)
+    except ValueError as error:
         raise InputError(f"the recipe is not TOML: {error}", where=str(path)) from error
 
 

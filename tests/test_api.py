@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 import qcompile
 from qcompile import Config, InputError, PassManager, QCompileError, QModel, build
-from qcompile.api import Result, read_plan, staged, write_plan
+from qcompile.api import Result, read_plan, write_plan
 from qcompile.errors import nearest
 from qcompile.quant.plan import Form
 from qcompile.runtime.session import Session
@@ -181,17 +181,6 @@ def test_save_leaves_all_or_nothing(
     assert list(tmp_path.iterdir()) == []
     result.save(tmp_path / "out.onnx", plan=tmp_path / "plan", report=tmp_path / "report.json")
     assert {path.name for path in tmp_path.iterdir()} == {"out.onnx", "plan", "report.json"}
-
-
-def test_staged_files_appear_together(tmp_path: Path) -> None:
-    with staged() as stage:
-        stage(tmp_path / "one.txt").write_text("1")
-        assert not (tmp_path / "one.txt").exists()
-    assert [path.name for path in tmp_path.iterdir()] == ["one.txt"]
-    with pytest.raises(RuntimeError), staged() as stage:
-        stage(tmp_path / "two.txt").write_text("2")
-        raise RuntimeError
-    assert [path.name for path in tmp_path.iterdir()] == ["one.txt"]
 
 
 def test_result_report_is_json_whatever_a_pass_notes(residual_model: onnx.ModelProto) -> None:

@@ -253,7 +253,7 @@ PLAIN = ("in.onnx", "-o", "out.onnx")
 MRECG = ("--method", "mrecg")
 BAD: dict[str, tuple[Callable[[], object], tuple[str, ...], str]] = {
     "no model": (NOTHING, (), "no model given"),
-    "no such model": (NOTHING, ("none.onnx", "-o", "out.onnx", *DATA), "not found"),
+    "no such model": (NOTHING, ("none.onnx", "-o", "out.onnx", *DATA), "No such file"),
     "not an ONNX file": (lambda: Path("in.onnx").write_text("hello"), COMPILE, "not an ONNX model"),
     "truncated": (lambda: Path("in.onnx").write_bytes(Path("in.onnx").read_bytes()[:900]), COMPILE, "truncated"),
     "missing external data": (without_external_data, COMPILE, "'in.data' is missing"),
@@ -292,9 +292,47 @@ BAD: dict[str, tuple[Callable[[], object], tuple[str, ...], str]] = {
     "no output": (NOTHING, ("in.onnx", *DATA), "give -o OUT.onnx"),
     "output is the input": (NOTHING, ("in.onnx", "-o", "./in.onnx", *DATA), "overwrite"),
     "output twice": (NOTHING, (*COMPILE, "--report", "out.onnx"), "the same name"),
+    "output twice, by two names": (
+        lambda: Path("here").symlink_to("."),
+        (*COMPILE, "--report", "here/out.onnx"),
+        "the same name",
+    ),
+    "output is the folder of the plan": (NOTHING, (*COMPILE, "--save-plan", "out.onnx"), "the same name"),
+    "output is part of the plan": (
+        lambda: Path("dir").mkdir(),
+        ("in.onnx", "-o", "dir/plan.json", *DATA, "--save-plan", "dir"),
+        "the same name",
+    ),
+    "output is the data": (NOTHING, ("in.onnx", "-o", "calib.npz", *DATA), "overwrite the data"),
+    "output is the recipe": (
+        lambda: Path("r.toml").write_text("w = 4"),
+        (*COMPILE, "--config", "r.toml", "--save-config", "./r.toml"),
+        "overwrite the recipe",
+    ),
+    "output is external data": (
+        lambda: onnx.save(onnx.load("in.onnx"), "in.onnx", save_as_external_data=True, location="w", size_threshold=0),
+        (*COMPILE, "--report", "w"),
+        "overwrite the external data of the model",
+    ),
+    "output is the labels": (
+        lambda: Path("l.csv").touch(),
+        (*COMPILE, "--eval", ".,l.csv", "--report", "l.csv"),
+        "overwrite the labels",
+    ),
+    "output is the work folder": (
+        NOTHING,
+        (*COMPILE, *MRECG, "--work-dir", "out.onnx"),
+        "the same name",
+    ),
+    "report is a folder": (lambda: Path("dir").mkdir(), (*COMPILE, "--report", "dir"), "cannot write dir: it is a"),
+    "output is here": (NOTHING, ("in.onnx", "-o", ".", *DATA), "cannot write .: it is a folder"),
     "output in no folder": (NOTHING, ("in.onnx", "-o", "none/out.onnx", *DATA), "cannot write out.onnx"),
     "output below a file": (NOTHING, (*COMPILE, "--report", "calib.npz/r.json"), "cannot write r.json"),
-    "output is a folder": (lambda: Path("dir").mkdir(), ("in.onnx", "-o", "dir", *DATA), "cannot write dir"),
+    "output is a folder": (
+        lambda: Path("dir").mkdir(),
+        ("in.onnx", "-o", "dir", *DATA),
+        "cannot write dir: it is a folder",
+    ),
     "not a plan": (NOTHING, (*PLAIN, "--load-plan", "calib.npz"), "not a plan"),
     "nothing to fuse": (NOTHING, (*COMPILE, "--fuse-top-k", "2"), "--fuse-top-k is for methods that fuse"),
     "fused twice": (NOTHING, (*COMPILE, *MRECG, "--fuse-by", "loss", "--fuse", "0+1"), "--fuse names the regions"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from qcompile.errors import InputError, nearest
+from qcompile.files import parse_toml, read_bytes
 
 Layout = Literal["nchw", "nhwc"]
 Order = Literal["rgb", "bgr"]
@@ -153,10 +153,11 @@ def read_base(name: str) -> Mapping[str, Any]:
                 f"--preprocess {name} is unknown", remedy=f"{nearest(name, PRESETS)}; or give key=value,..."
             )
         return PRESETS[name]
+    data = read_bytes(Path(name), "file of --preprocess")
     try:
-        table = tomllib.loads(Path(name).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InputError(f"--preprocess: cannot read the file: {error}", where=name) from error
+        table = parse_toml(data)
+    except ValueError as error:
+        raise InputError(f"the file of --preprocess is not TOML: {error}", where=name) from error
     return {key: read_value(key, as_text(key, value), name) for key, value in table.items()}
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -18,6 +16,7 @@ from onnx_graphsurgeon.ir.tensor import LazyValues  # noqa: TID251
 from onnx_graphsurgeon.logger import G_LOGGER  # noqa: TID251
 
 from qcompile.errors import InputError
+from qcompile.files import Content, read_bytes, write_files
 from qcompile.ir.graph import Constant, Graph, nested_nodes, restore_attributes, restore_types
 from qcompile.ir.protos import (
     all_graphs,
@@ -32,6 +31,7 @@ from qcompile.ir.protos import (
 OLDEST_OPSET = 13  # below it Squeeze, ReduceSum, Softmax ... have another form than the rewrites expect
 MESSAGE_LIMIT = 2**31 - 2**20  # protobuf's limit for one message, with room for everything but the weights
 CHUNK = 1 << 22
+PAGE = 4096
 GROUP_NORM_REDEFINED = 21  # a scale per channel instead of one per group; the converter leaves the node as it is
 ONNX_DOMAINS = ("", "ai.onnx")
 WEIGHT_READERS = {"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization"}
@@ -71,16 +71,11 @@ def check_model(model: ModelProto, *, max_opset: int | None = None) -> None:
 
 def _parse(path: Path) -> ModelProto:
     damaged = InputError("not an ONNX model, or a truncated one", where=str(path), remedy="export or download it again")
+    data = read_bytes(path, "model")
     try:
-        model = onnx.load(path, load_external_data=False)
-    except FileNotFoundError as error:
-        raise InputError("model file not found", where=str(path), remedy="check the path") from error
+        model = onnx.load_model_from_string(data)
     except DecodeError as error:
         raise damaged from error
-    except OSError as error:
-        raise InputError(
-            f"cannot read the model: {error.strerror}", where=str(path), remedy="check the path"
-        ) from error
     if not model.ir_version or not model.HasField("graph") or not model.opset_import:
         raise damaged
     if not model.graph.output:
@@ -137,6 +132,18 @@ def _load_external(model: ModelProto, path: Path) -> None:
     except (OSError, ValueError, onnx.checker.ValidationError) as error:
         what = f"external data cannot be read: {str(error).strip().splitlines()[0]}"
         raise InputError(what, where=str(path), remedy=remedy) from error
+
+
+def external_files(path: Path) -> list[Path]:
+    """Return the files beside a model in which it keeps weights; none where it cannot be read."""
+    with suppress(Exception):  # `load_model` says what is wrong with it
+        model = onnx.load_model_from_string(read_bytes(path, "model"))
+        return [path.parent / name for _, tensor in _tensors(model) if (name := _location(tensor))]
+    return []
+
+
+def _location(tensor: TensorProto) -> str:
+    return next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
 
 
 def _check_finite(model: ModelProto, path: Path) -> None:
@@ -275,32 +282,18 @@ def to_model(graph: Graph, *, ir_version: int | None = None) -> ModelProto:
 
 
 def save_model(model: ModelProto, path: Path) -> None:
-    """Write `model` so that `path` holds either the old file or the whole new one, never a part.
+    """Write `model` so that `path` holds either the old file or the whole new one, never a part; raises InputError."""
+    write_files(model_files(model, path))
 
-    Above protobuf's 2 GB the weights go to `<path>.data` beside it, written first. Raises InputError where the disk is
-    full or the folder cannot be written; nothing is left behind then.
-    """
-    refuse_special(path)
+
+def model_files(model: ModelProto, path: Path) -> dict[Path, Content]:
+    """Return what to write for `model`: above protobuf's 2 GB the weights stand in `<path>.data` beside it."""
+    if byte_size(model) < MESSAGE_LIMIT:
+        return {path: [model.SerializeToString()]}
+    light, weights = hollow(model)
     data = path.with_name(f"{path.name}.data")
-    temporary = [_temporary(path), _temporary(data)]
-    try:
-        if byte_size(model) < MESSAGE_LIMIT:
-            _write(temporary[0], [model.SerializeToString()])
-        else:
-            light, weights = hollow(model)
-            _write_external(light, weights, temporary[1], data.name)
-            _write(temporary[0], [light.SerializeToString()])
-            temporary[1].replace(data)
-        temporary[0].replace(path)
-    except OSError as error:
-        what = f"cannot write {path.name}: {error.strerror or error}"
-        raise InputError(
-            what, where=str(path.parent), remedy="check the folder, its permissions and free space"
-        ) from error
-    finally:
-        for leftover in temporary:
-            with suppress(OSError):
-                leftover.unlink(missing_ok=True)
+    content = _external_data(light, weights, data.name)
+    return {data: content, path: [light.SerializeToString()]}
 
 
 def byte_size(model: ModelProto) -> int:
@@ -309,45 +302,32 @@ def byte_size(model: ModelProto) -> int:
     return weights if weights >= MESSAGE_LIMIT else model.ByteSize()  # which fails above 2 GB
 
 
-def refuse_special(path: Path) -> None:
-    """Raise InputError if `path` is a device or the like: a file that is renamed to it would take its place."""
-    if path.exists() and not (path.is_file() or path.is_dir()):
-        raise InputError(f"cannot write {path.name}: it is not a file", where=str(path.parent), remedy="give a file")
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
-
-
-def _write(path: Path, parts: Any) -> None:
-    with path.open("wb") as file:
-        for part in parts:
-            file.write(part)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _write_external(light: ModelProto, weights: dict[str, TensorProto], path: Path, location: str) -> None:
-    """Write the weights one behind the other and let initializers of `light` point at them."""
+def _external_data(light: ModelProto, weights: dict[str, TensorProto], location: str) -> Iterator[bytes]:
+    """Let initializers of `light` point at the weights, which are yielded one behind the other."""
     inputs = [item for item in light.graph.input if item.name not in weights]
     del light.graph.input[:]
     light.graph.input.extend(inputs)
+    sizes = {name: _stored_size(tensor) for name, tensor in weights.items()}
+    offset = 0
+    for name, tensor in weights.items():
+        pointer = light.graph.initializer.add(name=name, data_type=tensor.data_type, dims=tensor.dims)
+        pointer.data_location = TensorProto.EXTERNAL
+        for key, value in (("location", location), ("offset", offset), ("length", sizes[name])):
+            pointer.external_data.add(key=key, value=str(value))
+        offset += sizes[name] + -sizes[name] % PAGE
+    return _padded(weights.values())
 
-    def content() -> Iterator[bytes]:
-        offset = 0
-        for name, tensor in weights.items():
-            raw = tensor.raw_data if tensor.HasField("raw_data") else numpy_helper.to_array(tensor).tobytes()
-            pointer = light.graph.initializer.add(name=name, data_type=tensor.data_type, dims=tensor.dims)
-            pointer.data_location = TensorProto.EXTERNAL
-            for key, value in (("location", location), ("offset", offset), ("length", len(raw))):
-                pointer.external_data.add(key=key, value=str(value))
-            padding = -len(raw) % 4096  # page-aligned, so that a runtime can map the file
-            yield raw + bytes(padding) if padding and len(raw) < CHUNK else raw
-            if padding and len(raw) >= CHUNK:
-                yield bytes(padding)
-            offset += len(raw) + padding
 
-    _write(path, content())
+def _stored_size(tensor: TensorProto) -> int:
+    return len(tensor.raw_data) if tensor.HasField("raw_data") else numpy_helper.to_array(tensor).nbytes
+
+
+def _padded(tensors: Iterable[TensorProto]) -> Iterator[bytes]:
+    """Yield the values of each, and what fills its last page: so a runtime can map the file."""
+    for tensor in tensors:
+        raw = tensor.raw_data if tensor.HasField("raw_data") else numpy_helper.to_array(tensor).tobytes()
+        yield raw
+        yield bytes(-len(raw) % PAGE)
 
 
 def _itemsize(tensor: TensorProto) -> int:

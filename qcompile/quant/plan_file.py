@@ -10,7 +10,6 @@ import hashlib
 import io
 import json
 import math
-import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -22,6 +21,7 @@ import onnx
 from numpy.typing import NDArray
 
 from qcompile.errors import InputError
+from qcompile.files import Content, parse_json, read_bytes, write_files
 from qcompile.quant.params import ActivationSpec, Quantizer, WeightQuantizer
 from qcompile.quant.plan import Boundary, Form, NodePlan, Plan, Unit
 
@@ -85,37 +85,39 @@ SCHEMA = _record(
 
 
 def save_plan(plan: Plan, path: Path, *, target: str, fingerprint: str) -> None:
-    """Write `plan`: one file where `path` ends in .npz, else a folder. Raises OSError."""
+    """Write `plan`, whole or not at all; raises InputError."""
+    write_files(plan_files(plan, path, target=target, fingerprint=fingerprint), made=plan_folders(path))
+
+
+def plan_files(plan: Plan, path: Path, *, target: str, fingerprint: str) -> dict[Path, Content]:
+    """Return what to write for `plan`: one file where `path` ends in .npz, else two in a folder of that name."""
     document = to_json(plan, target=target, fingerprint=fingerprint)
     arrays = _arrays(plan)
-    if path.suffix == ".npz":
+    places = plan_places(path)
+    if len(places) == 1:
         text = json.dumps(document).encode()
-        path.write_bytes(_npz({"plan": np.frombuffer(text, np.uint8), **arrays}))
-        return
-    path.mkdir(exist_ok=True)
-    (path / "plan.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
-    (path / "arrays.npz").write_bytes(_npz(arrays))
+        return {path: [_npz({"plan": np.frombuffer(text, np.uint8), **arrays})]}
+    return dict(zip(places, ([json.dumps(document, indent=1).encode()], [_npz(arrays)]), strict=True))
+
+
+def plan_places(path: Path) -> tuple[Path, ...]:
+    """Return the files that make up the plan of that name."""
+    return tuple(folder / name for folder in plan_folders(path) for name in ("plan.json", "arrays.npz")) or (path,)
+
+
+def plan_folders(path: Path) -> tuple[Path, ...]:
+    """Return the folder of the plan of that name, if it is one."""
+    return () if path.suffix == ".npz" and not path.is_dir() else (path,)
 
 
 def load_plan(path: Path, *, target: str, fingerprint: str) -> Plan:
     """Read a plan; raise InputError where it is not one, or was made for another target or another model."""
+    document, arrays = _contents(path)
     try:
-        if path.is_dir():
-            text, arrays = (path / "plan.json").read_text(encoding="utf-8"), _read_npz(path / "arrays.npz")
-        else:
-            arrays = _read_npz(path)
-            text = arrays.pop("plan").tobytes().decode()
-        document = json.loads(text)
         jsonschema.validate(document, SCHEMA)
     except jsonschema.ValidationError as error:
         where = "/".join(map(str, error.absolute_path))
         raise InputError(f"the plan has a wrong entry: {error.message[:200]}", where=f"{path}: {where}") from error
-    except OSError as error:
-        raise InputError(f"cannot read the plan: {error.strerror or error}", where=str(path)) from error
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(
-            "not a plan", where=str(path), remedy="give a file or folder that --save-plan wrote"
-        ) from error
     for key, mine in (("target", target), ("fingerprint", fingerprint)):
         if document[key] != mine:
             what = f"target {document[key]!r}" if key == "target" else "another model or other weights"
@@ -126,6 +128,17 @@ def load_plan(path: Path, *, target: str, fingerprint: str) -> Plan:
         raise InputError(
             "the plan's arrays do not belong to it", where=str(path), remedy="make it again with --save-plan"
         ) from error
+
+
+def _contents(path: Path) -> tuple[Any, Contents]:
+    """Return the document and the arrays in the files of a plan."""
+    parts = [read_bytes(part, "plan") for part in (plan_places(path) if path.is_dir() else (path,))]
+    try:
+        arrays = _read_npz(parts[-1])
+        return parse_json(parts[0] if len(parts) > 1 else arrays.pop("plan").tobytes()), arrays
+    except Exception as error:  # zipfile, zlib and numpy each raise their own
+        remedy = "give a file or folder that --save-plan wrote"
+        raise InputError("not a plan", where=str(path), remedy=remedy) from error
 
 
 def fingerprint(model: onnx.ModelProto) -> str:
@@ -197,8 +210,8 @@ def _npz(arrays: Contents) -> bytes:
     return buffer.getvalue()
 
 
-def _read_npz(path: Path) -> Contents:
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:  # np.load leaves a damaged file open
+def _read_npz(data: bytes) -> Contents:
+    with np.load(io.BytesIO(data), allow_pickle=False) as archive:
         return dict(archive)
 
 

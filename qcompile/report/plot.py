@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import jsonschema
 
 from qcompile.errors import InputError
+from qcompile.files import parse_json, read_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,11 +35,10 @@ def read_report(path: Path) -> dict[str, Any]:
     """Read a report; raise InputError where it is none, or one of another version."""
     schema = json.loads(resources.files("qcompile.report").joinpath("schema.json").read_text(encoding="utf-8"))
     remedy = "give a file that --report of this version wrote"
+    data = read_bytes(path, "report")
     try:
-        report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        report: dict[str, Any] = parse_json(data)
         jsonschema.validate(report, schema)
-    except OSError as error:
-        raise InputError(f"cannot read the report: {error.strerror or error}", where=str(path)) from error
     except ValueError as error:
         raise InputError("not a report", where=str(path), remedy=remedy) from error
     except jsonschema.ValidationError as error:
@@ -47,15 +48,16 @@ def read_report(path: Path) -> dict[str, Any]:
     return report
 
 
-def check_kind(path: Path) -> None:
-    """Raise InputError unless `path` names a kind of picture that `draw` makes."""
-    if path.suffix.lower() not in KINDS:
+def kind_of(path: Path) -> str:
+    """Return the kind of picture that `path` names; raise InputError unless `draw` makes it."""
+    if (kind := path.suffix.lower()) not in KINDS:
         remedy = f"end its name in {' or '.join(KINDS)}"
         raise InputError("the figure has an unknown format", where=str(path), remedy=remedy)
+    return kind
 
 
-def draw(report: Report, path: Path) -> None:
-    """Write the figure. Raises InputError where the report has nothing to draw or matplotlib is missing; OSError."""
+def draw(report: Report, kind: str) -> bytes:
+    """Return the figure as .png or .svg. Raises InputError where there is nothing to draw or matplotlib is missing."""
     try:
         import matplotlib as mpl
         from matplotlib.figure import Figure
@@ -80,7 +82,9 @@ def draw(report: Report, path: Path) -> None:
         title = figure.suptitle(heading, fontsize="medium", wrap=True)
         for text in (title, *axes.get_xticklabels()):
             text.set_parse_math(False)  # a $ in a name is a $
-        figure.savefig(path, format=path.suffix[1:].lower(), metadata={"Date": None} if path.suffix == ".svg" else {})
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format=kind[1:], metadata={"Date": None} if kind == ".svg" else {})
+    return drawn.getvalue()
 
 
 def _shade(axes: Axes, report: Report, units: Mapping[str, int]) -> None:

@@ -8,14 +8,14 @@ import os
 import shutil
 import sys
 import weakref
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from qcompile.config import recipe
 from qcompile.errors import InputError
+from qcompile.files import remove_leftovers, write_files
 from qcompile.qmodel import QModel
 from qcompile.quant.plan import Plan
 from qcompile.quant.plan_file import fingerprint, load_plan, save_plan
@@ -28,7 +28,6 @@ STATE = "qcompile-state.json"  # names that nobody else gives: the folder may ho
 PLAN = "qcompile-plan-{}.npz"
 VALUES = "qcompile-values"  # folder for what does not fit into memory
 LOCK = "qcompile-lock"
-TEMPORARY = ".{}-{}"  # by process and name
 PLACES = ("memory", "work-dir", "resume")  # settings that change nothing in the result
 Entry = dict[str, Any]
 
@@ -37,7 +36,7 @@ Entry = dict[str, Any]
 class WorkDir:
     """A folder with one state: what it was made for, the outcomes of the pieces that are done, and the plan then.
 
-    The state names the file of its plan. Both are written under a temporary name, flushed and renamed, the plan first:
+    The state names the file of its plan. The plan is written first, each of them whole:
     whenever the process ends, the folder holds the state before or the state after.
     """
 
@@ -83,9 +82,7 @@ class WorkDir:
                 if error.errno in (errno.EACCES, errno.EAGAIN):  # else the file system has no locks
                     remedy = "wait for its end, or give another --work-dir"
                     raise InputError("another run is at work there", where=str(self.path), remedy=remedy) from error
-        for name in (STATE, PLAN.format("*")):
-            for part in self.path.glob(TEMPORARY.format("*", name)):
-                part.unlink(missing_ok=True)
+        remove_leftovers(self.path, (STATE, PLAN.format("*")))
 
     def match(self, pieces: Sequence[str], samples: int, digest: str) -> None:
         """Add pieces and samples to what the state is for; raise InputError if it was made for others."""
@@ -101,14 +98,16 @@ class WorkDir:
         text = json.dumps(state, indent=1)
         mine = {"target": self.target, "fingerprint": self.purpose["fingerprint"]}
         try:
-            _publish(self.path / name, lambda path: save_plan(plan, path, **mine))
-            _publish(self.path / STATE, lambda path: path.write_text(text, encoding="utf-8"))
+            save_plan(plan, self.path / name, **mine)
+            write_files({self.path / STATE: [text.encode()]})
             for old in self.path.glob(PLAN.format("*")):
                 if old.name != name:
                     old.unlink()
+        except InputError as error:
+            what = f"cannot write the state of training: {error.what.partition(': ')[2]}"
+            raise InputError(what, where=str(self.path), remedy="make room, then --resume") from error
         except OSError as error:
-            what, remedy = f"cannot write the state of training: {error.strerror or error}", "make room, then --resume"
-            raise InputError(what, where=str(self.path), remedy=remedy) from error
+            raise _unusable(self.path, error) from error
         self.state = state
 
     def _made_for(self, what: str) -> InputError:
@@ -179,22 +178,3 @@ def _unusable(folder: Path, error: OSError) -> InputError:
 
 def _spelt(value: object) -> str:
     return "unset" if value is None else str(value)
-
-
-def _publish(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file so that `path` holds either the old one or the whole new one, also after a power cut."""
-    temporary = path.with_name(TEMPORARY.format(os.getpid(), path.name))
-    try:
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-    if os.name == "posix":  # the name, too, must reach the disk
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)

@@ -126,7 +126,7 @@ def test_toml_file_with_overrides(tmp_path: Path) -> None:
         ("std=0", "std=0 is not valid.*above 0"),
         ("layout=chw", "layout=chw is not valid.*nchw or nhwc"),
         ("order=gbr", "order=gbr is not valid"),
-        ("missing.toml", "cannot read the file.*missing.toml"),
+        ("missing.toml", "cannot read the file of --preprocess: No such file.*missing.toml"),
     ],
 )
 def test_what_cannot_be_read_is_named(text: str, message: str) -> None:
@@ -136,7 +136,7 @@ def test_what_cannot_be_read_is_named(text: str, message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [("scale = ", "cannot read the file"), ("sice = 3", "did you mean 'size'")]
+    ("content", "message"), [("scale = ", "the file of --preprocess is not TOML"), ("sice = 3", "did you mean 'size'")]
 )
 def test_broken_toml_is_named(tmp_path: Path, content: str, message: str) -> None:
     file = tmp_path / "mine.toml"

@@ -31,7 +31,7 @@ from qcompile.training.pieces import Piece, cut_layers, join_units, regions_of
 from qcompile.training.recipe import Settings
 from qcompile.training.reconstruction import Outcome, memory_of, reconstruct, steps_of
 from qcompile.training.region import Region
-from qcompile.training.work_dir import LOCK, PLAN, STATE, TEMPORARY, VALUES, open_work_dir
+from qcompile.training.work_dir import LOCK, PLAN, STATE, VALUES, open_work_dir
 
 DECIDE = (CORRECT[0], PartitionUnits(), *CORRECT[1:])
 SETTINGS: dict[str, Any] = {"w": 3, "a": 4, "method": "qdrop", "steps": 6}
@@ -435,7 +435,7 @@ def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
 
 def test_what_a_killed_run_left_half_written_is_deleted(tmp_path: Path) -> None:
     for name in (STATE, PLAN.format(2)):
-        (tmp_path / TEMPORARY.format(4711, name)).write_text("half")
+        (tmp_path / f".{name}.00112233").write_text("half")
     (tmp_path / ".4711-other").write_text("mine")
     open_work_dir(calibrated(work_dir=str(tmp_path)))
     assert {path.name for path in tmp_path.iterdir()} == {LOCK, ".4711-other"}

@@ -80,13 +80,28 @@ def test_killed_three_times(folder: Path) -> None:
     assert complete(folder, "--resume") == expected
 
 
-def test_interrupted(folder: Path) -> None:
-    expected = without_a_break(folder)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_interrupted(folder: Path, number: signal.Signals) -> None:
+    expected = without_a_break(folder) if number is signal.SIGINT else b""
     process = start(folder)
     wait_for(process, folder, 1)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, said = process.communicate()
     assert process.returncode == 130
     assert said.splitlines()[-1] == f"error: interrupted; go on with: qcompile {COMMAND} --resume"
     assert {path.name for path in folder.iterdir()} == {"in.onnx", "calib.npz", "work"}
-    assert complete(folder, "--resume") == expected
+    if expected:
+        assert complete(folder, "--resume") == expected
+
+
+def test_an_interruption_behind_the_verdict_changes_nothing(folder: Path) -> None:
+    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, "-m", "qcompile", *shlex.split("in.onnx -o out.onnx --data calib.npz --threads 1 -q")]
+    with subprocess.Popen(
+        command, cwd=folder, env={**os.environ, "PYTHONPATH": paths}, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline().startswith(b"w8a8 for ort-cpu")
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate()
+    assert process.returncode == 0 and b"Traceback" not in said
+    assert (folder / "out.onnx").exists()
