@@ -19,8 +19,9 @@ SHAPE_SOURCES = frozenset({"Shape", "Size"})  # their outputs depend on shapes, 
 class ActivationDag:
     """Nodes in topological order, known by their index in it, and the tensors between them, known by name.
 
-    `reads` and `makes` list the activation tensors of each node, each once, with what its subgraphs capture; `maker`
-    maps a tensor to its node (graph inputs have none); `readers` a tensor to its nodes; `outputs` are the graph's.
+    `reads` and `makes` list the activation tensors of each node, each once, with what its subgraphs capture and, for
+    `reads`, the inner tensors whose shapes it needs: they too must be there before it runs. `maker` maps a tensor to
+    its node (graph inputs have none); `readers` a tensor to its nodes; `outputs` are the graph's.
     """
 
     nodes: tuple[Node, ...]
@@ -97,12 +98,19 @@ def activation_dag(graph: Graph) -> ActivationDag:
     Shape and Size, and what is computed from their outputs and constants alone, are shape arithmetic and stay out; so
     do nodes on constants alone, unless they are compute nodes.
     """
-    nodes, flowing = [], {tensor.name for tensor in graph.inputs}
+    inputs = {tensor.name for tensor in graph.inputs}
+    stands_for: dict[str, tuple[str, ...]] = {name: (name,) for name in inputs}  # itself, or what gives its shape
+    nodes, reads, flowing = [], [], set(inputs)
     for node in _topological(graph):
-        if node.op not in SHAPE_SOURCES and (node.op in COMPUTE or not flowing.isdisjoint(_read_names(node))):
+        names, made = _read_names(node), _made_names(node)
+        read = tuple(dict.fromkeys(source for name in names for source in stands_for.get(name, ())))
+        if node.op not in SHAPE_SOURCES and (node.op in COMPUTE or not flowing.isdisjoint(names)):
             nodes.append(node)
-            flowing.update(_made_names(node))
-    reads = tuple(tuple(name for name in _read_names(node) if name in flowing) for node in nodes)
+            reads.append(read)
+            flowing.update(made)
+            stands_for.update({name: (name,) for name in made})
+        else:
+            stands_for.update(dict.fromkeys(made, tuple(name for name in read if name not in inputs)))
     makes = tuple(_made_names(node) for node in nodes)
     readers: dict[str, list[int]] = {}
     for index, names in enumerate(reads):
@@ -110,7 +118,7 @@ def activation_dag(graph: Graph) -> ActivationDag:
             readers.setdefault(name, []).append(index)
     return ActivationDag(
         nodes=tuple(nodes),
-        reads=reads,
+        reads=tuple(reads),
         makes=makes,
         maker={name: index for index, names in enumerate(makes) for name in names},
         readers={name: tuple(indices) for name, indices in readers.items()},

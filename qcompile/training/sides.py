@@ -26,6 +26,7 @@ PART = 16  # samples in one run, at most
 PART_ELEMENTS = 1 << 25  # of the largest tensor in one run: bounds its memory
 FLOAT, QUANTIZED = "f", "q"
 MIXED = 0.01  # relative squared error beyond which values are those of another sample
+MASKED = 1e18  # values beyond it, which exporters write into attention masks, are no numbers to be near to
 Key = tuple[str, str]
 Places = Sequence[int] | NDArray[np.int64]
 
@@ -202,6 +203,9 @@ class Sides:
                 target, found = self.rows(exact[value.name], places), made[value.name].astype(np.float32)
                 if value.quantizer is not None:
                     found = (found - value.quantizer.zero_point) * np.float32(value.quantizer.scale)
+                if not np.abs(target).max(initial=0) < MASKED:
+                    kept = np.abs(target) < MASKED
+                    target, found = target[kept], found[kept]
                 sums[:, place] += np.square(found - target).sum(), np.square(target).sum()
         return float((sums[0] / np.maximum(sums[1], 1e-30)).sum())
 

@@ -319,7 +319,22 @@ def test_shape_arithmetic_is_in_no_unit() -> None:
     x = net.conv(net.input(), name="a")
     size = net.op("Gather", net.op("Shape", x))
     graph = net.finish(net.op("Reshape", x, size, name="reshape"))
-    assert [unit.nodes for unit in PartitionUnits().units(graph)] == [("a", "reshape")]
+    assert [unit.nodes for unit in checked(graph)] == [("a", "reshape")]
+
+
+def test_a_unit_stands_behind_those_whose_shapes_it_needs() -> None:
+    """The embeddings belong to the first layer, but for the mask of all layers, which has their size."""
+    net = Net()
+    ids, padding = net.input("ids", 8), net.input("padding", 8)
+    x = net.op("LayerNormalization", net.op("Gather", ids, name="embed"), name="norm")
+    mask = net.op("Expand", net.op("Not", padding, name="not"), net.op("Gather", net.op("Shape", x)), name="expand")
+    for number in range(4):
+        x = encoder_layer(net, x, number, mask)
+    units = checked(net.finish(net.linear(x, name="pooler")))
+    assert [unit.nodes for unit in units[:2]] == [("embed", "norm"), ("not", "expand")]
+    assert units[1].inputs == ("padding", "norm:")
+    blocks = [f"layer{number}/{part}" for number in range(4) for part in ("attention", "mlp")]
+    assert [unit.name for unit in units[2:]] == [*blocks, "pooler"]
 
 
 def test_ties_of_names_are_numbered_and_foreign_scopes_are_not_used() -> None:
@@ -356,14 +371,27 @@ def test_large_graphs_take_seconds(kind: str) -> None:
 
 @st.composite
 def graphs(draw: st.DrawFn) -> Graph:
-    """Graphs with several inputs and outputs, dangling nodes, shared weights, nodes of two outputs, in any order."""
+    """Graphs with several inputs and outputs, dangling nodes, shared weights, shapes that are read, in any order."""
     net = Net()
     tensors = [net.input(f"in{index}", 8) for index in range(draw(st.integers(1, 3)))]
     shared = net.weight(8, 8, 1, 1)
     for index in range(draw(st.integers(1, 40))):
         op = draw(
             st.sampled_from(
-                ["Conv", "Conv", "Depthwise", "Shared", "Add", "Relu", "Concat", "Mul", "Split", "MatMul", "GRU"]
+                [
+                    "Conv",
+                    "Conv",
+                    "Depthwise",
+                    "Shared",
+                    "Add",
+                    "Relu",
+                    "Concat",
+                    "Mul",
+                    "Split",
+                    "MatMul",
+                    "GRU",
+                    "Reshape",
+                ]
             )
         )
         recent = st.integers(max(0, len(tensors) - draw(st.sampled_from([1, 3, 40]))), len(tensors) - 1)
@@ -374,6 +402,8 @@ def graphs(draw: st.DrawFn) -> Graph:
             tensors.append(net.op("Conv", first, net.weight(8, 1, 3, 3), group=8))
         elif op == "Shared":
             tensors.append(net.op("Conv", first, shared))
+        elif op == "Reshape":
+            tensors.append(net.op("Reshape", first, net.op("Gather", net.op("Shape", second))))
         elif op == "Split":
             net.op("Split", first, name=f"split{index}", outputs=2)
             tensors.extend(net.graph.nodes[-1].outputs)
@@ -433,6 +463,20 @@ def flow(graph: Graph) -> nx.DiGraph[str]:
     return dag
 
 
+def needs(node: Node, flowing: set[str]) -> set[str]:
+    """The tensors that must be there before a node runs: what it reads, and the inner tensors whose shapes it needs."""
+    found: set[str] = set()
+    waiting = [(tensor, False) for tensor in node.inputs if isinstance(tensor, Variable)]
+    while waiting:
+        tensor, as_shape = waiting.pop()
+        maker = tensor.inputs[0] if tensor.inputs else None
+        if maker is not None and maker.name not in flowing:
+            waiting += [(source, True) for source in maker.inputs if isinstance(source, Variable)]
+        elif maker is not None or not as_shape:
+            found.add(tensor.name)
+    return found
+
+
 def segments(graph: Graph) -> list[list[Node]]:
     """The nodes between consecutive cuts, by a sweep: a cut is the only live tensor, with no node left to start."""
     nodes = {node.name: node for node in graph.nodes}
@@ -458,7 +502,12 @@ def checked(graph: Graph, partition: PartitionUnits | None = None) -> list[Unit]
     units = partition.units(graph)
     assert partition.units(graph) == units
     flowing = reached(graph)
-    dag, nodes = flow(graph).subgraph(flowing), {node.name: node for node in graph.nodes}
+    nodes = {node.name: node for node in graph.nodes if node.name in flowing}
+    needed = {name: needs(node, flowing) for name, node in nodes.items()}
+    maker = {tensor.name: name for name, node in nodes.items() for tensor in node.outputs}
+    dag: nx.DiGraph[str] = nx.DiGraph()
+    dag.add_nodes_from(nodes)
+    dag.add_edges_from((maker[tensor], name) for name in nodes for tensor in needed[name] if tensor in maker)
     position = {name: index for index, unit in enumerate(units) for name in unit.nodes}
     assert sorted(name for unit in units for name in unit.nodes) == sorted(flowing)
     assert {name for name, node in nodes.items() if node.op in COMPUTE} <= position.keys()
@@ -474,12 +523,10 @@ def checked(graph: Graph, partition: PartitionUnits | None = None) -> list[Unit]
         if len(nodes) < 100:
             far = behind.union(*(nx.descendants(dag, name) for name in behind))
             assert far.isdisjoint(order)
-        own = [tensor for node in inside for tensor in node.outputs]
-        read = [tensor for node in inside for tensor in node.inputs if isinstance(tensor, Variable)]
-        foreign = {t.name for t in read if not t.inputs or t.inputs[0].name in flowing - order.keys()}
-        assert sorted(unit.inputs) == sorted(foreign)
-        readers = {t.name: {reader.name for reader in t.outputs} & flowing for t in own}
-        leaving = {t.name for t in own if t.name in outputs or readers[t.name] - order.keys()}
+        own = {tensor.name for node in inside for tensor in node.outputs}
+        assert sorted(unit.inputs) == sorted(set().union(*(needed[name] for name in unit.nodes)) - own)
+        read = set().union(*(needed[name] for name in flowing - order.keys()))
+        leaving = own & (read | outputs)
         assert sorted(unit.outputs) == sorted(leaving)
         assert len(leaving) == 1 or unit.note
         assert len(inside) == 1 or not any(node.op == "GRU" for node in inside)

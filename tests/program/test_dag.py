@@ -39,6 +39,17 @@ def test_shape_arithmetic_is_no_part() -> None:
     assert dag.reads[1] == ("a",)
 
 
+def test_what_needs_the_shape_of_an_inner_tensor_comes_behind_it() -> None:
+    dag = dag_of(
+        """[conv] a = Conv(x, w) [shape] s = Shape(a) [pick] p = Gather(s, i) [size] q = Shape(x)
+        [both] r = Concat<axis = 0>(p, q) [grow] b = Expand(x, r) [fill] f = ConstantOfShape(s) [add] y = Add(b, f)"""
+    )
+    assert [node.name for node in dag.nodes] == ["conv", "grow", "add"]
+    assert dag.reads == (("x",), ("x", "a"), ("b", "a"))
+    assert dag.readers["a"] == (1, 2) and dag.before[1] == {0} and dag.behind[0] == {1, 2}
+    assert dag.boundary({0}) == (("x",), ("a",))
+
+
 def test_a_compute_node_on_constants_is_a_part() -> None:
     dag = dag_of("[random] r = RandomNormal<shape = [1, 2, 4, 4]>() [conv] y = Conv(r, w)")
     assert [node.name for node in dag.nodes] == ["conv"]
