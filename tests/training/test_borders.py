@@ -80,7 +80,7 @@ def samples(model: onnx.ModelProto, count: int) -> dict[str, NDArray[Any]]:
 
 def calibrated(text: str, count: int = 60) -> QModel:
     source = network(text)
-    config = Config(w=2, a=4, method="qdrop", steps=100, threads=1)
+    config = Config(w=2, a=4, method="qdrop", steps=200, threads=1)
     model = open_model(source, config, samples(source, count))
     PassManager(DECIDE).run(model)
     return model
