@@ -18,7 +18,8 @@ from qcompile.data.dataset import Dataset
 from qcompile.emission.pack import INT4_OPSET
 from qcompile.errors import InputError, QCompileError
 from qcompile.files import Content, check_outputs, write_files
-from qcompile.ir.load import check_model, load_model, model_files, prepare
+from qcompile.ir.load import check_model, load_model, model_files
+from qcompile.ir.prepare import prepare
 from qcompile.passmanager import Pass, PassManager, Watch
 from qcompile.pipeline import build, build_placement
 from qcompile.qmodel import QModel
@@ -143,11 +144,12 @@ def open_model(model: Source, config: Config | None = None, data: Any = None, *,
         parse_preprocess(config.preprocess)  # a wrong one is refused even where there is no image
     if isinstance(model, onnx.ModelProto):
         source = model
-        check_model(source, max_opset=newest_opset())
+        check_model(source, max_opset=onnx.defs.onnx_opset_version())
     else:
-        source = load_model(Path(model), max_opset=newest_opset())
+        source = load_model(Path(model), max_opset=onnx.defs.onnx_opset_version())
     with blaming(source):
-        graph = prepare(source, max(target.opset, INT4_OPSET) if config.pack == "int4" else target.opset)
+        oldest = max(target.opset, INT4_OPSET) if config.pack == "int4" else target.opset
+        graph = prepare(source, oldest, newest_opset())
     inputs = input_infos(graph)
     if not inputs:
         raise InputError("the model has no inputs: nothing to calibrate", remedy="export it with its inputs")

@@ -15,7 +15,8 @@ from onnx import ModelProto, numpy_helper, parser
 
 from qcompile.config import Config
 from qcompile.ir import Graph
-from qcompile.ir.load import prepare, to_model
+from qcompile.ir.load import to_model
+from qcompile.ir.prepare import prepare
 from qcompile.qmodel import QModel
 from qcompile.runtime.session import Session
 from qcompile.targets.schema import Target

@@ -17,7 +17,7 @@ import qcompile
 from qcompile import Config, InputError, Result
 from qcompile.cli import main
 from qcompile.ir import node_proto
-from qcompile.ir.load import prepare
+from qcompile.ir.prepare import prepare
 from qcompile.runtime.session import Session
 from qcompile.simulation import simulate
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnx.inliner
 import onnx_graphsurgeon as gs  # noqa: TID251  (the one door)
 from google.protobuf.message import DecodeError
 from onnx import ModelProto, NodeProto, TensorProto, external_data_helper, numpy_helper
@@ -19,21 +18,20 @@ from qcompile.errors import InputError
 from qcompile.files import Content, read_bytes, write_files
 from qcompile.ir.graph import Constant, Graph, nested_nodes, restore_attributes, restore_types
 from qcompile.ir.protos import (
+    ONNX_DOMAINS,
     all_graphs,
     all_nodes,
     detach_exotic_attributes,
     detach_exotic_types,
     hollow,
     is_weight,
+    opset,
     size,
 )
 
-OLDEST_OPSET = 13  # below it Squeeze, ReduceSum, Softmax ... have another form than the rewrites expect
 MESSAGE_LIMIT = 2**31 - 2**20  # protobuf's limit for one message, with room for everything but the weights
 CHUNK = 1 << 22
 PAGE = 4096
-GROUP_NORM_REDEFINED = 21  # a scale per channel instead of one per group; the converter leaves the node as it is
-ONNX_DOMAINS = ("", "ai.onnx")
 WEIGHT_READERS = {"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization"}
 QUANTIZED = {
     "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger", "QGemm",
@@ -190,59 +188,16 @@ def _tensors(model: ModelProto) -> Iterator[tuple[str, TensorProto]]:
             yield node.output[0], node.attribute[0].t
 
 
-def opset(model: ModelProto) -> int:
-    """Return the version of the standard operator set; 1 where the model names none."""
-    return next((item.version for item in model.opset_import if item.domain in ONNX_DOMAINS), 1)
-
-
 # --- to the graph and back
-
-
-def prepare(model: ModelProto, target_opset: int) -> Graph:
-    """Return the graph the passes start from: functions inlined, opset raised to `target_opset`, shapes inferred.
-
-    A newer model keeps its opset; so does one that cannot be converted (custom domains, broken converters) if it is at
-    least OLDEST_OPSET. Weights are shared with `model`, not copied. Raises InputError for an older model that cannot be
-    converted.
-    """
-    light, weights = hollow(model)
-    if light.functions:
-        light = onnx.inliner.inline_local_functions(light)
-    if opset(light) < target_opset:
-        light = _raised(light, target_opset)
-    with suppress(Exception):  # a model of custom operators keeps the shapes it came with
-        light = onnx.shape_inference.infer_shapes(light, data_prop=True)
-    return _import(light, weights)
-
-
-def _raised(light: ModelProto, target_opset: int) -> ModelProto:
-    own = opset(light)
-    if own < GROUP_NORM_REDEFINED <= target_opset and any(n.op_type == "GroupNormalization" for n in _nodes(light)):
-        target_opset = GROUP_NORM_REDEFINED - 1
-    try:
-        raised = onnx.version_converter.convert_version(light, target_opset)
-        onnx.checker.check_model(raised)
-        same = [item.name for item in raised.graph.output] == [item.name for item in light.graph.output]
-    except Exception as error:  # the converter throws whatever its C++ code throws
-        raised, same, reason = light, False, str(error).strip().split("\n")[0]
-    else:
-        reason = "the converter changed the outputs"
-    if same:
-        return raised
-    if own >= OLDEST_OPSET:
-        return light
-    raise InputError(
-        f"opset {own} is too old and cannot be converted to {target_opset}: {reason}",
-        remedy=f"export the model with opset {OLDEST_OPSET} or newer",
-    )
 
 
 def to_graph(model: ModelProto) -> Graph:
     """Return `model` as a graph. Weights are shared, not copied; Constant nodes are constants."""
-    return _import(*hollow(model))
+    return import_graph(*hollow(model))
 
 
-def _import(light: ModelProto, weights: dict[str, TensorProto]) -> Graph:
+def import_graph(light: ModelProto, weights: dict[str, TensorProto]) -> Graph:
+    """Return what `hollow` made of a model as a graph."""
     attributes = detach_exotic_attributes(light)
     inner = [info for graph in all_graphs(light.graph) for info in (*graph.input, *graph.output, *graph.value_info)]
     types = detach_exotic_types(inner)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
+ONNX_DOMAINS = ("", "ai.onnx")
 LARGE = 1024  # elements; shape chains stay far below, weights that matter for memory far above
 EXOTIC = {AttributeProto.SPARSE_TENSOR, AttributeProto.SPARSE_TENSORS, AttributeProto.TENSORS,
           AttributeProto.GRAPHS, AttributeProto.TYPE_PROTO, AttributeProto.TYPE_PROTOS}  # fmt: skip
@@ -47,11 +48,14 @@ def hollow(model: ModelProto) -> tuple[ModelProto, dict[str, TensorProto]]:
     return light, large
 
 
+def opset(model: ModelProto) -> int:
+    """Return the version of the standard operator set; 1 where the model names none."""
+    return next((item.version for item in model.opset_import if item.domain in ONNX_DOMAINS), 1)
+
+
 def is_weight(node: NodeProto) -> bool:
     """Say whether `node` is a Constant that holds a dense tensor."""
-    return (
-        node.op_type == "Constant" and node.domain in ("", "ai.onnx") and [a.name for a in node.attribute] == ["value"]
-    )
+    return node.op_type == "Constant" and node.domain in ONNX_DOMAINS and [a.name for a in node.attribute] == ["value"]
 
 
 def size(tensor: TensorProto) -> int:
@@ -81,6 +85,26 @@ def all_graphs(graph: GraphProto) -> Iterator[GraphProto]:
 def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
     """Yield the subgraphs of a control-flow node."""
     return (attribute.g for attribute in node.attribute if attribute.type == AttributeProto.GRAPH)
+
+
+def tensor_names(model: ModelProto) -> set[str]:
+    """Return the names of all tensors, those of subgraphs included."""
+    names = {name for node in all_nodes(model.graph.node) for name in (*node.input, *node.output)}
+    for graph in all_graphs(model.graph):
+        names |= {info.name for info in (*graph.input, *graph.output)} | {tensor.name for tensor in graph.initializer}
+    return names
+
+
+def innermost_first(graph: GraphProto) -> list[GraphProto]:
+    """Return `graph` and the subgraphs inside it in an order in which the nodes of each may be replaced."""
+    return list(all_graphs(graph))[::-1]
+
+
+def set_nodes(graph: GraphProto, nodes: Iterable[NodeProto]) -> None:
+    """Let `nodes`, old ones and new ones, be those of `graph`."""
+    copies = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(copies)
 
 
 def detach_exotic_attributes(model: ModelProto) -> list[list[AttributeProto]]:

@@ -6,7 +6,7 @@ from networks import ATTENTION, JOINED, RESIDUAL, network
 
 from qcompile.capacity.modules import capacity, homogeneous, module
 from qcompile.ir import Graph, Node
-from qcompile.ir.load import prepare
+from qcompile.ir.prepare import prepare
 from qcompile.program.dag import activation_dag
 from qcompile.quant.plan import Form, NodePlan
 

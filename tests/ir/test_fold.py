@@ -10,7 +10,8 @@ from onnx import ModelProto, TensorProto, helper
 
 from qcompile.ir import Constant
 from qcompile.ir.fold import ROOM, fold_constants
-from qcompile.ir.load import prepare, to_model
+from qcompile.ir.load import to_model
+from qcompile.ir.prepare import prepare
 from qcompile.ir.rewrites import sweep
 
 Build = Callable[..., ModelProto]

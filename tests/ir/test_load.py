@@ -16,7 +16,8 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper, parser
 from qcompile.errors import InputError
 from qcompile.ir import Constant
 from qcompile.ir import load as load_module
-from qcompile.ir.load import load_model, prepare, save_model, to_graph, to_model
+from qcompile.ir.load import load_model, save_model, to_graph, to_model
+from qcompile.ir.prepare import prepare
 from qcompile.runtime.session import Session
 
 Build = Callable[..., ModelProto]

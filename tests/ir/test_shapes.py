@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from qcompile.ir import Constant, Graph
-from qcompile.ir.load import prepare, to_graph
+from qcompile.ir.load import to_graph
+from qcompile.ir.prepare import prepare
 from qcompile.ir.shapes import infer_shapes, known_integers, rank_of, shape_of, static_dims, trace_shapes
 from qcompile.runtime.session import Session
 

@@ -18,7 +18,7 @@ import qcompile
 from qcompile import Config, InputError, QModel, open_model
 from qcompile.capacity.boundaries import chains
 from qcompile.ir import Graph
-from qcompile.ir.load import prepare
+from qcompile.ir.prepare import prepare
 from qcompile.passes.fuse_regions import FuseRegions
 from qcompile.passes.normalize_graph import NormalizeGraph
 from qcompile.passes.partition_units import PartitionUnits

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qcompile.ir import Graph, Node, Variable
-from qcompile.ir.load import load_model, prepare
+from qcompile.ir.load import load_model
+from qcompile.ir.prepare import prepare
 from qcompile.passes.normalize_graph import NormalizeGraph
 from qcompile.passes.partition_units import PartitionUnits
 from qcompile.passmanager import PassManager

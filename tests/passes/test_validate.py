@@ -15,7 +15,7 @@ from qcompile.config import Config
 from qcompile.data.dataset import Dataset
 from qcompile.data.inputs import Arrays, Indices
 from qcompile.errors import EmissionError, InputError, QCompileError
-from qcompile.ir.load import prepare
+from qcompile.ir.prepare import prepare
 from qcompile.passes.validate import BATCH_ELEMENTS, ELEMENTS, SAMPLES, Validate, batches
 from qcompile.qmodel import QModel
 from qcompile.quant.params import Quantizer

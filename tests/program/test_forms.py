@@ -7,7 +7,7 @@ import pytest
 from networks import network
 
 from qcompile.ir import Graph, Node
-from qcompile.ir.load import prepare
+from qcompile.ir.prepare import prepare
 from qcompile.program.forms import (
     CHECKS,
     HALF,
