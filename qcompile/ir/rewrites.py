@@ -106,9 +106,25 @@ def insert_behind(graph: Graph, node: Node, op: str, constants: Sequence[Constan
     return added
 
 
+def insert_before(
+    graph: Graph, node: Node, source: Tensor, op: str, constants: Sequence[Constant] = (), **attrs: Any
+) -> Variable:
+    """Put a node in front of `node` that works on `source`, and return what it makes; `node` does not read it yet."""
+    made = Variable(fresh_name(graph, f"{source.name}_{op.lower()}"), dtype=source.dtype)
+    name = fresh_name(graph, f"{node.name}_{op.lower()}")
+    added = Node(op, name, attrs=attrs, inputs=[source, *constants], outputs=[made])
+    graph.nodes.insert(next(i for i, item in enumerate(graph.nodes) if item is node), added)
+    return made
+
+
 def new_constant(graph: Graph, stem: str, values: NDArray[Any]) -> Constant:
     """Return a constant with a name of its own; a scalar stays one (numpy.ascontiguousarray makes a vector of it)."""
     return Constant(fresh_name(graph, stem), np.asarray(values, order="C"))
+
+
+def integers(graph: Graph, stem: str, *values: int) -> Constant:
+    """Return a constant list of int64: axes, or the dimensions of a shape."""
+    return new_constant(graph, stem, np.array(values, np.int64))
 
 
 def constant_operand(node: Node) -> tuple[Tensor, Constant] | None:

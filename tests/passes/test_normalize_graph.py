@@ -68,6 +68,20 @@ REWRITES = {
         ROWS, "Add Relu"),
     "zero minus x stays": (
         LINE + "<float z = {0}> { a = Sub(z, x) y = Relu(a) }", ROWS, "Sub Relu"),
+    "Einsum that is a product": (
+        "g (float[N,6] x, float[6,2,3] W) => (float[2,N,3] y) { y = Einsum<equation = \"nd,dhk->hnk\">(x, W) }",
+        ROWS, "MatMul Reshape Transpose"),
+    "Einsum that turns": (
+        "g (float[N,6] x) => (float[6,N] y) { y = Einsum<equation = \"ab->ba\">(x) }", ROWS, "Transpose"),
+    "MatMul with a vector": (
+        "g (float[N,6] x, float[6] W) => (float[N] y) { y = MatMul(x, W) }", ROWS, "MatMul Squeeze"),
+    "MatMul with leading ones": (
+        "g (float[N,6] x, float[1,6,3] W) => (float[1,N,3] y) { y = MatMul(x, W) }", ROWS, "MatMul Unsqueeze"),
+    "MatMul with a stack for the same rows": (
+        "g (float[N,6] x, float[2,6,3] W) => (float[2,N,3] y) { y = MatMul(x, W) }", ROWS, "MatMul Reshape Transpose"),
+    "MatMul with a stack for its own rows": (
+        "g (float[N,4,8,8] x, float[4,8,160] W) => (float[N,4,8,160] y) { y = MatMul(x, W) }", IMAGE,
+        "Slice MatMul Slice MatMul Slice MatMul Slice MatMul Concat"),
     "clip without bounds": (LINE + "{ a = Clip(x) y = Relu(a) }", ROWS, "Relu"),
     "concat of one": (LINE + "{ a = Concat<axis = 1>(x) y = Relu(a) }", ROWS, "Relu"),
     "constants through Constant, Identity, Transpose": (

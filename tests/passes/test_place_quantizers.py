@@ -393,11 +393,12 @@ def test_layer_without_constants_stays_float(node: str, inputs: str, why: str) -
     [
         ("Gemm<transA = 1>(x, A)", "Gemm with transA, alpha or beta"),
         ("MatMul(A, x)", "its first operand is constant"),
-        ("MatMul(x, D)", "its weight is not a matrix"),
+        ("MatMul(stack, D)", "its weight is not a matrix"),
     ],
 )
 def test_matrix_product_in_another_form_stays_float(node: str, why: str) -> None:
-    text = f"""net (float[4,4] x, float[4,4] A, float[2,4,4] D, float[4,4] B) => (float y, float z) {{
+    inputs = "float[4,4] x, float[2,4,4] stack, float[4,4] A, float[2,4,4] D, float[4,4] B"
+    text = f"""net ({inputs}) => (float y, float z) {{
       [odd] y = {node}  [plain] z = Gemm(x, B)
     }}"""
     assert reason(plan_only(network(text)).plan, "odd") == why
