@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from qcompile.data.dataset import first_batch_summary
 from qcompile.errors import InputError, QCompileError
 from qcompile.qmodel import Arrays, QModel
-from qcompile.runtime.agreement import class_axis
+from qcompile.runtime.agreement import scores_classes
+from qcompile.runtime.outputs import Kind, Output, describe_outputs
 from qcompile.runtime.session import Session
 
 SAMPLES = 16  # enough to see that all outputs are the same, few enough to cost nothing
@@ -34,6 +35,7 @@ class CheckData:
         batch = next(model.data.batches(min(SAMPLES, model.data.count)))
         outputs = one_by_one(open_session(model), batch, model.data.fixed_batch or 1)
         model.journal.note(self.name, "first batch", inputs=first_batch_summary(batch))
+        described = describe_outputs(model.graph, labelled=model.evaluation is not None)
         for name, values in outputs.items():
             if values.dtype.kind == "f" and not np.isfinite(values).all():
                 raise InputError(
@@ -41,7 +43,7 @@ class CheckData:
                     where=model.data.source,
                     remedy="check the model, --data and --preprocess",
                 )
-            if problem := degenerate(values):
+            if problem := degenerate(values, described.get(name, Output()).kind):
                 text = f"the float model's output {name!r} {problem}; check --preprocess and --data"
                 model.journal.note(self.name, "warning", text=text)
         if model.evaluation is not None and model.evaluation.labels is not None:
@@ -67,7 +69,7 @@ def joined(parts: list[NDArray[Any]]) -> NDArray[Any]:
 
 def check_labels(labels: NDArray[np.int64], outputs: Arrays) -> None:
     """Raise InputError unless an output [samples, classes] can be compared with `labels`."""
-    classes = [values.shape[1] for values in outputs.values() if values.ndim == 2 and class_axis(values) is not None]
+    classes = [values.shape[1] for values in outputs.values() if scores_classes(values)]
     if not classes:
         shapes = ", ".join(f"{name} {list(values.shape)}" for name, values in outputs.items())
         raise InputError(f"the labels cannot be compared with the outputs {shapes}", remedy="leave --eval out")
@@ -84,13 +86,14 @@ def open_session(model: QModel) -> Session:
         raise InputError(error.what, remedy="check that the float model runs on this ONNX Runtime") from error
 
 
-def degenerate(outputs: NDArray[Any]) -> str:
+def degenerate(outputs: NDArray[Any], kind: Kind) -> str:
     """Say what is wrong with float outputs [samples, ...]: all the same, or all of one class; "" if nothing."""
     if outputs.dtype.kind != "f" or outputs.ndim == 0 or len(outputs) < 2:
         return ""
     if np.ptp(outputs, axis=0).max(initial=0.0) <= 1e-6 * np.abs(outputs).max(initial=0.0):
         return f"is the same for all of the first {len(outputs)} samples"
     # Fewer than eight samples of one class are no sign of anything.
-    if outputs.ndim == 2 and outputs.shape[1] > 2 and len(outputs) >= 8 and len(set(outputs.argmax(axis=1))) == 1:
+    scores = kind is Kind.CLASSES and outputs.ndim == 2 and outputs.shape[1] > 2
+    if scores and len(outputs) >= 8 and len(set(outputs.argmax(axis=1))) == 1:
         return f"says class {outputs[0].argmax()} for all of the first {len(outputs)} samples"
     return ""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -18,16 +20,19 @@ from qcompile.ir.load import byte_size
 from qcompile.progress import track
 from qcompile.qmodel import Arrays, QModel
 from qcompile.quant.plan import Form
-from qcompile.runtime.agreement import Agreement, class_axis
+from qcompile.runtime.agreement import Agreement, differs, kept_positions, scores_classes
 from qcompile.runtime.fused import GONE, is_integer, kernel_counts, optimized_nodes
+from qcompile.runtime.outputs import Output, describe_outputs
 from qcompile.runtime.session import Session, version
 from qcompile.runtime.timing import compare
+from qcompile.simulation.layers import layer_errors
 
 SAMPLES = 64  # compared with the float model, at most
 ELEMENTS = 32 * 3 * 224 * 224  # of all inputs together that are compared: keeps the cost of large images in bounds
 BATCH_ELEMENTS = 3 * 224 * 224  # of one batch: keeps memory in bounds
 UNOPTIMIZED_BATCHES = 2  # five times slower
 EVALUATION_BATCH = 16
+LAYER_SAMPLES, WORST = 4, 3  # that layers are measured on, and the layers that are named
 TIMING_SECONDS = 0.4
 UNKNOWN = "no rule of the emitted file explains it"
 
@@ -46,12 +51,13 @@ class Validate:
                   "missing": [{"node", "kernel", "rule"}]}; kernel "gone" if the node is not in the optimized graph
     size          {"float", "emitted"}
     agreement     with the float model: {"samples", "outputs": {name: figures}}, or None without samples
+    worst_layers  [{"node", "sqnr_db"}]: where an output differs much, those that err most by themselves
     unoptimized   of the run with all optimizations off with the optimized run, in the same form
     speed         {"float", "emitted", "speedup", "low", "high", "rounds", "batch", "threads"}, or None without samples;
                   processor time, half of all rounds in low .. high
     top1          {"samples", "float", "emitted"} in percent, or None without labels
 
-    The figures of an output are those of `Agreement.summary`: sqnr_db, cosine, largest_difference, argmax.
+    The figures of an output are those of `Agreement.summary`.
     Raises EmissionError for a broken rule or NaN in an output of the emitted model.
     """
 
@@ -74,6 +80,7 @@ class Validate:
                 "kept float, yet on integer kernels, since ONNX Runtime quantizes what stands between quantized nodes"
             )
             model.journal.note(self.name, "warning", text=f"{text}: {', '.join(names)}")
+        compared = comparison(model, model.emitted)
         model.journal.note(
             self.name,
             "audit",
@@ -83,7 +90,8 @@ class Validate:
             kernels=kernel_counts(nodes),
             fused=fused(model, model.emitted, dict(nodes)),
             size={"float": byte_size(model.source), "emitted": byte_size(model.emitted)},
-            **comparison(model, model.emitted),
+            **compared,
+            worst_layers=worst_layers(model, compared["agreement"]),
             top1=top1(model, model.emitted),
         )
         return 0
@@ -134,11 +142,13 @@ def comparison(model: QModel, emitted: onnx.ModelProto) -> dict[str, Any]:
     data = model.held_back or model.data
     if data is None:  # compiled from a saved plan
         return {"agreement": None, "unoptimized": None, "speed": None}
-    agreement, unoptimized = Comparison("the emitted model"), Comparison("the emitted model without optimizations")
+    described = describe_outputs(model.graph, labelled=model.evaluation is not None)
+    agreement = Comparison("the emitted model", described)
+    unoptimized = Comparison("the emitted model without optimizations", described)
     first: list[tuple[Arrays, Arrays]] = []
     for feeds in track(batches(data), "validate"):
         outputs = optimized.run(feeds)
-        agreement.add(reference.run(feeds), outputs)
+        agreement.add(feeds, reference.run(feeds), outputs)
         if len(first) < UNOPTIMIZED_BATCHES:
             first.append((feeds, outputs))
     for name, times in agreement.unlike.items():
@@ -149,7 +159,7 @@ def comparison(model: QModel, emitted: onnx.ModelProto) -> dict[str, Any]:
     del reference, optimized  # before the next one is loaded
     plain = Session(emitted, level="off", threads=1)
     for feeds, outputs in first:
-        unoptimized.add(outputs, plain.run(feeds))
+        unoptimized.add(feeds, outputs, plain.run(feeds))
     return {"agreement": agreement.summary(), "unoptimized": unoptimized.summary(), "speed": speed}
 
 
@@ -167,20 +177,23 @@ class Comparison:
     How many rows a detector's output has depends on its values; `unlike` counts the batches in which both differ there.
     """
 
-    def __init__(self, subject: str) -> None:
-        self.subject = subject
+    def __init__(self, subject: str, described: Mapping[str, Output]) -> None:
+        self.subject, self.described = subject, described
         self.outputs: dict[str, Agreement] = {}
         self.unlike: Counter[str] = Counter()
 
-    def add(self, reference: Arrays, outputs: Arrays) -> None:
-        """Add the outputs of one batch, those of equal shape; raise where one holds NaN."""
+    def add(self, feeds: Arrays, reference: Arrays, outputs: Arrays) -> None:
+        """Add the outputs that one batch of `feeds` gave, those of equal shape; raise where one holds NaN."""
+        rows = len(next(iter(feeds.values())))
         for name, values in outputs.items():
             if has_nan(reference[name]):
                 raise InputError(f"output {name!r} of the float model holds NaN", remedy="check the model and its data")
             if has_nan(values):
                 raise EmissionError(f"output {name!r} of {self.subject} holds NaN where the float model does not")
             if values.shape == reference[name].shape:
-                self.outputs.setdefault(name, Agreement()).add(reference[name], values)
+                output = self.described.get(name, Output())
+                found = self.outputs.setdefault(name, Agreement(output))
+                found.add(reference[name], values, rows, kept_positions(output, feeds))
             else:
                 self.unlike[name] += 1
 
@@ -188,6 +201,22 @@ class Comparison:
         """Return the number of samples and the figures of each output."""
         samples = max((found.samples for found in self.outputs.values()), default=0)
         return {"samples": samples, "outputs": {name: found.summary() for name, found in self.outputs.items()}}
+
+
+def worst_layers(model: QModel, agreement: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """Return the layers that err most by themselves, where an output differs much from the float model's.
+
+    They serve a warning: where they cannot be measured, it comes without them.
+    """
+    data = model.held_back or model.data
+    if agreement is None or data is None or not any(map(differs, agreement["outputs"].values())):
+        return []
+    step = data.fixed_batch or 1
+    some = data.take(0, min(LAYER_SAMPLES // step * step or step, data.count)).batches(1)
+    errors: dict[str, float] = {}
+    with suppress(QCompileError):
+        errors = layer_errors(model.graph, model.plan, some, threads=model.config.threads)
+    return [{"node": node, "sqnr_db": error} for node, error in list(errors.items())[:WORST] if math.isfinite(error)]
 
 
 def has_nan(values: NDArray[Any]) -> bool:
@@ -222,7 +251,7 @@ def top1(model: QModel, emitted: onnx.ModelProto) -> dict[str, float] | None:
 def decisions(outputs: Arrays) -> NDArray[np.int64]:
     """Return the class [N] of each sample."""
     for values in outputs.values():
-        if values.ndim == 2 and class_axis(values) is not None:
+        if scores_classes(values):
             return np.asarray(values.argmax(1), np.int64)
     shapes = ", ".join(f"{name} {list(values.shape)}" for name, values in outputs.items())
     raise InputError(f"the labels cannot be compared with the outputs {shapes}", remedy="leave --eval out")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import platform
+import re
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -16,9 +18,10 @@ from qcompile.config import recipe
 from qcompile.passmanager import PassRun
 from qcompile.qmodel import QModel
 from qcompile.quant.plan import Plan, region_name
+from qcompile.runtime.agreement import differs
+from qcompile.runtime.outputs import Kind
 
 SCHEMA_VERSION = 1
-LEAST_ARGMAX, LEAST_SQNR = 0.9, 10.0  # share of equal decisions, and dB where nothing is decided
 ENOUGH_SAMPLES = 256
 WIDE = 1.2  # upper quartile of measured speeds by the lower: beyond it the spread is told
 BY_HEART = 2.0  # times the error on the samples of training that a region has on others: it has learnt those by heart
@@ -163,30 +166,37 @@ def warnings(model: QModel, found: Mapping[str, Any]) -> list[str]:
         texts.append(f"the file is slower than its float model: {speed_text(speed)}{why}")
     for name, figures in ((found.get("agreement") or {}).get("outputs") or {}).items():
         if differs(figures):
-            texts.append(f"{name!r} differs much from the float model ({agreement_text(figures)}); {advice(model)}")
+            text = f"{name!r} differs much from the float model ({agreement_text(figures)})"
+            texts.append(f"{text}{worst_text(found)}; {advice(model, found)}")
     for row in found.get("fused", {}).get("missing", []):
         texts.append(f"node {row['node']!r} should run on an integer kernel, but does not: {row['rule']}")
     return texts
 
 
-def differs(figures: Mapping[str, Any]) -> bool:
-    """Say whether an output is too far from the float model's to be of use without a look at it."""
-    sqnr, argmax = figures["sqnr_db"], figures["argmax"]
-    return (argmax is not None and argmax < LEAST_ARGMAX) or (argmax is None and sqnr is not None and sqnr < LEAST_SQNR)
-
-
-def advice(model: QModel) -> str:
-    """Return what to try next for accuracy, most promising first."""
+def advice(model: QModel, found: Mapping[str, Any]) -> str:
+    """Return what to try next for accuracy, most promising first, in flags that can be copied."""
     config, steps = model.config, []
-    if config.w < 8:
-        steps.append(f"--w {min(8, config.w + 2)}")
-    if config.a < 8:
-        steps.append(f"--a {min(8, config.a + 2)}")
+    worst = [model.plan.nodes[row["node"]] for row in found.get("worst_layers", [])]
+    names = [row["node"] for row in found.get("worst_layers", [])]
+    wide = [name for name, node in zip(names, worst) if node.weight_bits in (0, 8) and node.input_bits == 8]
+    narrow = [name for name in names if name not in wide]
+    if config.chosen_method == "rtn" and not config.random_data and min(config.w, config.a) < 8:
+        steps.append("--method mrecg")
+    if narrow:
+        steps.append(f"--bits {shlex.quote(pattern(narrow) + '=8,8')}")
+    if wide:
+        steps.append(f"--keep-float {shlex.quote(pattern(wide))}")
+    steps += [f"--{name} {min(8, bits + 2)}" for name, bits in (("w", config.w), ("a", config.a)) if bits < 8]
     if model.data is not None and (model.data.count < ENOUGH_SAMPLES or any(map(by_heart, region_rows(model)))):
         steps.append(f"more samples than {model.data.count}")
     if config.w == config.a == 8:
-        steps.append("another --calibration-method")
-    return f"try {', '.join(steps)}"
+        steps.append(f"--calibration-method {'max' if config.calibration_method == 'mse' else 'mse'}")
+    return f"try {', or '.join(steps)}"
+
+
+def pattern(names: Sequence[str]) -> str:
+    """Return a regular expression that matches these node names and no other."""
+    return f"^({'|'.join(map(re.escape, names))})$"
 
 
 def verdict(model: QModel, found: Mapping[str, Any]) -> str:
@@ -222,13 +232,24 @@ def speed_text(speed: Mapping[str, Any]) -> str:
 def agreement_text(figures: Mapping[str, Any]) -> str:
     """Return the agreement of one output with the float model as text."""
     texts = []
-    if figures["argmax"] is not None:
-        texts.append(f"same class {100 * figures['argmax']:.1f} %")
+    if figures["same"] is not None:
+        what = "equal" if figures["kind"] == Kind.WHOLE else "same class"
+        texts.append(f"{what} {100 * figures['same']:.1f} %")
+    if figures["foreground"] is not None:
+        texts.append(f"{100 * figures['foreground']:.1f} % beside the prevailing class")
     if figures["sqnr_db"] is not None:
         texts.append(f"SQNR {figures['sqnr_db']:.1f} dB")
     if figures["cosine"] is not None:
-        texts.append(f"cosine {figures['cosine']:.4f}")
+        texts.append(f"cosine {figures['cosine']:.4f} (least {figures['least_cosine']:.4f})")
+    if figures["kind"] == Kind.VALUES:
+        texts.append(f"relative error {figures['relative_error']:.2g}")
     return ", ".join(texts) or "no figures"
+
+
+def worst_text(found: Mapping[str, Any]) -> str:
+    """Return the layers that err most by themselves as text."""
+    rows = [f"{row['node']!r} {row['sqnr_db']:.1f} dB" for row in found.get("worst_layers", [])]
+    return f"; the layers that err most by themselves: {', '.join(rows)}" if rows else ""
 
 
 def first_batch(model: QModel) -> list[str]:

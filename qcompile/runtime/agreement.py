@@ -1,62 +1,189 @@
-"""How well the outputs of one model agree with those of another on the same samples, added up batch by batch."""
+"""How well an output of one model agrees with that of another on the same samples, added up batch by batch."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from qcompile.runtime.outputs import Kind, Output
+
+Array = NDArray[Any]
+LEAST_SAME = 0.9  # share of equal decisions, or of equal integers
+LEAST_SQNR, LEAST_COSINE = 20.0, 0.95  # of values: dB, and the mean over samples
+PREVAILS = 0.5  # share of the float model's decisions from which on a class is the background
+FEWEST_FOREGROUND = 10  # decisions beside the background, for a share of them to mean something
+SURE, VARIED = 0.5, 3  # a head scores classes where half of its samples are so sure of one, and say so many
+MARKER = 1e30  # what is larger marks a place (masked scores) and is no value
 
 
 @dataclass
 class Agreement:
     """Sums over all values of one output seen so far; `add` takes the batches, `summary` gives the figures."""
 
+    output: Output = field(default_factory=Output)
     samples: int = 0
     signal: float = 0.0  # sum of squares of the reference
-    other: float = 0.0  # sum of squares of the values compared
-    product: float = 0.0
     noise: float = 0.0  # sum of squared differences
+    size: float = 0.0  # sum of absolute values of the reference
+    error: float = 0.0  # sum of absolute differences
     largest: float = 0.0  # difference
+    cosines: list[float] = field(default_factory=list)  # by sample
+    sureness: list[float] = field(default_factory=list)  # of a head, by sample: the largest probability
     decisions: int = 0
-    equal_decisions: int = 0
+    equal: int = 0
+    said: Counter[int] = field(default_factory=Counter)  # by class: how often the reference decides for it
+    agreed: Counter[int] = field(default_factory=Counter)  # and how often both do
 
-    def add(self, reference: NDArray[Any], values: NDArray[Any]) -> None:
-        """Add one batch: two arrays of the same shape, samples along axis 0."""
-        one, two = reference.astype(np.float64).reshape(-1), values.astype(np.float64).reshape(-1)
-        difference = one - two
-        self.samples += len(reference) if reference.ndim else 1
-        self.signal += float(one @ one)
-        self.other += float(two @ two)
-        self.product += float(one @ two)
-        self.noise += float(difference @ difference)
-        self.largest = max(self.largest, float(np.abs(difference).max(initial=0.0)))
-        axis = class_axis(reference)
-        if axis is not None:
-            hits = reference.argmax(axis) == values.argmax(axis)
-            self.decisions += hits.size
-            self.equal_decisions += int(hits.sum())
+    def add(self, reference: Array, values: Array, samples: int | None = None, keep: Array | None = None) -> None:
+        """Add one batch: two arrays of the same shape, of `samples` samples along axis 0 (None: as many as it is long).
 
-    def summary(self) -> dict[str, float | None]:
-        """Return `sqnr_db` (None: no difference), `cosine`, `largest_difference` and `argmax`.
-
-        `argmax` is the share of equal decisions in 0..1; None where the output has no axis of classes.
-        SQNR = 10 log10(sum reference^2 / sum (reference - value)^2).
+        `keep` [N, T] says which positions count; those that do not are left out.
         """
-        norms = (self.signal * self.other) ** 0.5
-        smallest = np.finfo(np.float64).tiny
-        return {
-            "sqnr_db": float(10 * np.log10(max(self.signal, smallest) / self.noise)) if self.noise else None,
-            "cosine": self.product / norms if norms else float(self.signal == self.other),
-            "largest_difference": self.largest,
-            "argmax": self.equal_decisions / self.decisions if self.decisions else None,
-        }
+        rows = samples if samples is not None else len(reference) if reference.ndim else 1
+        self.samples += rows
+        if keep is not None and (keep.shape != reference.shape[:2] or keep.all()):
+            keep = None
+        kind, axis = self.output.kind, self.output.axis
+        if axis is not None and reference.size:
+            self._decide(*decisions(reference, values, axis, keep))
+            if kind is Kind.HEAD:
+                self.sureness += largest_probability(reference, axis).reshape(-1).tolist()
+        elif axis is None and kind is not Kind.VALUES:
+            self._decide(*(array[keep] if keep is not None else array for array in (reference, values)))
+        if kind is not Kind.DECISIONS:
+            self._measure(reference, values, rows, keep)
+
+    def _decide(self, reference: Array, values: Array) -> None:
+        """Count equal decisions, by class."""
+        hits = reference == values
+        self.decisions += hits.size
+        self.equal += int(hits.sum())
+        if self.output.kind is Kind.WHOLE:
+            return
+        for counts, decided in ((self.said, reference), (self.agreed, reference[hits])):
+            counts.update(dict(zip(*(part.tolist() for part in np.unique(decided, return_counts=True)), strict=True)))
+
+    def _measure(self, reference: Array, values: Array, rows: int, keep: Array | None) -> None:
+        """Add up sizes and differences, and the cosine of each sample."""
+        one, two = reference.astype(np.float64), values.astype(np.float64)
+        usable = np.maximum(np.abs(one), np.abs(two)) < MARKER
+        if keep is not None:
+            usable &= keep.reshape(keep.shape + (1,) * (one.ndim - 2))
+        one, two = (np.where(usable, array, 0.0) for array in (one, two))
+        difference = one - two
+        self.noise += float(np.vdot(difference, difference))
+        self.size += float(np.abs(one).sum())
+        self.error += float(np.abs(difference).sum())
+        self.largest = max(self.largest, float(np.abs(difference).max(initial=0.0)))
+        by_sample = rows if one.ndim and len(one) == rows else 1  # else the batch is not the first axis
+        one, two = one.reshape(by_sample, -1), two.reshape(by_sample, -1)
+        squares, others = (one * one).sum(1), (two * two).sum(1)
+        self.signal += float(squares.sum())
+        some = squares > 0  # a sample of zeros has no direction
+        products = (one * two).sum(1)[some]
+        norms = np.sqrt(squares[some] * others[some])
+        self.cosines += np.divide(products, norms, out=np.zeros_like(products), where=norms > 0).tolist()
+
+    @property
+    def kind(self) -> Kind:
+        """What the output is, now that its values are known."""
+        if self.output.kind is not Kind.HEAD:
+            return self.output.kind
+        sure = bool(self.sureness) and float(np.median(self.sureness)) >= SURE
+        return Kind.CLASSES if sure and len(self.said) >= VARIED else Kind.VALUES
+
+    def foreground(self) -> tuple[float, int] | None:
+        """Return the share of equal decisions among those where not both models say the class that prevails, and how
+        many these are.
+
+        None where no class prevails, where there are too few others, or where a sample has one decision only. Blank
+        steps of a recogniser and the background of a segmentation are easy, and would hide what is lost beside them.
+        """
+        background, times = self.said.most_common(1)[0] if self.said else (0, 0)
+        others = self.decisions - self.agreed[background]
+        if self.decisions <= self.samples or times <= PREVAILS * self.decisions or others < FEWEST_FOREGROUND:
+            return None
+        return (self.equal - self.agreed[background]) / others, others
+
+    def summary(self) -> dict[str, Any]:
+        """Return the figures; None where one means nothing for this kind of output.
+
+        kind                what was compared: classes, decisions, whole (integers, booleans) or values
+        same, foreground    shares in 0..1 of equal decisions (or integers), and of those beside the prevailing class
+        standard_error      of the share of equal decisions that counts: `foreground` where there is one, else `same`
+        sqnr_db             10 log10(sum reference^2 / sum (reference - value)^2); None: no difference
+        cosine, least_cosine  mean and least over the samples
+        relative_error      sum |reference - value| / sum |reference|
+        largest_difference
+        """
+        kind, smallest = self.kind, np.finfo(np.float64).tiny
+        figures: dict[str, Any] = dict.fromkeys(FIGURES) | {"kind": str(kind)}
+        if kind is not Kind.VALUES and self.decisions:
+            figures["same"] = self.equal / self.decisions
+        if kind in (Kind.CLASSES, Kind.DECISIONS) and self.decisions:
+            share, count = self.foreground() or (figures["same"], self.decisions)
+            figures["foreground"] = share if count < self.decisions else None
+            figures["standard_error"] = float(np.sqrt(share * (1 - share) / count))
+        if kind is not Kind.DECISIONS:
+            figures["sqnr_db"] = 10 * float(np.log10(max(self.signal, smallest) / self.noise)) if self.noise else None
+            figures["relative_error"] = self.error / self.size if self.size else float(self.error > 0)
+            figures["largest_difference"] = self.largest
+        if kind in (Kind.CLASSES, Kind.VALUES) and self.cosines:
+            figures |= {"cosine": float(np.mean(self.cosines)), "least_cosine": min(self.cosines)}
+        return figures
 
 
-def class_axis(output: NDArray[Any]) -> int | None:
-    """Return the axis along which an output scores classes: the last, of images [N, C, H, W] the second; or None."""
-    if output.ndim < 2:
+FIGURES = (
+    "same", "foreground", "standard_error", "sqnr_db", "cosine", "least_cosine", "relative_error", "largest_difference"
+)  # fmt: skip
+
+
+def decisions(reference: Array, values: Array, axis: int, keep: Array | None) -> tuple[Array, Array]:
+    """Return what two arrays of scores decide along `axis`, at the positions that count."""
+    if keep is not None and reference.ndim == 2:  # the classes are positions
+        reference, values = (np.where(keep, array, array.min()) for array in (reference, values))
+        keep = None
+    decided = reference.argmax(axis), values.argmax(axis)
+    if keep is None or reference.ndim == 2 or axis % reference.ndim < 2:
+        return decided
+    return decided[0][keep], decided[1][keep]
+
+
+def largest_probability(scores: Array, axis: int) -> Array:
+    """Return the largest of the probabilities that a Softmax along `axis` makes of scores."""
+    above = scores.astype(np.float64) - scores.max(axis, keepdims=True)
+    return np.asarray(1 / np.exp(above).sum(axis))
+
+
+def kept_positions(output: Output, feeds: Mapping[str, Array]) -> Array | None:
+    """Return the positions [N, T] that count, or None: all."""
+    if output.mask not in feeds:
         return None
-    axis = 1 if output.ndim == 4 else output.ndim - 1
-    return axis if output.shape[axis] > 1 and output.dtype.kind == "f" else None
+    ones = feeds[output.mask].astype(bool)
+    return ~ones if output.mask_is_padding else ones
+
+
+def scores_classes(values: Array) -> bool:
+    """Say whether labels can be compared with an output: scores [samples, classes]."""
+    return values.ndim == 2 and values.shape[1] > 1 and values.dtype.kind == "f"
+
+
+def differs(figures: Mapping[str, Any]) -> bool:
+    """Say whether an output is too far from the float model's to be of use without a look at it.
+
+    Decisions are judged beside the class that prevails, where there is one, and with one standard error to spare: a few
+    samples prove little. Values are judged by SQNR and the mean cosine.
+    """
+    same, sqnr, cosine = figures["same"], figures["sqnr_db"], figures["cosine"]
+    far = sqnr is not None and sqnr < LEAST_SQNR
+    if figures["kind"] in (Kind.CLASSES, Kind.DECISIONS):
+        judged = same if figures["foreground"] is None else figures["foreground"]
+        return judged is not None and judged + figures["standard_error"] < LEAST_SAME
+    if figures["kind"] == Kind.WHOLE:  # pixels in integers may be off by one
+        return same is not None and same < LEAST_SAME and far
+    return far or (cosine is not None and cosine < LEAST_COSINE)

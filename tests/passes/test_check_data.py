@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from qcompile.api import open_model
 from qcompile.errors import InputError
 from qcompile.passes.check_data import CheckData, degenerate
+from qcompile.runtime.outputs import Kind
 
 RANDOM = np.random.default_rng(0)
 Data = dict[str, NDArray[Any]]
@@ -30,7 +31,12 @@ Data = dict[str, NDArray[Any]]
     ],
 )
 def test_degenerate(outputs: NDArray[Any], problem: str) -> None:
-    assert degenerate(np.asarray(outputs)) == problem
+    assert degenerate(np.asarray(outputs), Kind.CLASSES) == problem
+
+
+def test_an_embedding_says_no_class() -> None:
+    values = RANDOM.standard_normal((16, 10)) + 9 * np.eye(10)[3]
+    assert degenerate(values, Kind.VALUES) == ""
 
 
 def test_first_batch_is_noted_and_nothing_else(residual_model: onnx.ModelProto, residual_data: Data) -> None:

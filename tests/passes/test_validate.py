@@ -16,7 +16,8 @@ from qcompile.data.dataset import Dataset
 from qcompile.data.inputs import Arrays, Indices
 from qcompile.errors import EmissionError, InputError, QCompileError
 from qcompile.ir.prepare import prepare
-from qcompile.passes.validate import BATCH_ELEMENTS, ELEMENTS, SAMPLES, Validate, batches
+from qcompile.passes import validate
+from qcompile.passes.validate import BATCH_ELEMENTS, ELEMENTS, SAMPLES, Validate, batches, worst_layers
 from qcompile.qmodel import QModel
 from qcompile.quant.params import Quantizer
 from qcompile.quant.plan import Form, NodePlan, Plan
@@ -43,6 +44,13 @@ net (float[N,2,4,4] x) => (float[N,3] logits) <
   [gemm] logits = Gemm<transB = 1>(fd, vd)
 }"""
 FORMS = {"conv": Form.COMPUTE, "mean": Form.ARITHMETIC, "flatten": Form.CODES, "gemm": Form.COMPUTE}
+
+
+@pytest.fixture(autouse=True)
+def measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans made up by hand cannot be run: the layers' own errors are given."""
+    errors = {"conv": 12.0, "gemm": 30.0, "mean": float("inf")}
+    monkeypatch.setattr(validate, "layer_errors", lambda *_, **__: errors)
 
 
 def dataset(
@@ -83,7 +91,7 @@ def test_audit_of_a_good_file() -> None:
     assert found["fused"] == {"planned": 3, "integer": 3, "missing": []}
     assert found["kernels"]["QLinearConv"] == 1 and found["kernels"]["QGemm"] == 1  # type: ignore[index]
     assert found["bits"] == {"weights": {}, "activations": {"4": 1, "8": 2}}
-    assert found["float_nodes"] == [] and found["top1"] is None
+    assert found["float_nodes"] == [] and found["top1"] is None and found["worst_layers"] == []
     agreement, unoptimized = found["agreement"], found["unoptimized"]
     assert agreement["samples"] == 5 and unoptimized["samples"] == 5  # type: ignore[index]
     # Weights are exact; a step of 1/32 on values around 0.6 leaves about 30 dB after the mean over 16 pixels.
@@ -99,6 +107,14 @@ def test_agreement_is_with_the_float_model() -> None:
     found = audit(qmodel(EMITTED.replace("float[2] ws = {0.25, 0.25}", "float[2] ws = {0.25, 0.125}")))
     assert found["fused"]["missing"] == []  # type: ignore[index]
     assert found["agreement"]["outputs"]["logits"]["sqnr_db"] < 10  # type: ignore[index]
+
+
+def test_layers_are_measured_where_an_output_differs_much() -> None:
+    far = {"kind": "values", "same": None, "foreground": None, "sqnr_db": 9.0, "cosine": 0.9}
+    expected = [{"node": "conv", "sqnr_db": 12.0}, {"node": "gemm", "sqnr_db": 30.0}]
+    assert worst_layers(qmodel(), {"outputs": {"near": far | {"sqnr_db": 30.0, "cosine": 1.0}, "far": far}}) == expected
+    assert worst_layers(qmodel(), {"outputs": {"near": far | {"sqnr_db": 30.0, "cosine": 1.0}}}) == []
+    assert worst_layers(qmodel(held_back=None), None) == []
 
 
 def test_node_on_no_integer_kernel_is_named_with_its_rule() -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from importlib import resources
 from typing import Any
 
@@ -11,7 +13,16 @@ import pytest
 from numpy.typing import NDArray
 
 import qcompile
-from qcompile.report.summary import SCHEMA_VERSION, agreement_text, precision, speed_text, verdict, warnings
+from qcompile.report.summary import (
+    SCHEMA_VERSION,
+    advice,
+    agreement_text,
+    pattern,
+    precision,
+    speed_text,
+    verdict,
+    warnings,
+)
 
 SCHEMA = json.loads(resources.files("qcompile.report").joinpath("schema.json").read_text())
 Data = dict[str, NDArray[np.float32]]
@@ -61,12 +72,17 @@ def test_a_plan_without_numbers_is_a_report_too(residual_model: onnx.ModelProto)
     assert all("scale" not in row for row in report["quantizers"])
 
 
+FIGURES = {
+    "kind": "classes", "same": 0.75, "foreground": None, "standard_error": 0.02, "sqnr_db": 20.04, "cosine": 0.995,
+    "least_cosine": 0.9, "relative_error": 0.1, "largest_difference": 1.0,
+}  # fmt: skip
 AUDIT: dict[str, Any] = {
     "size": {"float": 1000, "emitted": 200},
     "float_nodes": [],
     "speed": {"speedup": 1.5, "low": 1.45, "high": 1.55},
     "top1": None,
-    "agreement": {"samples": 4, "outputs": {"y": {"argmax": 0.75, "sqnr_db": 20.04, "cosine": 0.995}}},
+    "agreement": {"samples": 4, "outputs": {"y": FIGURES}},
+    "worst_layers": [],
     "fused": {"missing": []},
 }
 
@@ -75,7 +91,7 @@ def test_the_verdict_is_one_line(result: qcompile.Result) -> None:
     text = verdict(result.qmodel, AUDIT)
     assert text == (
         "w4a4 for ort-cpu, 20 % of the float size, 1.50x the float speed,"
-        " same class 75.0 %, SQNR 20.0 dB, cosine 0.9950 on 'y'"
+        " same class 75.0 %, SQNR 20.0 dB, cosine 0.9950 (least 0.9000) on 'y'"
     )
 
 
@@ -115,5 +131,46 @@ def test_precision_is_that_of_the_inner_nodes(result: qcompile.Result) -> None:
     assert precision(result.qmodel) == "float"
 
 
-def test_figures_that_are_missing_are_left_out() -> None:
-    assert agreement_text({"argmax": None, "sqnr_db": None, "cosine": 1.0}) == "cosine 1.0000"
+@pytest.mark.parametrize(
+    "figures, text",
+    [
+        ({"foreground": 0.5}, "same class 75.0 %, 50.0 % beside the prevailing class, SQNR 20.0 dB"),
+        ({"kind": "decisions"}, "same class 75.0 %, SQNR 20.0 dB"),
+        ({"kind": "whole"}, "equal 75.0 %, SQNR 20.0 dB"),
+        ({"kind": "values", "same": None}, "SQNR 20.0 dB, cosine 0.9950 (least 0.9000), relative error 0.1"),
+        ({"kind": "decisions", "same": None, "sqnr_db": None}, "no figures"),
+    ],
+)
+def test_agreement_says_what_its_kind_means(figures: dict[str, Any], text: str) -> None:
+    without = {} if figures.get("kind") == "values" else {"cosine": None}
+    assert agreement_text({**FIGURES, **without, **figures}) == text
+
+
+def test_a_far_output_is_warned_about_with_flags_to_copy(result: qcompile.Result) -> None:
+    """The stem has 8 bits, the branch 4."""
+    worst = [{"node": "branch", "sqnr_db": 12.34}, {"node": "stem", "sqnr_db": 15.0}]
+    (text,) = (text for text in warnings(result.qmodel, {**AUDIT, "worst_layers": worst}) if "differs" in text)
+    assert text == (
+        "'y' differs much from the float model (same class 75.0 %, SQNR 20.0 dB, cosine 0.9950 (least 0.9000));"
+        " the layers that err most by themselves: 'branch' 12.3 dB, 'stem' 15.0 dB;"
+        " try --bits '^(branch)$=8,8', or --keep-float '^(stem)$', or --w 6, or --a 6, or more samples than 36"
+    )
+
+
+@pytest.mark.parametrize(
+    "config, steps",
+    [
+        (qcompile.Config(w=4, a=8, method="rtn"), ["--method mrecg", "--w 6"]),
+        (qcompile.Config(w=8, a=8), ["--calibration-method mse"]),
+        (qcompile.Config(w=8, a=8, calibration_method="mse"), ["--calibration-method max"]),
+    ],
+)
+def test_advice_fits_what_was_done(result: qcompile.Result, config: qcompile.Config, steps: list[str]) -> None:
+    model = replace(result.qmodel, config=config, data=None)
+    assert advice(model, AUDIT) == f"try {', or '.join(steps)}"
+
+
+def test_patterns_match_their_names_alone() -> None:
+    names = ["conv.1", "/layer1/Conv (2)"]
+    found = re.compile(pattern(names))
+    assert [name for name in (*names, "conv.10", "conv_1") if found.search(name)] == names

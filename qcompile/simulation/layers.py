@@ -1,0 +1,101 @@
+"""The error that each layer makes by itself: of exact inputs, rounded as the plan says, against the float layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper
+
+from qcompile.emission.qdq import Emitter
+from qcompile.ir import Constant, Graph, captured_names, topological, value_info
+from qcompile.program.lower import Kind, Program, Step, Value, lower
+from qcompile.quant.plan import Plan
+from qcompile.runtime.session import Session
+
+BESIDE = "/alone"  # suffix of what a layer makes of exact inputs
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A layer's name, its output in the float graph, and the same from rounded inputs and weights."""
+
+    name: str
+    exact: str
+    rounded: str
+
+    @property
+    def sums(self) -> tuple[str, str]:
+        """Name the outputs that give the sums of squares: of the exact values, and of the differences."""
+        return f"{self.rounded}/signal", f"{self.rounded}/noise"
+
+
+def layer_errors(
+    graph: Graph, plan: Plan, batches: Iterable[Mapping[str, NDArray[Any]]], *, threads: int = 1
+) -> dict[str, float]:
+    """Return {layer: SQNR of its output in dB}, the worst first; infinite where it makes no error.
+
+    The float graph runs, and beside it every layer on the float graph's own values: no error comes from another layer.
+    """
+    model, layers = beside(graph, plan)
+    session = Session(model, threads=threads, fuse_qdq=False)
+    wanted = [name for layer in layers for name in layer.sums]
+    totals = dict.fromkeys(wanted, 0.0)
+    for feeds in batches:
+        for name, value in session.run(feeds, wanted).items():
+            totals[name] += float(value)
+    found = {}
+    with np.errstate(divide="ignore"):
+        for layer in layers:
+            signal, noise = (totals[name] for name in layer.sums)
+            found[layer.name] = float(10 * np.log10(signal / noise)) if noise else float("inf")
+    return dict(sorted(found.items(), key=lambda item: item[1]))
+
+
+def beside(graph: Graph, plan: Plan) -> tuple[onnx.ModelProto, list[_Layer]]:
+    """Return a model that gives the sums of every layer, and the layers."""
+    program = lower(graph, plan)
+    tensors = graph.tensors()
+    made = {value.name: step for step in program.steps for value in step.outputs}
+    steps = {f"float {node.name}": _float_step(node, set(tensors)) for node in topological(graph)}
+    layers = []
+    for step in program.steps:
+        if step.kind is not Kind.COMPUTE or step.node is None:
+            continue
+        for value in step.inputs:
+            source = made[value.name].inputs[0].name
+            origin = source if isinstance(tensors.get(source), Constant) else program.tensors[value.name]
+            steps[value.name] = Step(Kind.QUANTIZE, (Value(origin),), (value,))
+        target = step.outputs[0]
+        output = replace(target, name=f"{target.name}{BESIDE}")
+        steps[output.name] = replace(step, outputs=(output,))
+        if target.quantizer is not None:
+            steps[f"{output.name}/real"] = Step(Kind.DEQUANTIZE, (output,), (Value(f"{output.name}/real"),))
+            layers.append(_Layer(step.node.name, program.tensors[target.name], f"{output.name}/real"))
+        else:
+            layers.append(_Layer(step.node.name, target.name, output.name))
+    emitter = Emitter(graph, plan, Program(tuple(steps.values()), program.tensors), packing="none", fake=True)
+    names = [name for layer in layers for name in (*layer.sums, layer.rounded)]
+    outputs = [onnx.ValueInfoProto(name=name) for name in names]
+    model = emitter.fragment([value_info(tensor) for tensor in graph.inputs], outputs)
+    for node in model.graph.node:
+        node.name = ""  # every layer stands there twice
+    for layer in layers:
+        difference, (signal, noise) = f"{layer.rounded}/difference", layer.sums
+        model.graph.node.append(helper.make_node("Sub", [layer.exact, layer.rounded], [difference]))
+        for source, total in ((layer.exact, signal), (difference, noise)):
+            model.graph.node.append(helper.make_node("ReduceSumSquare", [source], [total], keepdims=0))
+    kept = {name for layer in layers for name in layer.sums}
+    del model.graph.output[:]
+    model.graph.output.extend(item for item in outputs if item.name in kept)
+    return model, layers
+
+
+def _float_step(node: Any, known: set[str]) -> Step:
+    """Return a node of the float graph as a step that leaves it as it is."""
+    read = [tensor.name for tensor in node.inputs] + sorted(captured_names(node) & known)
+    return Step(Kind.FLOAT, tuple(map(Value, read)), tuple(Value(tensor.name) for tensor in node.outputs), node)
