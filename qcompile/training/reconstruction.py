@@ -166,6 +166,8 @@ class _Run:
 
     def attempt(self, piece: Piece, numbers: Sequence[int], total: int) -> Outcome:
         """Correct one piece, then train it; keep the best of these states."""
+        if obstacle := self.sides.obstacle(numbers):
+            return Outcome(piece.name, "not trained", reason=obstacle)
         before = self.sides.error(numbers, self.judged_by)
         best = _State("left as it was", before, self.decisions())
         correct(self.sides, self.kernels, piece.nodes, numbers, self.trained_on)
@@ -248,14 +250,11 @@ class _Run:
         settled = {key: replace(plan.specs[key], fixed=plan.quantizers[key]) for key in sides.settled()}
         program = sides.program().steps
         steps = [program[number] for number in numbers]
-        outputs = sides.outputs_of(numbers)
-        if not outputs:
-            raise UntrainableError("nothing reads what it makes")
         shapes = sides.sizes(batch)
         fixed = replace(plan, specs=plan.specs | settled)
         shares = QUANTIZED[self.model.config.chosen_method]
-        builder = RegionBuilder(self.model.graph, fixed, shapes, sides.tensors(), len(self.trained_on), shares)
-        return builder.build(steps, sides.inputs_of(steps), outputs)
+        builder = RegionBuilder(self.model.graph, fixed, shapes, sides.tensors, len(self.trained_on), shares)
+        return builder.build(steps, sides.inputs_of(steps), sides.outputs_of(numbers))
 
 
 def _is_static(shape: Sequence[int | str | None] | None) -> bool:

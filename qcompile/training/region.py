@@ -94,7 +94,7 @@ class RegionBuilder:
 
     def build(self, steps: Sequence[Step], inputs: Sequence[Value], outputs: Sequence[Value]) -> Region:
         """Return the region that computes `outputs` from `inputs`."""
-        given = {self._tensor(value): self._shape("q", value.name) for value in inputs}
+        given = {self._tensor(value): self.shapes["q", value.name] for value in inputs}
         self.inferred = sizes_of(self.graph, steps, given, self.tensor_of)
         aims = [self.shapes["f", self._tensor(value)] for value in self._aims(outputs)]
         self.targets = sum(map(math.prod, aims)) // self.batch
@@ -112,7 +112,7 @@ class RegionBuilder:
     # inputs and the loss
 
     def _input(self, value: Value) -> None:
-        """What a region reads is quantized, or a mixture with the float value, drawn for each element."""
+        """What a region reads is quantized, or a mixture with the float value, if kept, drawn for each element."""
         tensor = self._tensor(value)
         if value.quantizer is None:
             self._feed(value.name, "q", value.name, element_type(self.tensors[value.name]))
@@ -121,7 +121,7 @@ class RegionBuilder:
         scale = self._constant(np.float32(value.quantizer.scale))
         zero = self._constant(np.uint8(value.quantizer.zero_point))
         self.sizes[value.name] = self.shapes["q", value.name]
-        if self.quantized == 1.0:
+        if self.quantized == 1.0 or ("f", tensor) not in self.shapes:
             self._node("DequantizeLinear", [codes, scale, zero], value.name)
             return
         exact = self._feed(f"{value.name}/exact", "f", tensor, TensorProto.FLOAT)
@@ -132,15 +132,8 @@ class RegionBuilder:
         """Return the tensor of the graph that a value stands for."""
         return self.tensor_of.get(value.name, value.name)
 
-    def _shape(self, side: str, value: str) -> tuple[int, ...]:
-        """Return the shape of a batch of what is fed."""
-        if (side, value) not in self.shapes:
-            tensor = self.tensor_of.get(value, value)
-            raise UntrainableError(f"the values of {tensor!r}, which it reads, are not ordered by sample")
-        return self.shapes[side, value]
-
     def _feed(self, name: str, side: str, value: str, kind: int) -> str:
-        self.inputs.append(helper.make_tensor_value_info(name, kind, self._shape(side, value)))
+        self.inputs.append(helper.make_tensor_value_info(name, kind, self.shapes[side, value]))
         self.feeds[name] = (side, value)
         return name
 
@@ -156,8 +149,6 @@ class RegionBuilder:
             total = self._own("SquaredError", [value.name, target], f"{value.name}/error")
             count = np.float32(shape[1] / np.prod(shape)) if len(shape) > 1 else np.float32(1 / np.prod(shape))
             errors.append(self._node("Mul", [total, self._constant(count)]))
-        if not errors:
-            raise UntrainableError("none of its outputs is a real number for each sample")
         error = self._node("Identity", [self._sum(errors)], RECONSTRUCTION)
         relative = self._node("Div", [error, UNIT_ERROR])
         for part in (self._undecided(), self._moved()):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from qcompile.data.dataset import Dataset, sample_shapes
 from qcompile.emission.fragment import boundary, fragment
-from qcompile.errors import InputError
+from qcompile.errors import InputError, QCompileError
 from qcompile.ir import Constant, Graph, Node, captured_names, topological
 from qcompile.program.dag import activation_dag
 from qcompile.program.lower import Kind, Program, Step, Value, lower
@@ -25,6 +26,9 @@ Array = NDArray[Any]
 PART = 16  # samples in one run, at most
 PART_ELEMENTS = 1 << 25  # of the largest tensor in one run: bounds its memory
 FLOAT, QUANTIZED = "f", "q"
+NO_ROWS = "have not one number of rows for every sample"
+FROM = "come from those of"
+NO_ORDER = "are not ordered by sample"
 MIXED = 0.01  # relative squared error beyond which values are those of another sample
 MASKED = 1e18  # values beyond it, which exporters write into attention masks, are no numbers to be near to
 Key = tuple[str, str]
@@ -37,10 +41,10 @@ class Sides:
 
     `shapes` maps (side, name) to the shape of one row of what is kept, `folded` to the rows of a sample where they are
     several (tokens that were folded into the batch). Codes are uint8, so the quantized side takes a quarter of the
-    float one; inputs of the model are kept once for both. What nothing later reads is dropped. Shape arithmetic and the
-    codes of constants are made again wherever they are read, since these values are not those of samples. What is not
-    ordered by sample is not kept, and the steps that read it are not run: their pieces are not trained. `digest` is a
-    hash of the samples.
+    float one; inputs of the model are kept once for both. What nothing later reads is dropped. What no sample changes
+    (shape arithmetic, the codes of constants) is made again wherever it is read. What is not ordered by sample is not
+    kept, and the steps that read it are not run: their pieces are not trained; `lost` maps it to the reason. `digest`
+    is a hash of the samples.
     """
 
     graph: Graph
@@ -53,6 +57,9 @@ class Sides:
         self.named = tensors = self.graph.tensors()
         self.constants = {name for name, tensor in tensors.items() if isinstance(tensor, Constant)}
         self.flowing = {node.name for node in activation_dag(self.graph).nodes}
+        self.fixed = self.constants | {
+            tensor.name for node in self.graph.nodes if node.name not in self.flowing for tensor in node.outputs
+        }
         self.floats = [_as_float(node, tensors.keys()) for node in topological(self.graph)]
         self.steps_done: set[int] = set()
         self.floats_done: set[int] = set()
@@ -64,6 +71,7 @@ class Sides:
         self.part = self.data.fixed_batch or max(1, min(PART, PART_ELEMENTS // max(largest, 1)))
         self.shapes: dict[Key, tuple[int, ...]] = {}
         self.folded: dict[Key, int] = {}
+        self.lost: dict[Key, str] = {}
         self._take_in()
 
     def _take_in(self) -> None:
@@ -137,9 +145,9 @@ class Sides:
         return sorted(found)
 
     def _is_same_for_all(self, step: Step) -> bool:
-        """Say whether no sample changes what a step makes: shape arithmetic, and the codes of a constant."""
+        """Say whether no sample changes what a step makes: shape arithmetic, and the codes of what comes from it."""
         if step.node is None:
-            return step.inputs[0].name in self.constants
+            return self.tensors.get(step.inputs[0].name, step.inputs[0].name) in self.fixed
         return step.node.name not in self.flowing
 
     def inputs_of(self, steps: Sequence[Step]) -> list[Value]:
@@ -159,7 +167,7 @@ class Sides:
     def settled(self) -> set[str]:
         """Return the keys of the quantizers whose codes have been made: to change them now would make those wrong."""
         steps = self.program().steps
-        used = {id(value.quantizer) for number in self.steps_done for value in steps[number].outputs}
+        used = {id(value.quantizer) for k in self.steps_done for value in (*steps[k].reads, *steps[k].outputs)}
         return {key for key, quantizer in self.plan.quantizers.items() if id(quantizer) in used}
 
     def float_steps(self, nodes: Collection[str]) -> list[Step]:
@@ -184,23 +192,19 @@ class Sides:
         made = [value.name for k in numbers for value in self._kept_of(steps[k])]
         self._run(QUANTIZED, [steps[k] for k in numbers], [name for name in made if name in later])
         exact = self._read_later(self.floats, self.floats_done)
-        tensors = self.tensors()
-        kept = {FLOAT: exact | {tensors.get(name, name) for name in later}, QUANTIZED: later}
+        kept = {FLOAT: exact | {self.tensors.get(name, name) for name in later}, QUANTIZED: later}
         self.shapes = {key: shape for key, shape in self.shapes.items() if key[1] in kept[key[0]]}
         for name in set(self.spool.names()) - {self._kept(key) for key in self.shapes}:
             self.spool.drop(name)
 
     def error(self, numbers: Sequence[int], samples: Places) -> float:
         """Return the squared error of these steps' outputs against the float side, relative to the float values."""
-        steps, tensors = self.program().steps, self.tensors()
-        exact = {value.name: (FLOAT, tensors.get(value.name, value.name)) for value in self.outputs_of(numbers)}
-        outputs = [value for value in self.outputs_of(numbers)
-                   if exact[value.name] in self.shapes and is_real(self.named[exact[value.name][1]])]  # fmt: skip
+        steps, outputs = self.program().steps, self._judged(numbers)
         sums = np.zeros((2, len(outputs)))
         names = [value.name for value in outputs]
         for places, made in self.run(QUANTIZED, [steps[k] for k in numbers], names, samples):
             for place, value in enumerate(outputs):
-                target, found = self.rows(exact[value.name], places), made[value.name].astype(np.float32)
+                target, found = self.rows(self._exact(value), places), made[value.name].astype(np.float32)
                 if value.quantizer is not None:
                     found = (found - value.quantizer.zero_point) * np.float32(value.quantizer.scale)
                 if not np.abs(target).max(initial=0) < MASKED:
@@ -209,6 +213,36 @@ class Sides:
                 sums[:, place] += np.square(found - target).sum(), np.square(target).sum()
         return float((sums[0] / np.maximum(sums[1], 1e-30)).sum())
 
+    def obstacle(self, numbers: Sequence[int]) -> str:
+        """Return why these steps cannot be compared with the float side, sample by sample; "" where they can."""
+        steps = self.program().steps
+        for value in self.inputs_of([steps[number] for number in numbers]):
+            if (QUANTIZED, value.name) not in self.shapes:
+                return f"the values of {self._exact(value)[1]!r}, which it reads, {self.why((QUANTIZED, value.name))}"
+        outputs = self.outputs_of(numbers)
+        if self._judged(numbers):
+            return ""
+        for key in map(self._exact, outputs):
+            if key in self.lost and is_real(self.named[key[1]]):
+                return f"the values of {key[1]!r}, which it makes, {self.why(key)}"
+        return "none of its outputs is a real number" if outputs else "nothing reads what it makes"
+
+    def why(self, key: Key) -> str:
+        """Return why values are not kept: how they are, or what they are made of."""
+        if key not in self.lost:
+            raise QCompileError(f"training reads {key[1]!r} before it is made", remedy="please report it")
+        return self.lost[key]
+
+    def _judged(self, numbers: Sequence[int]) -> list[Value]:
+        """Return the outputs of these steps that are real numbers for each sample."""
+        keys = ((value, self._exact(value)) for value in self.outputs_of(numbers))
+        return [value for value, key in keys if key in self.shapes and is_real(self.named[key[1]])]
+
+    def _exact(self, value: Value) -> Key:
+        """Return what a value of the quantized side is to be near to."""
+        return FLOAT, self.tensors.get(value.name, value.name)
+
+    @cached_property
     def tensors(self) -> dict[str, str]:
         """Map the names of codes to the tensors of the graph that they stand for."""
         return self.program().tensors
@@ -228,17 +262,28 @@ class Sides:
 
     def _run(self, side: str, steps: Sequence[Step], outputs: Iterable[str]) -> None:
         names = list(dict.fromkeys(outputs))
-        lost: set[str] = set()  # what is not ordered by sample, such as the boxes that a detector keeps
+        lost = dict.fromkeys(names, self._what_is_lost_before(side, steps))
         for part, (places, made) in enumerate(self.run(side, steps, names, range(self.count))):
-            lost.update(name for name, array in made.items() if not self._keep((side, name), part, array, len(places)))
-        lost.update(self._disordered(side, steps, [name for name in names if name not in lost]))
-        for name in lost:
-            self.shapes.pop((side, name), None)
-            self.spool.drop(self._kept((side, name)))
+            for name, array in made.items():  # a detector keeps more boxes of one image than of another
+                lost[name] = lost[name] or ("" if self._keep((side, name), part, array, len(places)) else NO_ROWS)
+        whole = [name for name in names if not lost[name]]
+        for name, reason in (lost | dict.fromkeys(self._disordered(side, steps, whole), NO_ORDER)).items():
+            if reason:
+                self.lost[side, name] = reason
+                self.shapes.pop((side, name), None)
+                self.spool.drop(self._kept((side, name)))
+
+    def _what_is_lost_before(self, side: str, steps: Sequence[Step]) -> str:
+        """Return what to say of all that `steps` make where something that they read is not kept, else ""."""
+        missing = [value for value in self.inputs_of(steps) if (side, value.name) not in self.shapes]
+        if not missing:
+            return ""
+        reason = self.why((side, missing[0].name))
+        return reason if FROM in reason else f"{FROM} {self._exact(missing[0])[1]!r}, which {reason}"
 
     def _keep(self, key: Key, part: int, array: Any, samples: int) -> bool:
         """Keep one part of the values of `key`; say whether every sample has as many rows, and as in other parts."""
-        if not isinstance(array, np.ndarray) or not array.size or not array.ndim or len(array) % samples:
+        if not isinstance(array, np.ndarray) or not array.ndim or not len(array) or len(array) % samples:
             return False
         rows = len(array) // samples
         whole = self.shapes.setdefault(key, array.shape[1:]), self.folded.setdefault(key, rows)
@@ -250,8 +295,8 @@ class Sides:
 
         What has the symbol of the batch for its first size is in order.
         """
-        batch, tensors, first = self.graph.inputs[0].shape[0], self.tensors(), self.data.fixed_batch or 2
-        shapes = {name: self.named[tensors.get(name, name)].shape for name in names}
+        batch, first = self.graph.inputs[0].shape[0], self.data.fixed_batch or 2
+        shapes = {name: self.named[self.tensors.get(name, name)].shape for name in names}
         doubtful = [
             name for name, shape in shapes.items() if not (shape and isinstance(batch, str) and shape[0] == batch)
         ]

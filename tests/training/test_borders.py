@@ -151,8 +151,14 @@ def test_values_that_are_not_ordered_by_sample_are_not_trained_on(flat: bool) ->
     before = copy.deepcopy(model.plan.weights)
     outcomes = list(reconstruct(model, units(model)))
     assert [outcome.what for outcome in outcomes] == ["not trained"] * 3
-    assert outcomes[0].reason == "none of its outputs is a real number for each sample"
-    assert all("which it reads, are not ordered by sample" in outcome.reason for outcome in outcomes[1:])
+    first, second = ("m", "f") if flat else ("b", "d")
+    what = "are not ordered by sample" if flat else "have not one number of rows for every sample"
+    assert [outcome.reason for outcome in outcomes] == [
+        f"the values of '{first}', which it makes, {what}",
+        f"the values of '{first}', which it reads, {what}",
+        f"the values of '{second}', which it reads, come from those of '{first}', which {what}",
+    ]
+    assert [outcome.before for outcome in outcomes] == [None] * 3
     assert all((model.plan.weights[name].codes == weight.codes).all() for name, weight in before.items())
 
 

@@ -20,7 +20,7 @@ from qcompile.program.lower import Step
 from qcompile.runtime.session import Session
 from qcompile.runtime.spool import Spool
 from qcompile.training.recipe import FROZEN, Kind, draw_mask, settings_at
-from qcompile.training.region import Parameter, RegionBuilder, UntrainableError
+from qcompile.training.region import Parameter, RegionBuilder
 from qcompile.training.rounding import hardened
 from qcompile.training.sides import FLOAT, QUANTIZED, Sides
 from qcompile.training.step_graph import StepGraph
@@ -58,7 +58,7 @@ def first_trainable(spool: Spool, name: str, skip: int = 0, **settings: Any) -> 
 def graph_of(model: QModel, sides: Sides, numbers: list[int], quantized: float = 0.5) -> StepGraph:
     steps = [sides.program().steps[k] for k in numbers]
     shapes = {key: (BATCH, *shape) for key, shape in sides.shapes.items()}
-    builder = RegionBuilder(model.graph, model.plan, shapes, sides.tensors(), shares=(quantized, quantized))
+    builder = RegionBuilder(model.graph, model.plan, shapes, sides.tensors, shares=(quantized, quantized))
     return StepGraph(builder.build(steps, sides.inputs_of(steps), sides.outputs_of(numbers)), threads=1)
 
 
@@ -83,7 +83,7 @@ EXACT, GATED = 1e-5, 0.05
 @pytest.mark.parametrize("name", ["chain", "residual", "relu6", "squeeze_excite", "hard_swish", "classifier"])
 def test_decided_and_fully_quantized_it_is_what_the_plan_then_computes(spool: Spool, name: str, seed: int) -> None:
     """Every weight decided at random, nothing dropped: the region's loss is that of the steps with hard codes."""
-    model, sides, numbers = first_trainable(spool, name, w=4, a=4)
+    model, sides, numbers = first_trainable(spool, name, w=4, a=4, first_last_bits=4)
     graph, random, plan = graph_of(model, sides, numbers, 1.0), np.random.default_rng(seed), model.plan
     nodes = {node.name: node for node in model.graph.nodes}
     drawn = {key: 0.5 - random.random(item.start.shape) for key, item in rounding(graph).items()}
@@ -96,7 +96,7 @@ def test_decided_and_fully_quantized_it_is_what_the_plan_then_computes(spool: Sp
             codes, scale = integer_bias(plan.biases[item.owner], data.scale, plan.weights[item.owner].scale)
             drawn[key] = codes * scale
     seen = decided_error(graph, sides, drawn)
-    outputs, tensors = sides.outputs_of(numbers), sides.tensors()
+    outputs, tensors = sides.outputs_of(numbers), sides.tensors
     names = [value.name for value in outputs]
     steps = [sides.program().steps[k] for k in numbers]
     made = run_piece(model, tuple(steps), sides, names)
@@ -124,10 +124,10 @@ def test_without_masks_it_is_what_it_is_with_masks_that_quantize_all(spool: Spoo
 def test_only_a_mixture_needs_the_float_values_that_a_region_reads(spool: Spool) -> None:
     model, sides, numbers = first_trainable(spool, "chain", skip=1, w=3, a=4)
     (value,) = sides.inputs_of([sides.program().steps[k] for k in numbers])
-    del sides.shapes[FLOAT, sides.tensors()[value.name]]
-    assert graph_of(model, sides, numbers, 1.0).region.parameters
-    with pytest.raises(UntrainableError, match="which it reads, are not ordered by sample"):
-        graph_of(model, sides, numbers, 0.5)
+    del sides.shapes[FLOAT, sides.tensors[value.name]]
+    whole, mixed = (graph_of(model, sides, numbers, quantized).region for quantized in (1.0, 0.5))
+    assert whole.feeds.keys() == mixed.feeds.keys() and not whole.masks
+    assert f"{value.name}/mask" not in mixed.masks and mixed.masks
 
 
 @pytest.mark.parametrize("quantized", [0.5, 1.0])
