@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice, takewhile
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qcompile.data.dataset import first_batch_summary
+from qcompile.data.dataset import Dataset, first_batch_summary
 from qcompile.errors import InputError, QCompileError
 from qcompile.qmodel import Arrays, QModel
 from qcompile.runtime.agreement import scores_classes
@@ -32,9 +34,12 @@ class CheckData:
         """Change nothing."""
         if model.data is None:
             return 0
-        batch = next(model.data.batches(min(SAMPLES, model.data.count)))
-        outputs = one_by_one(open_session(model), batch, model.data.fixed_batch or 1)
-        model.journal.note(self.name, "first batch", inputs=first_batch_summary(batch))
+        count = max(SAMPLES // (model.data.fixed_batch or 1), 1)
+        feeds = list(islice(model.data.batches(1), count))  # so few at once that activations of large images stay small
+        session = open_session(model)
+        runs = [session.run(feed) for feed in feeds]
+        outputs = {name: joined([run[name] for run in runs]) for name in runs[0]}
+        model.journal.note(self.name, "first batch", inputs=summary(model.data, feeds))
         described = describe_outputs(model.graph, labelled=model.evaluation is not None)
         for name, values in outputs.items():
             if values.dtype.kind == "f" and not np.isfinite(values).all():
@@ -51,11 +56,12 @@ class CheckData:
         return 0
 
 
-def one_by_one(session: Session, batch: Arrays, size: int) -> Arrays:
-    """Run a batch in parts of `size` samples, so that the activations of large images stay small; join the outputs."""
-    count = len(next(iter(batch.values())))
-    parts = [session.run({name: a[k : k + size] for name, a in batch.items()}) for k in range(0, count, size)]
-    return {name: joined([part[name] for part in parts]) for name in parts[0]}
+def summary(data: Dataset, feeds: Sequence[Arrays]) -> list[str]:
+    """Return one line per input about the first feeds, those of one shape, and why they are not stacked, if so."""
+    same = list(takewhile(lambda feed: all(feed[name].shape == array.shape for name, array in feeds[0].items()), feeds))
+    join = np.stack if data.alone else np.concatenate
+    lines = first_batch_summary({name: join([feed[name] for feed in same]) for name in same[0]})
+    return [*lines, f"one sample in each run: {data.alone}"] if data.alone else lines
 
 
 def joined(parts: list[NDArray[Any]]) -> NDArray[Any]:

@@ -148,18 +148,18 @@ def comparison(model: QModel, emitted: onnx.ModelProto) -> dict[str, Any]:
     first: list[tuple[Arrays, Arrays]] = []
     for feeds in track(batches(data), "validate"):
         outputs = optimized.run(feeds)
-        agreement.add(feeds, reference.run(feeds), outputs)
+        agreement.add(feeds, reference.run(feeds), outputs, data.samples_in(feeds))
         if len(first) < UNOPTIMIZED_BATCHES:
             first.append((feeds, outputs))
     for name, times in agreement.unlike.items():
         text = f"output {name!r} has another shape than the float model's in {times} batches: not compared there"
         model.journal.note(Validate.name, "warning", text=text)
-    one = {name: array[: data.fixed_batch or 1] for name, array in first[0][0].items()}
-    speed = speed_of(reference, optimized, one)
+    one = data.first_of(first[0][0])
+    speed = speed_of(reference, optimized, one, data.samples_in(one))
     del reference, optimized  # before the next one is loaded
     plain = Session(emitted, level="off", threads=1)
     for feeds, outputs in first:
-        unoptimized.add(feeds, outputs, plain.run(feeds))
+        unoptimized.add(feeds, outputs, plain.run(feeds), data.samples_in(feeds))
     return {"agreement": agreement.summary(), "unoptimized": unoptimized.summary(), "speed": speed}
 
 
@@ -181,10 +181,11 @@ class Comparison:
         self.subject, self.described = subject, described
         self.outputs: dict[str, Agreement] = {}
         self.unlike: Counter[str] = Counter()
+        self.samples = 0
 
-    def add(self, feeds: Arrays, reference: Arrays, outputs: Arrays) -> None:
-        """Add the outputs that one batch of `feeds` gave, those of equal shape; raise where one holds NaN."""
-        rows = len(next(iter(feeds.values())))
+    def add(self, feeds: Arrays, reference: Arrays, outputs: Arrays, samples: int) -> None:
+        """Add the outputs that `feeds` of so many samples gave, those of equal shape; raise where one holds NaN."""
+        self.samples += samples
         for name, values in outputs.items():
             if has_nan(reference[name]):
                 raise InputError(f"output {name!r} of the float model holds NaN", remedy="check the model and its data")
@@ -193,14 +194,13 @@ class Comparison:
             if values.shape == reference[name].shape:
                 output = self.described.get(name, Output())
                 found = self.outputs.setdefault(name, Agreement(output))
-                found.add(reference[name], values, rows, kept_positions(output, feeds))
+                found.add(reference[name], values, samples, kept_positions(output, feeds))
             else:
                 self.unlike[name] += 1
 
     def summary(self) -> dict[str, Any]:
         """Return the number of samples and the figures of each output."""
-        samples = max((found.samples for found in self.outputs.values()), default=0)
-        return {"samples": samples, "outputs": {name: found.summary() for name, found in self.outputs.items()}}
+        return {"samples": self.samples, "outputs": {name: found.summary() for name, found in self.outputs.items()}}
 
 
 def worst_layers(model: QModel, agreement: Mapping[str, Any] | None) -> list[dict[str, Any]]:
@@ -224,12 +224,12 @@ def has_nan(values: NDArray[Any]) -> bool:
     return values.dtype.kind == "f" and bool(np.isnan(values).any())
 
 
-def speed_of(reference: Session, emitted: Session, feeds: Arrays) -> dict[str, float]:
-    """Time one inference of both in turn, on one thread."""
+def speed_of(reference: Session, emitted: Session, feeds: Arrays, batch: int) -> dict[str, float]:
+    """Time one inference of both in turn, on one thread; `batch` samples are in `feeds`."""
     timing = compare(reference, emitted, feeds, seconds=TIMING_SECONDS)
     facts = {"float": timing.first, "emitted": timing.second}
     facts |= {"speedup": timing.speedup, "low": timing.low, "high": timing.high}
-    return facts | {"rounds": timing.rounds, "batch": len(next(iter(feeds.values()))), "threads": 1}
+    return facts | {"rounds": timing.rounds, "batch": batch, "threads": 1}
 
 
 def top1(model: QModel, emitted: onnx.ModelProto) -> dict[str, float] | None:
@@ -241,7 +241,7 @@ def top1(model: QModel, emitted: onnx.ModelProto) -> dict[str, float] | None:
     sessions["emitted"] = Session(emitted, threads=model.config.threads)
     hits, done = dict.fromkeys(sessions, 0), 0
     for feeds in track(data.batches(model.config.batch or EVALUATION_BATCH), "evaluate"):
-        rows = len(next(iter(feeds.values())))
+        rows = data.samples_in(feeds)
         for name, session in sessions.items():
             hits[name] += int((decisions(session.run(feeds)) == data.labels[done : done + rows]).sum())
         done += rows

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from qcompile.quant.plan import Plan
 from qcompile.quant.plan_file import fingerprint, load_plan, plan_files, plan_folders, save_plan
 from qcompile.report.summary import build_report
 from qcompile.runtime.session import Session, newest_opset
+from qcompile.runtime.trial import refusal_to_stack
 from qcompile.targets.schema import Target
 from qcompile.training.engines import check_engine
 from qcompile.training.work_dir import open_work_dir
@@ -155,6 +156,9 @@ def open_model(model: Source, config: Config | None = None, data: Any = None, *,
         raise InputError("the model has no inputs: nothing to calibrate", remedy="export it with its inputs")
     samples = _samples(config, data, inputs)
     labelled = None if evaluation is None else open_evaluation(evaluation, inputs, config.preprocess)
+    if alone := _refusal(source, samples or labelled):
+        samples = _samples(config, data, inputs, alone)
+        labelled = labelled and open_evaluation(evaluation, inputs, config.preprocess, alone=alone)
     kept, held_back = (None, None) if samples is None else _split(samples)
     return QModel(graph, source, target, config, kept, held_back, labelled)
 
@@ -174,12 +178,27 @@ def blaming(source: onnx.ModelProto) -> Iterator[None]:
         raise
 
 
-def _samples(config: Config, data: Any, inputs: list[InputInfo]) -> Dataset | None:
+def _samples(config: Config, data: Any, inputs: list[InputInfo], alone: str = "") -> Dataset | None:
     if data is not None and config.random_data:
         raise InputError("both data and --random-data are given", remedy="leave one of them out")
     if config.random_data:
-        return random_dataset(inputs, config.samples or RANDOM_SAMPLES, config.seed)
-    return None if data is None else open_dataset(data, inputs, config.preprocess, config.samples, config.seed)
+        noise = random_dataset(inputs, config.samples or RANDOM_SAMPLES, config.seed)
+        return noise.one_by_one(alone) if alone else noise
+    if data is None:
+        return None
+    return open_dataset(data, inputs, config.preprocess, config.samples, config.seed, alone=alone)
+
+
+def _refusal(source: onnx.ModelProto, samples: Dataset | None) -> str:
+    """Return why the model cannot take several samples at a time; "" where it can, or says itself how many."""
+    if samples is None or samples.fixed_batch or samples.count < 2:
+        return ""
+    pair = next(samples.take(0, 2).batches(2))
+    if samples.samples_in(pair) < 2:  # of different shapes
+        return ""
+    with suppress(QCompileError):  # what cannot be loaded is told by the passes
+        return refusal_to_stack(Session(source, level="off", threads=1), pair)
+    return ""
 
 
 def _split(samples: Dataset) -> tuple[Dataset, Dataset]:

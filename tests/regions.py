@@ -30,7 +30,7 @@ def whole_region(text: str, count: int = 32, quantized: float = 0.5, **settings:
     constants = {name for name, tensor in model.graph.tensors().items() if isinstance(tensor, Constant)}
     inputs = [value for value in boundary(program.steps)[0] if value.name and value.name not in constants]
     outputs = [value for step in program.steps for value in step.outputs if value.name in exact]
-    builder = RegionBuilder(model.graph, model.plan, shapes, program.tensors, shares=(quantized, quantized))
+    builder = RegionBuilder(model.graph, model.plan, shapes, program.tensors, BATCH, shares=(quantized, quantized))
     return builder.build(program.steps, inputs, outputs), values
 
 

@@ -172,6 +172,5 @@ def subject(name: str, samples: int, spool: Spool, seed: int = 0) -> Subject:
     sides.run_float(inside)
     numbers = sides.steps_of(inside)
     steps = [sides.program().steps[number] for number in numbers]
-    shapes = {key: (BATCH, *shape) for key, shape in sides.shapes.items()}
-    builder = RegionBuilder(model.graph, model.plan, shapes, sides.tensors)
+    builder = RegionBuilder(model.graph, model.plan, sides.sizes(BATCH), sides.tensors, BATCH)
     return Subject(model, builder.build(steps, sides.inputs_of(steps), sides.outputs_of(numbers)), sides)

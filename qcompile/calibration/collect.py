@@ -80,6 +80,8 @@ def reduction_name(tensor: str, op: str) -> str:
 
 def batch_size(session: Session, data: Dataset, wanted: list[str]) -> int:
     """Return how many samples to run at once: by the bytes of one sample's inputs and tapped outputs."""
+    if data.alone:
+        return 1
     first: dict[str, NDArray[Any]] = next(iter(data.batches(1)))
     given = sum(value.nbytes for value in first.values())
     taken = sum(value.nbytes for value in session.run(first, wanted).values())

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcompile.data.dataset import Dataset
-from qcompile.data.inputs import Arrays, Indices, bind, common_rows, fixed_batch
+from qcompile.data.inputs import NOT_STACKED, Arrays, Indices, InputInfo, bind, common_rows, fixed_batch, stackable
 from qcompile.data.intake import Intake, is_image
 from qcompile.errors import InputError
 
@@ -33,26 +34,69 @@ def load_file(path: Path, intake: Intake) -> Mapping[str, NDArray[Any]]:
 
 
 def array_dataset(arrays: Mapping[str, NDArray[Any]], intake: Intake) -> Dataset:
-    """Return the samples along axis 0 of arrays, with `labels` if there are any. Values are not checked yet."""
+    """Return the samples along axis 0 of arrays, with `labels` if there are any. Values are not checked yet.
+
+    Where axis 0 does not count samples in every input, the arrays hold one feed for each run of the model (`per_run`).
+    """
     arrays = {name: np.asarray(array) for name, array in arrays.items()}
     bound = bind(arrays, intake.inputs, intake.where)
-    count = common_rows({name: arrays[source] for name, source in bound.items()}, intake.where)
-    intake.accept({name: arrays[source][:1] for name, source in bound.items()})  # names, shapes and dtypes
-    labels = (
-        None
-        if "labels" not in arrays or "labels" in bound.values()
-        else check_labels(arrays["labels"], count, intake.where)
-    )
+    chosen = {info.name: arrays[bound[info.name]] for info in intake.inputs}
+    labels = None if "labels" in bound.values() else arrays.get("labels")
     source = intake.where
-    if intake.preprocess and not any(is_image(arrays[bound[info.name]], info) for info in intake.inputs):
+    if intake.preprocess and not any(is_image(chosen[info.name], info) for info in intake.inputs):
         source += " (ready input: no preprocessing applied)"
-    return Dataset.over(
-        source,
-        array_reader({name: arrays[bound[name]] for name in bound}, intake),
-        count,
-        fixed_batch(intake.inputs),
-        labels,
-    )
+    if intake.alone or not are_stacked(chosen, intake.inputs):
+        return feeds_of(chosen, labels, replace(intake, alone=intake.alone or NOT_STACKED), source)
+    count = common_rows(chosen, intake.where)
+    intake.accept({name: array[:1] for name, array in chosen.items()})  # names, shapes and dtypes
+    classes = None if labels is None else check_labels(labels, count, intake.where)
+    return Dataset.over(source, array_reader(chosen, intake), count, fixed_batch(intake.inputs), classes)
+
+
+def are_stacked(arrays: Arrays, inputs: Sequence[InputInfo]) -> bool:
+    """Say whether axis 0 counts samples in every array."""
+    if not stackable(inputs) or len({array.shape[:1] for array in arrays.values()}) > 1:
+        return False
+    return not any(has_runs(arrays[info.name], info) for info in inputs)
+
+
+def has_runs(array: NDArray[Any], info: InputInfo) -> bool:
+    """Say whether an array has an axis in front of those of its input: it counts runs of the model."""
+    return array.ndim == len(info.shape) + 1 and not is_image(array, info)
+
+
+def feeds_of(arrays: Arrays, labels: NDArray[Any] | None, intake: Intake, source: str) -> Dataset:
+    """Return the feeds in arrays, one for each run; an array that holds one feed only is fed in every run."""
+    runs = {info.name: per_run(arrays[info.name], info, intake.where) for info in intake.inputs}
+    count = common_rows({name: array for name, array in runs.items() if len(array) != 1} or runs, intake.where)
+
+    def read(numbers: Indices, _: int) -> Iterator[Arrays]:
+        for number in numbers:
+            feed = {name: array[number if len(array) > 1 else 0] for name, array in runs.items()}
+            yield intake.accept(feed, np.array([number]))
+
+    next(read(np.arange(1), 1))  # shapes and dtypes
+    classes = None if labels is None else check_labels(labels, count, intake.where)
+    return Dataset.of_feeds(source, read, count, intake.alone, classes)
+
+
+def per_run(array: NDArray[Any], info: InputInfo, where: str) -> NDArray[Any]:
+    """Return an array as [runs, the shape of the input]: it has such an axis, or the rows of all runs along axis 0.
+
+    A run takes as many rows as the first dimension of the input says, one where it is dynamic.
+    """
+    if has_runs(array, info):
+        return array
+    if array.ndim == 0:
+        return array[None]
+    rows = max(info.shape[0], 1) if info.shape and isinstance(info.shape[0], int) else 1
+    if len(array) % rows:
+        raise InputError(
+            f"the model's input {info.name!r} takes {rows} rows in a run, the data has {len(array)}",
+            where=where,
+            remedy="give as many for every run, or an array with one more axis in front that counts the runs",
+        )
+    return array.reshape(len(array) // rows, rows, *array.shape[1:])
 
 
 def array_reader(arrays: Mapping[str, NDArray[Any]], intake: Intake) -> Callable[[Indices, int], Iterator[Arrays]]:

@@ -22,6 +22,8 @@ class Dataset:
 
     `source` says where they come from, for messages. `numbers` [count] are the samples' numbers in the source,
     ascending; `labels` [count] their classes, or None. `fixed_batch` is the batch that the model insists on, or None.
+    Where `alone` says why, nothing is stacked: a sample is then a feed, all that the model takes in one run, whatever
+    its axes mean; the reader yields feed after feed, and `fixed_batch` is 1.
     """
 
     source: str
@@ -29,12 +31,15 @@ class Dataset:
     numbers: Indices
     labels: NDArray[np.int64] | None = None
     fixed_batch: int | None = None
+    alone: str = ""
 
     @classmethod
     def over(
         cls, source: str, read: Reader, count: int, fixed_batch: int | None, labels: Indices | None = None
     ) -> Dataset:
         """Return samples 0 .. `count` - 1 of a reader; the last that do not fill a fixed batch are left out."""
+        if count == 0:
+            raise InputError("the data is empty: it has no sample", where=source, remedy="give at least one sample")
         step = fixed_batch or 1
         if count < step:
             raise InputError(
@@ -47,17 +52,42 @@ class Dataset:
         numbers = np.arange(count - rest, dtype=np.int64)
         return cls(source, read, numbers, None if labels is None else labels[numbers], fixed_batch)
 
+    @classmethod
+    def of_feeds(cls, source: str, read: Reader, count: int, alone: str, labels: Indices | None = None) -> Dataset:
+        """Return feeds 0 .. `count` - 1 of a reader that yields them one by one."""
+        return replace(cls.over(source, read, count, 1, labels), alone=alone)
+
+    def one_by_one(self, alone: str) -> Dataset:
+        """Return the same samples, each as a feed of its own: for a model that does not take several at a time."""
+        if self.alone:
+            return self
+
+        def read(numbers: Indices, _: int) -> Iterator[Arrays]:
+            return rebatch(self.read(numbers, 1), 1)
+
+        return replace(self, read=read, fixed_batch=1, alone=alone)
+
     @property
     def count(self) -> int:
         """The number of samples."""
         return len(self.numbers)
 
+    def samples_in(self, feeds: Arrays) -> int:
+        """Return the number of samples in what `batches` yielded."""
+        return 1 if self.alone else len(next(iter(feeds.values())))
+
+    def first_of(self, feeds: Arrays) -> Arrays:
+        """Return the first sample of what `batches` yielded, or as many as the model insists on."""
+        return feeds if self.alone else {name: array[: self.fixed_batch or 1] for name, array in feeds.items()}
+
     def batches(self, batch: int) -> Iterator[Arrays]:
         """Yield {input name: array [n, ...]}, each a new array that the caller may change, samples in order.
 
         n is `batch`, or what the model insists on; fewer in the last batch and before a sample of another shape, since
-        only samples of equal shape are stacked.
+        only samples of equal shape are stacked. Whole feeds come one by one.
         """
+        if self.alone:
+            return self.read(self.numbers, 1)
         size = self.fixed_batch or batch
         return rebatch(self.read(self.numbers, size), size)
 
@@ -126,6 +156,8 @@ def first_batch_summary(batch: Arrays) -> list[str]:
 
 def describe(array: NDArray[Any]) -> str:
     """Return shape, dtype and statistics of an array as text."""
+    if not array.size:
+        return f"{list(array.shape)} {array.dtype}, no values"
     mean, std = array.mean(dtype=np.float64), array.std(dtype=np.float64)
     low, high = float(array.min()), float(array.max())
     return f"{list(array.shape)} {array.dtype}, range {low:.4g} .. {high:.4g}, mean {mean:.4g}, std {std:.4g}"

@@ -1,4 +1,4 @@
-"""Sources of whole feeds, each {input name: array} of one or several samples: ONNX test data and Python functions."""
+"""Sources of feeds, each of one or several samples: ONNX test data, Python functions, and what can be iterated."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,12 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from qcompile.data.dataset import Dataset
-from qcompile.data.inputs import Arrays, Indices, InputInfo, fixed_batch
+from qcompile.data.inputs import NOT_STACKED, Arrays, Indices, InputInfo, RaggedError, fixed_batch, stackable
 from qcompile.data.intake import Intake
 from qcompile.errors import InputError, nearest
 
-Feeds = Callable[[], Iterable[Mapping[str, NDArray[Any]]]]
+Feed = Mapping[str, NDArray[Any]]
+Feeds = Callable[[], Iterable[Feed]]
 
 
 def find_test_data(folder: Path) -> list[Path]:
@@ -56,23 +59,23 @@ def read_test_data(folder: Path, inputs: Sequence[InputInfo]) -> dict[str, NDArr
 def test_data_dataset(folders: Sequence[Path], intake: Intake) -> Dataset:
     """Return the samples of test_data_set_* folders, one folder in memory at a time."""
 
-    def feeds() -> Iterator[Mapping[str, NDArray[Any]]]:
+    def feeds() -> Iterator[Feed]:
         return (read_test_data(folder, intake.inputs) for folder in folders)
 
     return feed_dataset(feeds, intake, None)
 
 
 def function_dataset(function: Feeds, intake: Intake, samples: int | None) -> Dataset:
-    """Return the samples that `function()` yields as dicts of arrays, each dict a batch; the first `samples`, if given.
+    """Return the samples that `function()` yields, each item a batch (`as_feed`); the first `samples`, if given.
 
     It is called without arguments for every pass over the data, has to give the same each time, and has to end unless
     `samples` is given.
     """
 
-    def feeds() -> Iterator[Mapping[str, NDArray[Any]]]:
+    def feeds() -> Iterator[Feed]:
         try:
-            for feed in function():
-                yield as_feed(feed, intake.where)
+            for item in function():
+                yield as_feed(item, intake)
         except InputError:
             raise
         except Exception as error:
@@ -84,46 +87,106 @@ def function_dataset(function: Feeds, intake: Intake, samples: int | None) -> Da
     one, other = (next(dataset.batches(1)) for _ in range(2))
     if any(not np.array_equal(one[name], other[name]) for name in one):
         raise InputError(
-            "the data function gives other data on the second call",
+            "the data gives other samples when it is read again",
             where=intake.where,
-            remedy="seed its random generator inside the function",
+            remedy="seed the random generator inside the function; give a data loader shuffle=False",
         )
     return dataset
 
 
-def as_feed(feed: Any, where: str) -> Mapping[str, NDArray[Any]]:
-    """Return what a function yielded if it is {name: array}, else raise InputError."""
-    if not isinstance(feed, Mapping):
+def iterable_dataset(items: Iterable[Any], intake: Intake, samples: int | None) -> Dataset:
+    """Return the samples of a list, a DataLoader or a generator, each item a batch; the first `samples`, if given.
+
+    What can be iterated only once is read at once and kept.
+    """
+    if iter(items) is items:
+        items = list(islice(items, samples))  # each has at least one
+    return function_dataset(lambda: items, intake, samples)
+
+
+def as_feed(item: Any, intake: Intake) -> Feed:
+    """Return an item of a Python source as {name: array}.
+
+    An item is such a mapping; an array for the model's one input; or a sequence of arrays in the order of the inputs,
+    with labels behind them or not, as data loaders give it. Tensors of other libraries are arrays.
+    """
+    names = [info.name for info in intake.inputs]
+    if isinstance(item, tuple | list) and len(item) in (len(names), len(names) + 1):
+        item = dict(zip([*names, "labels"], item))
+    elif len(names) == 1 and hasattr(item, "__array__"):
+        item = {names[0]: item}
+    if not isinstance(item, Mapping):
         raise InputError(
-            f"the data function gives {type(feed).__name__}",
-            where=where,
-            remedy="yield {input name: array}, one dict per batch",
+            f"the data gives {type(item).__name__}",
+            where=intake.where,
+            remedy="give {input name: array}, one dict per batch",
         )
-    return {name: np.asarray(array) for name, array in feed.items()}
+    return {name: as_array(value) for name, value in item.items()}
+
+
+def as_array(value: Any) -> NDArray[Any]:
+    """Return an array, or a tensor of another library, as an array."""
+    if hasattr(value, "detach"):  # torch's, with a gradient or on a device
+        value = value.detach().cpu()
+    return np.asarray(value)
 
 
 def feed_dataset(feeds: Feeds, intake: Intake, samples: int | None) -> Dataset:
-    """Return the samples of feeds as a stream; all (or the first `samples`) are read once, checked and counted."""
+    """Return the samples of feeds as a stream; all (or the first `samples`) are read once, checked and counted.
+
+    A sample is a row of every array; where not every feed is made of such rows, it is a feed.
+    """
+    if not intake.alone and stackable(intake.inputs):
+        try:
+            return feed_rows(feeds, intake, samples)
+        except RaggedError:
+            pass
+    return whole_feeds(feeds, replace(intake, alone=intake.alone or NOT_STACKED), samples)
+
+
+def feed_rows(feeds: Feeds, intake: Intake, samples: int | None) -> Dataset:
+    """Return the rows of feeds; RaggedError where a feed does not have as many in every array."""
+    labels: list[NDArray[Any] | None] = []
     rows = 0
-    for piece in accepted(feeds, intake):
+    for piece, given in accepted(feeds, intake):
         rows += rows_of(piece)
+        labels.append(classes(given, rows_of(piece)))
         if samples is not None and rows >= samples:
             break
-    if rows == 0:
-        raise InputError("the data is empty: it has no sample", where=intake.where, remedy="give at least one sample")
+    count = min(rows, samples or rows)
     return Dataset.over(
-        intake.where, feed_reader(feeds, intake), min(rows, samples or rows), fixed_batch(intake.inputs)
+        intake.where, row_reader(feeds, intake), count, fixed_batch(intake.inputs), joined(labels, count)
     )
 
 
-def accepted(feeds: Feeds, intake: Intake) -> Iterator[Arrays]:
-    """Yield the feeds as the model takes them."""
+def whole_feeds(feeds: Feeds, intake: Intake, samples: int | None) -> Dataset:
+    """Return feeds, each as one sample."""
+    labels: list[NDArray[Any] | None] = []
+
+    def read(numbers: Indices, _: int) -> Iterator[Arrays]:
+        taken = 0
+        for number, feed in enumerate(feeds()):
+            if number == numbers[taken]:
+                yield intake.accept(feed, np.array([number]))
+                taken += 1
+            if taken == len(numbers):
+                return
+        raise too_few(taken, len(numbers), intake)
+
+    for number, feed in enumerate(islice(feeds(), samples)):
+        intake.accept(feed, np.array([number]))
+        labels.append(classes(feed, 1))
+    return Dataset.of_feeds(intake.where, read, len(labels), intake.alone, joined(labels, len(labels)))
+
+
+def accepted(feeds: Feeds, intake: Intake) -> Iterator[tuple[Arrays, Feed]]:
+    """Yield the feeds as the model takes them, and as they came."""
     first = 0
     for feed in feeds():
         counts = {len(array) for array in feed.values() if array.ndim}
         piece = intake.accept(feed, np.arange(first, first + max(counts, default=0)))
         first += rows_of(piece)
-        yield piece
+        yield piece, feed
 
 
 def rows_of(piece: Arrays) -> int:
@@ -131,12 +194,25 @@ def rows_of(piece: Arrays) -> int:
     return len(next(iter(piece.values())))
 
 
-def feed_reader(feeds: Feeds, intake: Intake) -> Callable[[Indices, int], Iterator[Arrays]]:
+def classes(feed: Feed, samples: int) -> NDArray[Any] | None:
+    """Return the labels that come with a feed where they are class numbers, one for each sample; else None."""
+    labels = feed.get("labels", np.empty(0))
+    fits = labels.dtype.kind in "iu" and labels.size == samples and labels.min(initial=0) >= 0
+    return labels.reshape(-1).astype(np.int64) if fits else None
+
+
+def joined(labels: Sequence[NDArray[Any] | None], count: int) -> NDArray[Any] | None:
+    """Return the labels of the first `count` samples, or None unless every feed has some."""
+    found = [part for part in labels if part is not None]
+    return np.concatenate(found)[:count] if found and len(found) == len(labels) else None
+
+
+def row_reader(feeds: Feeds, intake: Intake) -> Callable[[Indices, int], Iterator[Arrays]]:
     """Return a reader that runs through the feeds up to the last sample it needs."""
 
     def read(numbers: Indices, batch: int) -> Iterator[Arrays]:
         first = taken = 0
-        for piece in accepted(feeds, intake):
+        for piece, _ in accepted(feeds, intake):
             end = first + rows_of(piece)
             chosen = numbers[taken : np.searchsorted(numbers, end)] - first
             if len(chosen):
@@ -144,13 +220,18 @@ def feed_reader(feeds: Feeds, intake: Intake) -> Callable[[Indices, int], Iterat
             first, taken = end, taken + len(chosen)
             if taken == len(numbers):
                 return
-        raise InputError(
-            f"the data gave {taken} of {len(numbers)} samples when it was read again",
-            where=intake.where,
-            remedy="make a new iterator on every call of the data function",
-        )
+        raise too_few(taken, len(numbers), intake)
 
     return read
+
+
+def too_few(found: int, wanted: int, intake: Intake) -> InputError:
+    """Return the error for data that ended early when it was read again."""
+    return InputError(
+        f"the data gave {found} of {wanted} samples when it was read again",
+        where=intake.where,
+        remedy="make a new iterator on every call of the data function",
+    )
 
 
 def load_function(text: str) -> Feeds:

@@ -9,13 +9,14 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from qcompile.data.inputs import Arrays, Indices, InputInfo, show_shape
 from qcompile.data.preprocess import PRESETS, Layout, Preprocess, Size, show_size
 from qcompile.errors import InputError
 
 IMAGE_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+SIDEWAYS: Final = range(5, 9)  # EXIF orientations that exchange height and width
 MODES: Final = {1: "L", 3: "RGB"}  # channels of the model's input: Pillow's name of that image
 
 
@@ -99,12 +100,18 @@ class ImageInput:
         return self._finish(pixels)
 
     def from_file(self, path: Path) -> NDArray[Any]:
-        """Return the image in a file as the model's input, one sample; a damaged file is an InputError naming it."""
+        """Return the image in a file as the model's input, one sample; a damaged file is an InputError naming it.
+
+        It is turned as its EXIF orientation says; of several frames the first is taken; transparency is left out.
+        """
         with opened(path) as image:
             try:
-                pixels = image.convert(MODES[self.channels])
+                turned = ImageOps.exif_transpose(image)
+                opaque = turned.convert("RGBA") if "transparency" in turned.info else turned
+                pixels = opaque.convert(MODES[self.channels])
             except (OSError, ValueError, SyntaxError) as error:
                 raise unreadable(path, error) from error
+        self.check((pixels.height, pixels.width), str(path))
         return self._finish(self._moved(pixels)[None])
 
     def _moved(self, image: Image.Image) -> NDArray[np.uint8]:
@@ -153,6 +160,12 @@ def opened(path: Path) -> Image.Image:
     return image
 
 
+def upright_size(image: Image.Image) -> Size:
+    """Return the (height, width) of an image that was opened, once it is turned as its EXIF orientation says."""
+    sideways = "exif" in image.info and image.getexif().get(ExifTags.Base.Orientation) in SIDEWAYS
+    return (image.width, image.height) if sideways else (image.height, image.width)
+
+
 def unreadable(path: Path, error: Exception) -> InputError:
     """Return the error for a file that is no image, or a damaged one."""
     return InputError(f"cannot read the image: {error}", where=str(path), remedy="remove or replace the file")
@@ -177,7 +190,7 @@ def check_images(files: Sequence[Path], target: ImageInput) -> None:
     """Read the head of every file: raise InputError, naming it, for one that is no image or does not fit."""
     for path in files:
         with opened(path) as image:
-            target.check((image.height, image.width), str(path))
+            target.check(upright_size(image), str(path))
 
 
 def image_reader(files: Sequence[Path], target: ImageInput) -> Callable[[Indices, int], Iterator[Arrays]]:

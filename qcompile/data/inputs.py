@@ -14,15 +14,20 @@ from qcompile.ir import Graph
 
 Arrays = dict[str, NDArray[Any]]
 Indices = NDArray[np.int64]
+NOT_STACKED = "axis 0 of its inputs does not count samples"
 
 
 @dataclass(frozen=True)
 class InputInfo:
-    """One input of the model. In `shape`, int is a fixed size, name or None a dynamic one; axis 0 counts samples."""
+    """One input of the model. In `shape`, int is a fixed size, name or None a dynamic one."""
 
     name: str
     shape: tuple[int | str | None, ...]
     dtype: np.dtype[Any]
+
+
+class RaggedError(InputError):
+    """Arrays that belong together do not have the same number of rows."""
 
 
 def input_infos(graph: Graph) -> list[InputInfo]:
@@ -38,22 +43,21 @@ def show_shape(shape: Sequence[int | str | None]) -> str:
     return f"[{', '.join('?' if dim is None else str(dim) for dim in shape)}]"
 
 
+def stackable(inputs: Sequence[InputInfo]) -> bool:
+    """Say whether, as far as the shapes tell, samples may stand one behind the other along axis 0 of every input.
+
+    Not so for numbers without an axis, for a state [2, N, 128] beside [N, 512], and where what is the first axis of one
+    input is an inner one of another.
+    """
+    first = {info.shape[0] if info.shape else 0 for info in inputs}
+    inner = {dim for info in inputs for dim in info.shape[1:]}
+    fixed = {size for size in first if isinstance(size, int)}
+    return 0 not in first and len(fixed) < 2 and not any(isinstance(dim, str) and dim in inner - {""} for dim in first)
+
+
 def fixed_batch(inputs: Sequence[InputInfo]) -> int | None:
-    """Return the number of samples that the model insists on, or None if any number will do."""
-    for info in inputs:
-        if not info.shape:
-            raise InputError(
-                f"the model's input {info.name!r} is a scalar, so samples cannot be stacked in it",
-                remedy="make it a constant of the model",
-            )
-    fixed = {info.shape[0]: info.name for info in inputs if isinstance(info.shape[0], int)}
-    if len(fixed) > 1:
-        wants = ", ".join(f"{name!r} {size}" for size, name in fixed.items())
-        raise InputError(
-            f"the model's inputs do not take the same number of samples: {wants}",
-            remedy="export the model with a dynamic batch",
-        )
-    return next((size for size in fixed if isinstance(size, int)), None)
+    """Return the number of samples that a model whose inputs are `stackable` insists on; None: any number will do."""
+    return next((size for info in inputs if isinstance(size := info.shape[0], int)), None)
 
 
 def bind(names: Collection[str], inputs: Sequence[InputInfo], where: str) -> dict[str, str]:
@@ -80,20 +84,21 @@ def common_rows(arrays: Arrays, where: str) -> int:
     rows = {name: array.shape[0] if array.ndim else 0 for name, array in arrays.items()}
     if len(set(rows.values())) > 1:
         has = ", ".join(f"{name!r} {count}" for name, count in rows.items())
-        raise InputError(f"the arrays do not have the same number of samples: {has}", where=where)
+        raise RaggedError(f"the arrays do not have the same number of samples: {has}", where=where)
     count = next(iter(rows.values()), 0)
     if count == 0:
         raise InputError("the data is empty: it has no sample", where=where, remedy="give at least one sample")
     return count
 
 
-def fit(array: NDArray[Any], info: InputInfo, samples: Indices, where: str) -> NDArray[Any]:
+def fit(array: NDArray[Any], info: InputInfo, samples: Indices, where: str, *, whole: bool = False) -> NDArray[Any]:
     """Return a fresh array of the input's dtype.
 
-    `samples` [N] are the numbers of the rows in the source, for messages. A wrong rank, shape or dtype, NaN and Inf are
-    InputErrors. Floats are cast to the input's float type, integers to a wider integer type.
+    `samples` [N] are the numbers of the rows in the source, for messages. A wrong rank, shape (of the first axis only
+    if `whole`) or dtype, NaN and Inf are InputErrors. Floats are cast to the input's float type, integers to a wider
+    integer type.
     """
-    check_shape(array.shape, info, where)
+    check_shape(array.shape, info, where, start=0 if whole else 1)
     both_float = array.dtype.kind == info.dtype.kind == "f"
     both_whole = array.dtype.kind in "iub" and info.dtype.kind in "iub" and np.can_cast(array.dtype, info.dtype)
     if not (both_float or both_whole):
@@ -105,18 +110,18 @@ def fit(array: NDArray[Any], info: InputInfo, samples: Indices, where: str) -> N
     with np.errstate(over="ignore"):  # what overflows becomes Inf, which the next lines report
         result = array.astype(info.dtype, order="C")
     if both_float and not np.isfinite(result).all():
-        broken = np.flatnonzero(~np.isfinite(result).reshape(len(result), -1).all(axis=1))
+        rows = np.isfinite(result).reshape(len(samples), -1).all(axis=1)
         raise InputError(
-            f"the data for {info.name!r} has NaN or Inf in sample {samples[broken[0]]}",
+            f"the data for {info.name!r} has NaN or Inf in sample {samples[np.argmin(rows)]}",
             where=where,
             remedy="remove the sample, or repair what made it",
         )
     return result
 
 
-def check_shape(shape: tuple[int, ...], info: InputInfo, where: str) -> None:
-    """Raise InputError unless `shape` fits the input in every dimension but the first, which counts samples."""
-    pairs = list(zip(shape, info.shape))[1:]
+def check_shape(shape: tuple[int, ...], info: InputInfo, where: str, *, start: int = 1) -> None:
+    """Raise InputError unless `shape` fits the input in every dimension from `start` on; the first counts samples."""
+    pairs = list(zip(shape, info.shape))[start:]
     if len(shape) == len(info.shape) and all(have == want or not isinstance(want, int) for have, want in pairs):
         return
     raise InputError(

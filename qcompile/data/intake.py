@@ -16,27 +16,31 @@ from qcompile.data.preprocess import Preprocess
 
 @dataclass(frozen=True)
 class Intake:
-    """What every source needs to know: the model's inputs, the preprocessing for images, and a name for messages."""
+    """What every source needs to know: the model's inputs, the preprocessing for images, and a name for messages.
+
+    Where `alone` says why, what is accepted at once is one feed of the model: its arrays need not have as many rows.
+    """
 
     inputs: Sequence[InputInfo]
     preprocess: Preprocess | None
     where: str
+    alone: str = ""
 
     def accept(self, arrays: Mapping[str, NDArray[Any]], samples: Indices | None = None) -> Arrays:
-        """Return {input name: new array}; `samples` are the rows' numbers in the source, for messages.
+        """Return {input name: new array}; `samples` are the rows' numbers in the source (of a feed one), for messages.
 
         uint8 arrays for a float input are images and pass the preprocessing; everything else has to be ready.
         """
         bound = bind(arrays, self.inputs, self.where)
         chosen = {name: np.asarray(arrays[source]) for name, source in bound.items()}
-        rows = common_rows(chosen, self.where)
+        rows = 1 if self.alone else common_rows(chosen, self.where)
         numbers = np.arange(rows) if samples is None else samples
         return {info.name: self._accept_one(chosen[info.name], info, numbers) for info in self.inputs}
 
     def _accept_one(self, array: NDArray[Any], info: InputInfo, samples: Indices) -> NDArray[Any]:
         if is_image(array, info):
             return ImageInput.of(info, self.preprocess, self.where).from_array(array)
-        return fit(array, info, samples, self.where)
+        return fit(array, info, samples, self.where, whole=bool(self.alone))
 
 
 def is_image(array: NDArray[Any], info: InputInfo) -> bool:

@@ -1,4 +1,4 @@
-"""labels.csv: the class of every image in a folder."""
+"""The class of every image in a folder: from labels.csv, or from the folders of the classes."""
 
 from __future__ import annotations
 
@@ -12,16 +12,30 @@ from numpy.typing import NDArray
 from qcompile.errors import InputError
 
 
-def find_labels(folder: Path) -> Path:
-    """Return labels.csv in `folder` or beside it."""
-    for path in (folder / "labels.csv", folder.resolve().parent / "labels.csv"):
-        if path.is_file():
-            return path
-    raise InputError(
-        "the images have no labels",
-        where=str(folder),
-        remedy="put a labels.csv (file name, class number) into the folder or beside it, or give folder,labels.csv",
-    )
+def classes_of(files: Sequence[Path], folder: Path, table: Path | None) -> NDArray[np.int64]:
+    """Return the class [N] of every image: from `table`, from labels.csv in or beside `folder`, or by its folder."""
+    if table is None:
+        table = next((path for path in places_of_labels(folder) if path.is_file()), None)
+    return folder_classes(files, folder) if table is None else labels_of(files, folder, table)
+
+
+def places_of_labels(folder: Path) -> tuple[Path, Path]:
+    """Return where labels.csv is looked for: in `folder` and beside it."""
+    return folder / "labels.csv", folder.resolve().parent / "labels.csv"
+
+
+def folder_classes(files: Sequence[Path], folder: Path) -> NDArray[np.int64]:
+    """Return the class [N] of every image in CLASS/...: the place of CLASS among the folders, sorted by name."""
+    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    inside = [file.relative_to(folder).parts for file in files]
+    if len(names) < 2 or any(len(parts) < 2 for parts in inside):
+        raise InputError(
+            "the images have no labels",
+            where=str(folder),
+            remedy="put a labels.csv (file name, class number) into the folder or beside it, give folder,labels.csv, "
+            "or put each class into a folder of its own",
+        )
+    return np.array([names.index(parts[0]) for parts in inside], np.int64)
 
 
 def read_labels(path: Path) -> dict[str, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +12,35 @@ from numpy.typing import NDArray
 
 from qcompile.data.arrays import array_dataset, load_file
 from qcompile.data.dataset import Dataset
-from qcompile.data.feeds import Feeds, find_test_data, function_dataset, load_function, test_data_dataset
+from qcompile.data.feeds import (
+    Feeds,
+    find_test_data,
+    function_dataset,
+    iterable_dataset,
+    load_function,
+    test_data_dataset,
+)
 from qcompile.data.images import ImageInput, check_images, find_images, image_reader
-from qcompile.data.inputs import InputInfo, fixed_batch
+from qcompile.data.inputs import NOT_STACKED, Indices, InputInfo, fixed_batch, stackable
 from qcompile.data.intake import Intake
-from qcompile.data.labels import find_labels, labels_of
+from qcompile.data.labels import classes_of
 from qcompile.data.preprocess import parse_preprocess
 from qcompile.errors import InputError
 
-Source = str | Path | Mapping[str, NDArray[Any]] | NDArray[Any] | Dataset | Feeds
+Source = str | Path | Mapping[str, NDArray[Any]] | NDArray[Any] | Dataset | Feeds | Iterable[Any]
 FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 CHECKED_ROWS = 64
 FORMS = "give an .npz or .npy file, a folder of images or of test_data_set_*, or module:function"
 
 
 def open_dataset(
-    source: Source, inputs: Sequence[InputInfo], preprocess: str | None, samples: int | None = None, seed: int = 0
+    source: Source,
+    inputs: Sequence[InputInfo],
+    preprocess: str | None,
+    samples: int | None = None,
+    seed: int = 0,
+    *,
+    alone: str = "",
 ) -> Dataset:
     """Open samples for a model, and check all that can be checked before the model runs.
 
@@ -37,14 +50,16 @@ def open_dataset(
       `labels` [N] are kept. The .npy is memory-mapped, the .npz is held once as it is stored;
     - a folder of images, read recursively in the order of their names and decoded batch by batch;
     - a folder of ONNX test data (test_data_set_*/input_*.pb);
-    - `module:function`, or a function, that yields {input name: array}, one dict per batch.
+    - `module:function`, or a function, that yields {input name: array}, one dict per batch; or in Python a list, a
+      generator or a data loader of such dicts, of arrays, or of pairs of an array and labels.
 
-    `samples` keeps that many: drawn at random with `seed` (Dataset.sample), of a function the first ones.
+    `samples` keeps that many: drawn at random with `seed` (Dataset.sample), of a function the first ones. Where samples
+    cannot be stacked along axis 0 of every input, or `alone` says why not, each is all that the model takes in one run.
     Everything wrong with the data is an InputError.
     """
     if isinstance(source, Dataset):
-        return limited(source, samples, seed)
-    intake = Intake(inputs, parse_preprocess(preprocess) if preprocess else None, place(source))
+        return limited(source.one_by_one(alone) if alone else source, samples, seed)
+    intake = Intake(inputs, parse_preprocess(preprocess) if preprocess else None, place(source), alone)
     if isinstance(source, str | Path):
         return open_place(str(source), intake, samples, seed)
     if isinstance(source, Mapping):
@@ -53,21 +68,23 @@ def open_dataset(
         return open_arrays({"array": source}, intake, samples, seed)
     if callable(source):
         return function_dataset(source, intake, samples)
+    if hasattr(source, "__iter__") or hasattr(source, "__getitem__"):
+        return iterable_dataset(source, intake, samples)
     raise InputError(f"cannot read data from {type(source).__name__}", remedy=FORMS)
 
 
-def open_evaluation(source: Source, inputs: Sequence[InputInfo], preprocess: str | None) -> Dataset:
+def open_evaluation(source: Source, inputs: Sequence[InputInfo], preprocess: str | None, *, alone: str = "") -> Dataset:
     """Open samples with labels, all of them: as `open_dataset`, but `labels` are never None.
 
-    Arrays bring theirs under the name `labels`. A folder of images has labels.csv (file name, class number) in it or
-    beside it, or the source is the text `folder,labels.csv`.
+    Arrays bring theirs under the name `labels`, data loaders behind the inputs. A folder of images has labels.csv (file
+    name, class number) in it or beside it, or the source is the text `folder,labels.csv`, or every class has a folder.
     """
     if isinstance(source, str | Path):
         folder, table = split_labels(str(source))
         if folder.is_dir() and not find_test_data(folder):
-            intake = Intake(inputs, parse_preprocess(preprocess) if preprocess else None, str(folder))
-            return open_images(folder, intake, None, 0, labels=table or find_labels(folder))
-    dataset = open_dataset(source, inputs, preprocess)
+            intake = Intake(inputs, parse_preprocess(preprocess) if preprocess else None, str(folder), alone)
+            return open_images(folder, intake, None, 0, lambda files: classes_of(files, folder, table))
+    dataset = open_dataset(source, inputs, preprocess, alone=alone)
     if dataset.labels is None:
         raise InputError(
             "the evaluation data has no labels",
@@ -102,8 +119,14 @@ def open_arrays(arrays: Mapping[str, NDArray[Any]], intake: Intake, samples: int
     return dataset
 
 
-def open_images(folder: Path, intake: Intake, samples: int | None, seed: int, labels: Path | None = None) -> Dataset:
-    """Open a folder of images, with the labels in a file if that is given; the head of every file is looked at once."""
+def open_images(
+    folder: Path,
+    intake: Intake,
+    samples: int | None,
+    seed: int,
+    label: Callable[[Sequence[Path]], Indices] | None = None,
+) -> Dataset:
+    """Open a folder of images, `label` gives their classes; the head of every file is looked at once."""
     if len(intake.inputs) != 1:
         raise InputError(
             f"the model has {len(intake.inputs)} inputs, a folder of images feeds one",
@@ -112,9 +135,10 @@ def open_images(folder: Path, intake: Intake, samples: int | None, seed: int, la
         )
     files = find_images(folder)
     target = ImageInput.of(intake.inputs[0], intake.preprocess, intake.where)
-    classes = labels_of(files, folder, labels) if labels else None
+    classes = label(files) if label else None
+    alone = intake.alone or ("" if stackable(intake.inputs) else NOT_STACKED)
     dataset = Dataset.over(intake.where, image_reader(files, target), len(files), fixed_batch(intake.inputs), classes)
-    dataset = limited(dataset, samples, seed)
+    dataset = limited(dataset.one_by_one(alone) if alone else dataset, samples, seed)
     check_images([files[number] for number in dataset.numbers], target)
     return dataset
 
@@ -137,4 +161,10 @@ def place(source: Any) -> str:
     """Return a source as messages name it."""
     if isinstance(source, str | Path):
         return str(source)
-    return f"function {source.__qualname__}" if hasattr(source, "__qualname__") else "data given as arrays"
+    if isinstance(source, Mapping | np.ndarray):
+        return "data given as arrays"
+    return (
+        f"function {source.__qualname__}"
+        if hasattr(source, "__qualname__")
+        else f"data given as {type(source).__name__}"
+    )

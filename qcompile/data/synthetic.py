@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcompile.data.dataset import Dataset
-from qcompile.data.inputs import Arrays, Indices, InputInfo, fixed_batch
+from qcompile.data.inputs import NOT_STACKED, Arrays, Indices, InputInfo, fixed_batch, stackable
 
 DYNAMIC_SIZE = 64  # a multiple of 32, as detectors and segmenters with five strides of 2 need
 
@@ -18,21 +18,31 @@ def random_dataset(inputs: Sequence[InputInfo], count: int, seed: int) -> Datase
     """Return `count` random samples, made when they are read (rounded up to what the model takes at a time).
 
     Floats are standard normal, integers and bools 0 or 1 (valid as token, mask and index alike), uint8 0 to 255.
-    Every dynamic dimension but the first is 64.
+    Every dynamic dimension is 64, but 1 where it is the first of an input: it counts samples.
     """
-    step = fixed_batch(inputs) or 1
+    stacked = stackable(inputs)
+    shapes = {info.name: random_shape(info, inputs, stacked) for info in inputs}
 
-    def read(numbers: Indices, batch: int) -> Iterator[Arrays]:
+    def read(numbers: Indices, _: int) -> Iterator[Arrays]:
         for number in numbers:
             generator = np.random.default_rng([seed, int(number)])
-            yield {info.name: random_sample(info, generator)[None] for info in inputs}
+            yield {info.name: random_array(info, shapes[info.name], generator) for info in inputs}
 
+    if not stacked:
+        return Dataset.of_feeds("random data", read, count, NOT_STACKED)
+    step = fixed_batch(inputs) or 1
     return Dataset.over("random data", read, -(-count // step) * step, fixed_batch(inputs))
 
 
-def random_sample(info: InputInfo, generator: np.random.Generator) -> NDArray[Any]:
-    """Return one random sample, without the first axis."""
-    shape = [dim if isinstance(dim, int) else DYNAMIC_SIZE for dim in info.shape[1:]]
+def random_shape(info: InputInfo, inputs: Sequence[InputInfo], stacked: bool) -> list[int]:
+    """Return the shape of one sample of an input, or of one feed."""
+    counts = {other.shape[0] for other in inputs if other.shape}
+    shape = [dim if isinstance(dim, int) else 1 if dim and dim in counts else DYNAMIC_SIZE for dim in info.shape]
+    return [1, *shape[1:]] if shape and (stacked or not isinstance(info.shape[0], int)) else shape
+
+
+def random_array(info: InputInfo, shape: Sequence[int], generator: np.random.Generator) -> NDArray[Any]:
+    """Return random values of `shape` for one input."""
     if info.dtype.kind == "f":
-        return generator.standard_normal(shape, np.float32).astype(info.dtype)
-    return generator.integers(0, 256 if info.dtype == np.uint8 else 2, shape).astype(info.dtype)
+        return np.asarray(generator.standard_normal(shape, np.float32)).astype(info.dtype)
+    return np.asarray(generator.integers(0, 256 if info.dtype == np.uint8 else 2, shape)).astype(info.dtype)

@@ -62,6 +62,6 @@ def _skip_error(sides: Sides, layer: Step, places: Places) -> Means | float:
     if other is None or other.quantizer is None:
         return 0.0
     exact, codes = (FLOAT, program.tensors.get(other.name, "")), (QUANTIZED, other.name)
-    if exact not in sides.shapes or codes not in sides.shapes:
+    if exact not in sides.shapes or len(sides.shapes.get(codes, ())) < 2:
         return 0.0
     return mean_error(sides.rows(exact, places), sides.rows(codes, places), other.quantizer)

@@ -237,7 +237,9 @@ class _Run:
         store(self.model, trainer.region, state)
 
     def most_at_once(self, numbers: Sequence[int]) -> int:
-        """Return the samples whose largest activation in one step is within bounds."""
+        """Return the samples whose largest activation in one step is within bounds; one where they are fed alone."""
+        if self.sides.data.alone:
+            return 1
         program = self.sides.program().steps
         nodes = [node for number in numbers if (node := program[number].node)]
         inner: list[int] = [math.prod(t.shape[1:]) for node in nodes for t in node.outputs if _is_static(t.shape)]
@@ -253,7 +255,7 @@ class _Run:
         shapes = sides.sizes(batch)
         fixed = replace(plan, specs=plan.specs | settled)
         shares = QUANTIZED[self.model.config.chosen_method]
-        builder = RegionBuilder(self.model.graph, fixed, shapes, sides.tensors, len(self.trained_on), shares)
+        builder = RegionBuilder(self.model.graph, fixed, shapes, sides.tensors, batch, len(self.trained_on), shares)
         return builder.build(steps, sides.inputs_of(steps), sides.outputs_of(numbers))
 
 

@@ -65,7 +65,7 @@ class Region:
 
 @dataclass
 class RegionBuilder:
-    """Writes the steps of one region with pseudo-operators for fake quantization; `shapes` are those of one batch.
+    """Writes the steps of one region with pseudo-operators for fake quantization; `shapes` are for `batch` samples.
 
     `samples` says how many training draws from: the fewer they are beside the weights, the more these are held where
     they start. `shares` are the probabilities that an element is quantized, where the samples determine the weights and
@@ -76,6 +76,7 @@ class RegionBuilder:
     plan: Plan
     shapes: Mapping[tuple[str, str], tuple[int, ...]]
     tensor_of: Mapping[str, str]
+    batch: int
     samples: float = math.inf
     shares: tuple[float, float] = (0.5, 0.5)
     nodes: list[onnx.NodeProto] = field(default_factory=list)
@@ -88,7 +89,6 @@ class RegionBuilder:
     def __post_init__(self) -> None:
         self.tensors: dict[str, Tensor] = self.graph.tensors()
         self.known: set[str] = set()
-        self.batch = next(iter(self.shapes.values()), (1,))[0]
         self.inferred: Sizes = {}  # of tensors of the graph
         self.sizes: dict[str, tuple[int, ...]] = {}  # of the values that masks lie over
 
@@ -158,7 +158,11 @@ class RegionBuilder:
     def _aims(self, outputs: Sequence[Value]) -> list[Value]:
         """Return the outputs that are real numbers for each sample."""
         tensors = ((value, self._tensor(value)) for value in outputs)
-        return [value for value, name in tensors if ("f", name) in self.shapes and is_real(self.tensors[name])]
+        return [
+            value
+            for value, name in tensors
+            if is_real(self.tensors[name]) and 0 not in self.shapes.get(("f", name), (0,))
+        ]
 
     def _values_per_weight(self, steps: Sequence[Step]) -> float:
         """Return how many target values all samples have for each weight."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qcompile.data.dataset import Dataset, sample_shapes
+from qcompile.data.dataset import Dataset
 from qcompile.emission.fragment import boundary, fragment
 from qcompile.errors import InputError, QCompileError
 from qcompile.ir import Constant, Graph, Node, captured_names, topological
@@ -39,11 +39,12 @@ Places = Sequence[int] | NDArray[np.int64]
 class Sides:
     """Values at the border of what has been run, of all samples, kept in `spool`.
 
-    `shapes` maps (side, name) to the shape of one row of what is kept, `folded` to the rows of a sample where they are
-    several (tokens that were folded into the batch). Codes are uint8, so the quantized side takes a quarter of the
-    float one; inputs of the model are kept once for both. What nothing later reads is dropped. What no sample changes
-    (shape arithmetic, the codes of constants) is made again wherever it is read. What is not ordered by sample is not
-    kept, and the steps that read it are not run: their pieces are not trained; `lost` maps it to the reason. `digest`
+    `shapes` maps (side, name) to the shape of what is kept of one sample: its first size counts the rows that the
+    sample has, one or several (tokens that were folded into the batch). Codes are uint8, so the quantized side takes a
+    quarter of the float one; inputs of the model are kept once for both. What nothing later reads is dropped. What no
+    sample changes (shape arithmetic, the codes of constants) is made again wherever it is read. What is not ordered by
+    sample is not kept, and the steps that read it are not run: their pieces are not trained; `lost` maps it to the
+    reason. Samples that are fed alone are run alone, and what they make may have any shape, the same for each. `digest`
     is a hash of the samples.
     """
 
@@ -70,28 +71,25 @@ class Sides:
         largest = max((int(np.prod(sizes)) for sizes in known), default=1)
         self.part = self.data.fixed_batch or max(1, min(PART, PART_ELEMENTS // max(largest, 1)))
         self.shapes: dict[Key, tuple[int, ...]] = {}
-        self.folded: dict[Key, int] = {}
         self.lost: dict[Key, str] = {}
         self._take_in()
 
     def _take_in(self) -> None:
         found = hashlib.blake2b(digest_size=16)
         self.count = 0
-        shapes: dict[str, tuple[int, ...]] = {}
         for part, batch in enumerate(self.data.batches(self.part)):
-            shapes = shapes or sample_shapes(batch)
+            samples = self.data.samples_in(batch)
             for name, array in batch.items():
-                if array.shape[1:] != shapes[name]:
+                if not self._keep((FLOAT, name), part, array, samples):
                     raise InputError(
                         f"training needs samples of one size, those of {name!r} differ",
                         where=self.data.source,
-                        remedy="give --preprocess a size or a crop, or use --method rtn",
+                        remedy="cut them to one (images: --preprocess with a size or a crop), or use --method rtn",
                     )
                 found.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-                self.spool.put(self._kept((FLOAT, name)), part, array)
-            self.count += len(array)
+            self.count += samples
         self.digest = found.hexdigest()
-        self.shapes = {(side, name): shape for side in (FLOAT, QUANTIZED) for name, shape in shapes.items()}
+        self.shapes |= {(QUANTIZED, name): shape for (_, name), shape in self.shapes.items()}
 
     def _kept(self, key: Key) -> str:
         """Return the name in the spool."""
@@ -99,13 +97,12 @@ class Sides:
         return f"{FLOAT if name in self.inputs else side}:{name}"
 
     def rows(self, key: Key, places: Places) -> Array:
-        """Return samples of what is kept under (side, name), as a new array."""
-        found = self.spool.rows(self._kept(key), places)
-        return found.reshape(-1, *self.shapes[key]) if self.folded.get(key, 1) > 1 else found
+        """Return samples of what is kept under (side, name), as a new array; one where they are fed alone."""
+        return self.spool.rows(self._kept(key), places).reshape(stacked(self.shapes[key], len(places)))
 
     def sizes(self, batch: int) -> dict[Key, tuple[int, ...]]:
         """Return the shapes of `batch` samples of what is kept."""
-        return {key: (batch * self.folded.get(key, 1), *shape) for key, shape in self.shapes.items()}
+        return {key: stacked(shape, batch) for key, shape in self.shapes.items()}
 
     def program(self) -> Program:
         """Return the program as the plan stands now."""
@@ -281,20 +278,25 @@ class Sides:
         reason = self.why((side, missing[0].name))
         return reason if FROM in reason else f"{FROM} {self._exact(missing[0])[1]!r}, which {reason}"
 
-    def _keep(self, key: Key, part: int, array: Any, samples: int) -> bool:
+    def _keep(self, key: Key, part: int, array: Array, samples: int) -> bool:
         """Keep one part of the values of `key`; say whether every sample has as many rows, and as in other parts."""
-        if not isinstance(array, np.ndarray) or not array.ndim or not len(array) or len(array) % samples:
+        if not isinstance(array, np.ndarray):
             return False
-        rows = len(array) // samples
-        whole = self.shapes.setdefault(key, array.shape[1:]), self.folded.setdefault(key, rows)
-        self.spool.put(self._kept(key), part, array if rows == 1 else array.reshape(samples, rows, *array.shape[1:]))
-        return whole == (array.shape[1:], rows)
+        shape = array.shape
+        if not self.data.alone:
+            if not array.ndim or not len(array) or len(array) % samples:
+                return False
+            shape = (len(array) // samples, *array.shape[1:])
+        self.spool.put(self._kept(key), part, array.reshape(samples, *shape))
+        return self.shapes.setdefault(key, shape) == shape
 
     def _disordered(self, side: str, steps: Sequence[Step], names: Sequence[str]) -> list[str]:
         """Run the first samples in another order; return the names of what they make in another order than this.
 
         What has the symbol of the batch for its first size is in order.
         """
+        if self.data.alone:
+            return []
         batch, first = self.graph.inputs[0].shape[0], self.data.fixed_batch or 2
         shapes = {name: self.named[self.tensors.get(name, name)].shape for name in names}
         doubtful = [
@@ -320,6 +322,11 @@ class Sides:
         for start in range(0, len(samples), self.part):
             places = samples[start : start + self.part]
             yield places, session.run({value.name: self.rows((side, value.name), places) for value in inputs}, names)
+
+
+def stacked(shape: tuple[int, ...], samples: int) -> tuple[int, ...]:
+    """Return the shape of several samples, each of `shape`, along its first axis."""
+    return (samples * shape[0], *shape[1:]) if shape else ()
 
 
 def _alike(found: Array, expected: Array) -> bool:

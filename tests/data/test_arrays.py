@@ -255,3 +255,61 @@ def test_evaluation_needs_labels(tmp_path: Path) -> None:
     assert data.labels is not None and data.labels.tolist() == LABELS.tolist()
     with pytest.raises(InputError, match=r"no labels.*add an array `labels`"):
         open_evaluation({"images": PIXELS}, NCHW, "raw")
+
+
+STREAM = [
+    InputInfo("x", ("N", 4), FLOAT), InputInfo("state", (2, "N", 3), FLOAT), InputInfo("rate", (), np.dtype(np.int64)),
+]  # fmt: skip
+CHUNKS = np.arange(20, dtype=np.float32).reshape(5, 4)
+STATES = np.arange(30, dtype=np.float32).reshape(5, 2, 1, 3)
+
+
+@pytest.mark.parametrize(
+    ("state", "rate"),
+    [
+        (STATES.reshape(10, 1, 3), np.arange(5)),  # the rows of all runs
+        (STATES, np.arange(5)),  # an axis that counts runs
+        (STATES, np.array(7)),
+        (STATES[:1], np.array([7])),  # the same in every run
+        (STATES[0], np.array(7)),
+    ],
+)
+def test_each_run_gets_its_share_where_samples_cannot_be_stacked(state: np.ndarray, rate: np.ndarray) -> None:
+    data = open_dataset({"x": CHUNKS, "state": state, "rate": rate, "labels": np.arange(5)}, STREAM, None)
+    feeds = list(data.batches(4))
+    assert data.count == len(feeds) == 5 and data.alone
+    for number, feed in enumerate(feeds):
+        np.testing.assert_array_equal(feed["x"], CHUNKS[number : number + 1])
+        np.testing.assert_array_equal(feed["state"], STATES[number if state.size == STATES.size else 0])
+        assert feed["rate"].shape == () and feed["rate"] == (number if rate.size == 5 else 7)
+    part = data.select(np.array([1, 3]))
+    assert [float(feed["x"][0, 0]) for feed in part.batches(1)] == [4, 12]
+    assert part.labels is not None and part.labels.tolist() == [1, 3]
+
+
+def test_arrays_with_an_axis_of_runs_are_feeds() -> None:
+    data = open_dataset({"x": np.zeros((5, 7, 4), np.float32)}, [InputInfo("x", ("T", 4), FLOAT)], None)
+    assert [feed["x"].shape for feed in data.batches(8)] == [(7, 4)] * 5
+
+
+def test_empty_caches_are_values_like_others() -> None:
+    inputs = [InputInfo("x", ("N", 4), FLOAT), InputInfo("past", ("N", 2, "P", 3), FLOAT)]
+    data = open_dataset({"x": CHUNKS, "past": np.zeros((5, 2, 0, 3), np.float32)}, inputs, None)
+    assert [batch["past"].shape for batch in data.batches(3)] == [(3, 2, 0, 3), (2, 2, 0, 3)]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"state": STATES[:4]}, "same number of samples: 'x' 5, 'state' 4"),
+        ({"state": STATES.reshape(10, 1, 3)[:9]}, "'state' takes 2 rows in a run, the data has 9.*counts the runs"),
+        ({"state": STATES.reshape(5, 1, 2, 3)}, r"'state' takes \[2, N, 3\], the data is \[1, 2, 3\]"),
+        ({"rate": np.arange(5.0)}, "'rate' takes int64, the data is float64"),
+        ({"x": np.where(CHUNKS == 9, np.nan, CHUNKS)}, "'x' has NaN or Inf in sample 2"),
+        ({"x": CHUNKS[:0]}, "the arrays do not have the same number|the data is empty"),
+        ({"labels": np.arange(4)}, "labels of shape .4. do not fit 5 samples"),
+    ],
+)
+def test_wrong_feeds_are_named(arrays: dict[str, np.ndarray], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        open_dataset({"x": CHUNKS, "state": STATES, "rate": np.arange(5), **arrays}, STREAM, None)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from qcompile.data import Dataset, InputInfo, first_batch_summary, open_dataset, random_dataset
 from qcompile.data.dataset import rebatch
+from qcompile.data.inputs import stackable
 from qcompile.errors import InputError
 
 FLOAT, INT64 = np.dtype(np.float32), np.dtype(np.int64)
@@ -139,20 +140,52 @@ def test_random_data_fills_a_fixed_batch() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shapes", "message"),
-    [(((),), "'i0' is a scalar"), (((1, 2), (4, 2)), "do not take the same number of samples: 'i0' 1, 'i1' 4")],
+    ("shapes", "expected"),
+    [
+        ([("N", 3), ("M", 4)], True),
+        ([(1, 3), ("N", 4)], True),  # one at a time
+        ([(4, 3), (4, 2)], True),
+        ([()], False),
+        ([(1, 2), (4, 2)], False),
+        ([("N", 512), (2, "N", 128)], False),
+        ([("T", "N", 80), ("N",)], False),
+        ([("nodes", "nodes")], False),
+        ([("N", ""), ("", "N2")], True),  # dimensions without a name
+    ],
 )
-def test_inputs_that_cannot_be_stacked(shapes: tuple[tuple[int, ...], ...], message: str) -> None:
-    inputs = [InputInfo(f"i{place}", shape, FLOAT) for place, shape in enumerate(shapes)]
-    with pytest.raises(InputError, match=message):
-        random_dataset(inputs, 4, seed=0)
+def test_stackable(shapes: list[tuple[int | str, ...]], expected: bool) -> None:
+    assert stackable([InputInfo(f"i{place}", shape, FLOAT) for place, shape in enumerate(shapes)]) is expected
+
+
+def test_random_feeds_where_samples_cannot_be_stacked() -> None:
+    inputs = [
+        InputInfo("x", ("N", 512), FLOAT), InputInfo("state", (2, "N", "size"), FLOAT), InputInfo("rate", (), INT64),
+    ]  # fmt: skip
+    data = random_dataset(inputs, 5, seed=0)
+    feeds = list(data.batches(8))
+    assert data.count == len(feeds) == 5 and data.samples_in(feeds[0]) == 1
+    shapes = [{name: array.shape for name, array in feed.items()} for feed in feeds]
+    assert shapes == [{"x": (1, 512), "state": (2, 1, 64), "rate": ()}] * 5
+
+
+def test_one_by_one_gives_the_same_samples_each_in_a_feed() -> None:
+    data = numbered(10)
+    alone = data.one_by_one("reason")
+    assert [batch["x"].shape for batch in alone.batches(4)] == [(1, 2)] * 10 and rows(alone) == rows(data)
+    part = alone.take(3, 7).sample(2, seed=0)
+    assert part.alone == "reason" and part.labels is not None and rows(part) == part.labels.tolist()
+    assert alone.one_by_one("other") is alone
+    assert data.samples_in({"x": np.zeros((3, 2))}) == 3 and alone.samples_in({"x": np.zeros((3, 2))}) == 1
 
 
 def test_summary_has_shape_range_mean_and_std() -> None:
-    lines = first_batch_summary({"a": np.array([[-1.0, 3.0]], np.float32), "b": np.array([0, 2], np.int64)})
+    empty = np.zeros((2, 0, 4), np.float32)
+    arrays = {"a": np.array([[-1.0, 3.0]], np.float32), "b": np.array([0, 2], np.int64), "c": empty}
+    lines = first_batch_summary(arrays)
     assert lines == [
         "a: [1, 2] float32, range -1 .. 3, mean 1, std 2",
         "b: [2] int64, range 0 .. 2, mean 1, std 1",
+        "c: [2, 0, 4] float32, no values",
     ]
 
 

@@ -109,13 +109,13 @@ ONCE = iter([feed(0), feed(1)])
     ("function", "message"),
     [
         (fails, "the data function failed: KeyError: 'lost' .*fails"),
-        (lambda: [3], "the data function gives int.*yield"),
+        (lambda: [3], "the data gives int.*one dict per batch"),
         (lambda: 3, "the data function failed: TypeError"),
         (list, "the data is empty"),
         (lambda: [feed(0), feed(0, rows=0)], "the data is empty"),
         (lambda: [feed(0), {"x": np.zeros((1, 2), np.float32)}], "no array for the model's input 'mask'"),
         (lambda: [feed(0, rows=2), feed(np.nan)], "'x' has NaN or Inf in sample 2"),
-        (lambda: [feed(next(CALLS))], "gives other data on the second call.*seed"),
+        (lambda: [feed(next(CALLS))], "gives other samples when it is read again.*seed"),
         (lambda: ONCE, "gave 0 of 2 samples when it was read again.*new iterator"),
     ],
 )
@@ -144,3 +144,108 @@ def test_module_and_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         open_dataset("calibration_broken:batches", INPUTS, None)
     with pytest.raises(InputError, match="the evaluation data has no labels"):
         open_evaluation("calibration_samples:batches", INPUTS, None)
+
+
+# --- whole feeds, and what can be iterated
+
+STREAM = [InputInfo("x", ("N", 2), FLOAT), InputInfo("state", (2, "N"), FLOAT), InputInfo("rate", (), FLOAT)]
+
+
+def chunk(number: int, rows: int = 1) -> Feed:
+    x, state = np.full((rows, 2), number, np.float32), np.zeros((2, rows), np.float32)
+    return {"x": x, "state": state, "rate": np.array(number, np.float32)}
+
+
+def test_feeds_that_cannot_be_cut_stay_whole() -> None:
+    data = open_dataset(lambda: [chunk(0), chunk(1, rows=3), chunk(2)], STREAM, None)
+    assert data.count == 3 and [feed["x"].shape for feed in data.batches(8)] == [(1, 2), (3, 2), (1, 2)]
+    assert [float(feed["rate"]) for feed in data.take(1, 3).batches(1)] == [1, 2]
+
+
+def test_feeds_of_unequal_rows_are_whole_even_if_the_first_is_not() -> None:
+    pair = [InputInfo("frames", ("T", 2), FLOAT), InputInfo("tokens", ("U", 2), FLOAT)]
+
+    def joint(frames: int, tokens: int) -> Feed:
+        return {"frames": np.zeros((frames, 2), np.float32), "tokens": np.zeros((tokens, 2), np.float32)}
+
+    data = open_dataset([joint(3, 3), joint(4, 2)], pair, None)
+    assert [feed["frames"].shape for feed in data.batches(8)] == [(3, 2), (4, 2)]
+
+
+def test_feeds_of_test_data_with_a_number(tmp_path: Path) -> None:
+    for number in range(3):
+        save_test_data(tmp_path / f"test_data_set_{number}", [(name, a) for name, a in chunk(number).items()])
+    data = open_dataset(tmp_path, STREAM, None)
+    assert [(feed["rate"].shape, float(feed["rate"])) for feed in data.batches(4)] == [((), 0), ((), 1), ((), 2)]
+
+
+class Loader:
+    """What a data loader is: it can be iterated again, and gives pairs of a tensor and labels."""
+
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+        return ((Tensor(np.full((2, 2), number, np.float32)), Tensor(np.array([number, 9]))) for number in range(3))
+
+
+class Tensor:
+    """A tensor with a gradient on a device, as far as it matters here."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array, self.free = array, False
+
+    def detach(self) -> Tensor:
+        return self
+
+    def cpu(self) -> Tensor:
+        self.free = True
+        return self
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        assert self.free
+        return self.array
+
+
+ONE = [InputInfo("x", ("N", 2), FLOAT)]
+BATCHES = [np.full((2, 2), number, np.float32) for number in range(3)]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        Loader(),
+        BATCHES,
+        tuple(BATCHES),
+        (batch for batch in BATCHES),
+        [{"x": batch} for batch in BATCHES],
+        [(batch, np.zeros(2, np.int64)) for batch in BATCHES],
+        [[batch] for batch in BATCHES],
+    ],
+)
+def test_what_can_be_iterated_is_data(source: Any) -> None:
+    data = open_dataset(source, ONE, None)
+    assert data.count == 6 and firsts(data) == firsts(data, 4) == [0, 0, 1, 1, 2, 2]
+
+
+def test_samples_of_an_endless_generator() -> None:
+    data = open_dataset((np.full((2, 2), number, np.float32) for number in count()), ONE, None, samples=5)
+    assert firsts(data) == firsts(data) == [0, 0, 1, 1, 2]
+
+
+def test_labels_of_a_loader() -> None:
+    data = open_evaluation(Loader(), ONE, None)
+    assert data.labels is not None and data.labels.tolist() == [0, 9, 1, 9, 2, 9]
+    texts = [{"x": batch, "labels": np.zeros((2, 5), np.int64)} for batch in BATCHES]  # a class for every token
+    assert open_dataset(texts, ONE, None).labels is None
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ([], "the data is empty"),
+        (["a"], "the data gives str .*data given as list.*one dict"),
+        ([(BATCHES[0],) * 3], "the data gives tuple"),
+        (iter([3]), "the data gives int"),
+    ],
+)
+def test_wrong_iterables_are_named(source: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        open_dataset(source, ONE, None)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from qcompile.data import Dataset, InputInfo, open_dataset, open_evaluation
 from qcompile.errors import InputError
@@ -68,6 +69,53 @@ def test_grey_palette_and_alpha_become_what_the_model_takes(tmp_path: Path) -> N
     assert everything(open_dataset(tmp_path, FIXED, "raw")).shape == (4, 3, 6, 8)
     grey = everything(open_dataset(tmp_path, [InputInfo("image", ("N", 1, 6, 8), FLOAT)], "raw"))
     np.testing.assert_array_equal(grey[0, 0], np.asarray(image.convert("L")))
+
+
+@pytest.mark.parametrize(
+    ("orientation", "turned"),
+    [(1, lambda a: a), (3, lambda a: np.rot90(a, 2)), (6, lambda a: np.rot90(a, -1)), (8, np.rot90), (5, np.swapaxes)],
+)
+@pytest.mark.parametrize("suffix", ["png", "tif", "webp"])
+def test_images_stand_upright(tmp_path: Path, orientation: int, turned: Any, suffix: str) -> None:
+    stored = pixels(0, 6, 8)
+    expected = stored.swapaxes(0, 1) if orientation == 5 else turned(stored)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    options = {"lossless": True} if suffix == "webp" else {}
+    Image.fromarray(stored).save(tmp_path / f"a.{suffix}", exif=exif, **options)
+    size = [InputInfo("image", ("N", 3, *expected.shape[:2]), FLOAT)]
+    np.testing.assert_array_equal(everything(open_dataset(tmp_path, size, "raw"))[0], expected.transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA", "P"])
+def test_transparency_is_left_out(tmp_path: Path, mode: str) -> None:
+    colours = pixels(0) // 64 * 64
+    if mode == "LA":
+        colours[...] = colours[..., :1]
+    image = Image.fromarray(colours).convert("P" if mode == "P" else "RGB")
+    expected = np.asarray(image.convert("RGB"))
+    if mode == "P":
+        image.info["transparency"] = bytes(range(0, 256, 3))  # one for each of the first colours
+    else:
+        image = image.convert(mode)
+        image.putalpha(Image.fromarray(pixels(1)[..., 0]))
+    image.save(tmp_path / "a.png")
+    np.testing.assert_array_equal(everything(open_dataset(tmp_path, FIXED, "raw"))[0], expected.transpose(2, 0, 1))
+
+
+def test_the_first_frame_of_an_animation(tmp_path: Path) -> None:
+    frames = [Image.fromarray(pixels(seed)).convert("P") for seed in range(2)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    expected = np.asarray(frames[0].convert("RGB")).transpose(2, 0, 1)
+    np.testing.assert_array_equal(everything(open_dataset(tmp_path, FIXED, "raw"))[0], expected)
+
+
+def test_cmyk(tmp_path: Path) -> None:
+    ink = np.random.default_rng(0).integers(0, 256, (6, 8, 4), np.uint8)
+    Image.fromarray(ink, "CMYK").save(tmp_path / "a.tif")
+    light = 255 - ink.astype(np.float64)
+    found = everything(open_dataset(tmp_path, FIXED, "raw"))[0].transpose(1, 2, 0)
+    np.testing.assert_allclose(found, light[..., :3] * light[..., 3:] / 255, atol=1)
 
 
 def test_a_model_that_takes_bytes(folder: Path) -> None:
@@ -153,10 +201,20 @@ def test_labels_are_found(folder: Path, where: str) -> None:
     assert part.labels is not None and part.labels.tolist() == [2, 3]
 
 
+def test_every_class_has_a_folder(tmp_path: Path) -> None:
+    for number, name in enumerate(("dog/2.png", "cat/1.png", "dog/deep/1.png", "10/a.png")):
+        save(tmp_path / "val" / name, pixels(number))
+    (tmp_path / "val/ant").mkdir()  # a class without an image here still counts
+    (tmp_path / "val/.cache").mkdir()
+    data = open_evaluation(tmp_path / "val", FIXED, "raw")
+    assert data.labels is not None and data.labels.tolist() == [0, 2, 3, 3]  # 10, ant, cat, dog
+    np.testing.assert_array_equal(everything(data)[1], pixels(1).transpose(2, 0, 1))
+
+
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        (None, "the images have no labels.*labels.csv"),
+        (None, "the images have no labels.*labels.csv.*folder of its own"),
         ("file,label\na.png,0\n", "image c.bmp has no label .*labels.csv"),
         ("file,label\na.png,cat\n", "not: file name, class number .*line 2"),
         ("a.png;0\n", "not: file name, class number .*line 1"),

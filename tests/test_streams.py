@@ -1,0 +1,98 @@
+"""Models that take one feed in each run: numbers as inputs, states, sequences in front of the batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from networks import network
+
+import qcompile
+from qcompile import Config
+from qcompile.runtime.session import Session
+
+Feed = dict[str, Any]
+COUNT = 24
+
+STATE = """g (float[N,32] x, float[2,N,16] state, float gain, float[24,32] W1, float[24] B1, float[1,64,24] WI,
+  float[1,64,16] WH, float[4,16] W2, float[4] B2) => (float[N,4] y, float[2,N,16] next) {
+    zero = Constant<value = int64[1] {0}>()
+    a = Gemm<transB = 1>(x, W1, B1)  r = Relu(a)  s = Unsqueeze(r, zero)
+    h0, c0 = Split<axis = 0, num_outputs = 2>(state)
+    o, h1, c1 = LSTM<hidden_size = 16>(s, WI, WH, , , h0, c0)
+    next = Concat<axis = 0>(h1, c1)  q = Squeeze(h1, zero)  m = Mul(q, gain)  y = Gemm<transB = 1>(m, W2, B2) }"""
+JOINT = """g (float[T,16] frames, float[U,16] tokens, float[32,16] W1, float[32,16] W2, float[8,32] W3, float[8] B3)
+  => (float[T,U,8] y) {
+    one = Constant<value = int64[1] {1}>()  zero = Constant<value = int64[1] {0}>()
+    flat = Constant<value = int64[2] {-1, 32}>()
+    f = Gemm<transB = 1>(frames, W1)  t = Gemm<transB = 1>(tokens, W2)  g = Unsqueeze(f, one)  u = Unsqueeze(t, zero)
+    s = Add(g, u)  h = Relu(s)  k = Reshape(h, flat)  z = Gemm<transB = 1>(k, W3, B3)
+    sizes = Shape(s)  two = Constant<value = int64[1] {2}>()  tu = Slice(sizes, zero, two)
+    eight = Constant<value = int64[1] {8}>()  full = Concat<axis = 0>(tu, eight)  y = Reshape(z, full) }"""
+TIME_FIRST = """g (float[T,1,16] x, float[1,48,16] WI, float[1,48,16] WH, float[16,4] W) => (float[T,1,4] y) {
+    one = Constant<value = int64[1] {1}>()
+    o = GRU<hidden_size = 16>(x, WI, WH)  q = Squeeze(o, one)  y = MatMul(q, W) }"""
+WRITTEN = """g (float[N,3,8,8] x, float[8,3,3,3] W1, float[8] B1, float[8,4] W2) => (float[P,Q,4] y) {
+    a = Conv<kernel_shape = [3,3], pads = [1,1,1,1]>(x, W1, B1)  r = Relu(a)
+    shape = Constant<value = int64[3] {1, 8, 64}>()  t = Reshape(r, shape)
+    s = Transpose<perm = [0,2,1]>(t)  y = MatMul(s, W2) }"""
+
+
+def normal(*shape: int, seed: int = 9) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+DATA: dict[str, Any] = {
+    STATE: {"x": normal(COUNT, 32), "state": normal(2 * COUNT, 1, 16) / 2, "gain": normal(COUNT)},
+    JOINT: [{"frames": normal(3, 16, seed=k), "tokens": normal(4 + k % 3, 16, seed=k + 99)} for k in range(COUNT)],
+    TIME_FIRST: [{"x": normal(6, 1, 16, seed=k)} for k in range(COUNT)],
+    WRITTEN: {"x": normal(COUNT, 3, 8, 8)},
+}
+FEED: dict[str, Feed] = {
+    STATE: {"x": normal(1, 32, seed=1), "state": normal(2, 1, 16, seed=2) / 2, "gain": np.array(0.5, np.float32)},
+    JOINT: {"frames": normal(5, 16, seed=1), "tokens": normal(2, 16, seed=2)},
+    TIME_FIRST: {"x": normal(9, 1, 16, seed=1)},
+    WRITTEN: {"x": normal(1, 3, 8, 8, seed=1)},
+}
+NAMES = ["state and a number", "two batch axes", "time first", "batch 1 written inside"]
+
+
+def decibels(source: Any, emitted: Any, feed: Feed) -> float:
+    """Return the signal-to-noise ratio of the worst output."""
+    expected, found = Session(source, threads=1).run(feed), Session(emitted, threads=1).run(feed)
+    noise = {name: np.square(found[name] - values).sum() for name, values in expected.items()}
+    return min(10 * float(np.log10(np.square(expected[name]).sum() / max(noise[name], 1e-30))) for name in noise)
+
+
+@pytest.mark.parametrize("text", DATA, ids=NAMES)
+def test_eight_bits(text: str) -> None:
+    source = network(text)
+    result = qcompile.compile(source, Config(threads=1), DATA[text])
+    assert decibels(source, result.model, FEED[text]) > 25
+    assert result.report["data"]["samples"] == COUNT - 2 and result.report["data"]["held_back"] == 2
+    assert result.report["audit"]["agreement"]["samples"] == 2
+    assert "one sample in each run" in result.report["data"]["first_batch"][-1]
+    assert [item.name for item in result.model.graph.input] == list(FEED[text])
+
+
+@pytest.mark.parametrize("text", [STATE, TIME_FIRST, WRITTEN], ids=[NAMES[0], *NAMES[2:]])
+def test_four_bits_are_trained_feed_by_feed(text: str) -> None:
+    source = network(text)
+    config = Config(w=4, a=4, first_last_bits=4, steps=20, threads=1)
+    result = qcompile.compile(source, config, DATA[text])
+    rounded = qcompile.compile(source, Config(w=4, a=4, first_last_bits=4, method="rtn", threads=1), DATA[text])
+    assert decibels(source, result.model, FEED[text]) > max(decibels(source, rounded.model, FEED[text]) - 3, 10)
+    pieces = [entry for entry in result.report["journal"] if entry["pass"] == "reconstruct"]
+    assert pieces and not any(entry.get("reason") for entry in pieces)
+
+
+def test_training_needs_feeds_of_one_size() -> None:
+    with pytest.raises(qcompile.InputError, match="training needs samples of one size, those of 'tokens' differ"):
+        qcompile.compile(network(JOINT), Config(w=4, a=4, steps=20, threads=1), DATA[JOINT])
+
+
+def test_noise_for_models_that_take_one_feed() -> None:
+    source = network(STATE)
+    result = qcompile.compile(source, Config(random_data=True, threads=1))
+    assert decibels(source, result.model, FEED[STATE]) > 20
