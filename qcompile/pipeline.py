@@ -18,6 +18,7 @@ from qcompile.passes.reconstruct import Reconstruct
 from qcompile.passes.rotate_channels import RotateChannels
 from qcompile.passes.score_capacity import ScoreCapacity
 from qcompile.passes.score_losses import ScoreLosses
+from qcompile.passes.settle_scales import SettleScales
 from qcompile.passes.use_plan import UsePlan
 from qcompile.passes.validate import Validate
 from qcompile.passmanager import Pass
@@ -31,7 +32,7 @@ def build(config: Config, plan: Plan | None = None) -> tuple[Pass, ...]:
     decide: tuple[Pass, ...] = (*place(config), CheckData(), Calibrate(), FitFilters(), CorrectBias(), *train(config))
     if plan is not None:
         decide = (UsePlan(plan), CheckData())
-    return (*PREPARE, *decide, InsertQDQ(), Validate())
+    return (*PREPARE, *decide, SettleScales(), InsertQDQ(), Validate())
 
 
 def build_placement(config: Config) -> tuple[Pass, ...]:

@@ -15,6 +15,7 @@ from qcompile.passes.correct_bias import CorrectBias
 from qcompile.passes.insert_qdq import InsertQDQ
 from qcompile.passes.normalize_graph import NormalizeGraph
 from qcompile.passes.place_quantizers import PlaceQuantizers
+from qcompile.passes.settle_scales import SettleScales
 from qcompile.passmanager import Pass
 
 Arrays = dict[str, NDArray[Any]]
@@ -22,7 +23,7 @@ Arrays = dict[str, NDArray[Any]]
 PLACE: Final[tuple[Pass, ...]] = (NormalizeGraph(), PlaceQuantizers())
 CALIBRATE: Final[tuple[Pass, ...]] = (*PLACE, Calibrate())
 CORRECT: Final[tuple[Pass, ...]] = (*CALIBRATE, CorrectBias())
-EMIT: Final[tuple[Pass, ...]] = (*CALIBRATE, InsertQDQ())
+EMIT: Final[tuple[Pass, ...]] = (*CALIBRATE, SettleScales(), InsertQDQ())
 
 CHAIN = """net (float[N,3,8,8] image, float[16,3,3,3] W1, float[16] B1, float[16,16,3,3] W2, float[16] B2,
   float[4,16,1,1] W3) => (float[N,4,P,Q] y) {

@@ -5,7 +5,7 @@ ONNX Runtime turns DequantizeLinear -> operator -> QuantizeLinear into an intege
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ from qcompile.ir import (
     value_info,
 )
 from qcompile.ir.protos import all_nodes
-from qcompile.program.forms import HALF, HARD_SIGMOID, HARD_SWISH_SLOPE, clip_bounds, float_bias, operands
+from qcompile.program.forms import HARD_SIGMOID, SHIFTED_SIGMOID, clip_bounds, float_bias, operands, slope_quantizer
 from qcompile.program.lower import Kind, Program, Step, Value
 from qcompile.quant.arithmetic import quantize
 from qcompile.quant.params import Quantizer, WeightQuantizer
@@ -141,10 +141,10 @@ class Emitter:
         """An operator between DequantizeLinear and QuantizeLinear."""
         assert step.node is not None
         if step.node.op == "HardSigmoid":
-            self._hard_sigmoid(step.inputs[0], step.outputs[0].name, step.node.attrs.get("alpha", 0.2), step.node.name)
+            self._hard_sigmoid(step.node, step.inputs[0], step.outputs[0].name, step.node.name)
         elif step.node.op == "HardSwish":
             gate = Value(self.constants.unique(f"{step.outputs[0].name}_gate"), HARD_SIGMOID)
-            self._hard_sigmoid(step.inputs[0], gate.name, HARD_SWISH_SLOPE, self._name(f"{step.node.name}/HardSigmoid"))
+            self._hard_sigmoid(step.node, step.inputs[0], gate.name, self._name(f"{step.node.name}/HardSigmoid"))
             product = self.constants.unique(f"{step.outputs[0].name}_f")
             factors = [self._float_of(step.inputs[0]), self._float_of(gate)]
             self.nodes.append(helper.make_node("Mul", factors, [product], step.node.name))
@@ -213,13 +213,14 @@ class Emitter:
         zeros = self.constants.add(np.full(channels, quantizer.zero_point, np.uint8), f"{codes.name}_zeros")
         return self._add("DequantizeLinear", [codes.name, scale, zeros], codes.name, axis=along)
 
-    def _hard_sigmoid(self, source: Value, codes: str, slope: float, name: str) -> None:
+    def _hard_sigmoid(self, node: Node, source: Value, codes: str, name: str) -> None:
         """Write codes of clip(slope*x + 1/2, 0, 1): a product with the slope whose zero point is the half."""
+        assert source.quantizer is not None
         factor = self.constants.unique(f"{codes}_slope")
-        self._dequantize(self.constants.scalar(1, np.uint8), Quantizer(8, slope, 0), factor)
+        self._dequantize(self.constants.scalar(1, np.uint8), slope_quantizer(node, source.quantizer), factor)
         product = self.constants.unique(f"{codes}_f")
         self.nodes.append(helper.make_node("Mul", [self._float_of(source), factor], [product], name))
-        parameters = self._parameters(replace(HARD_SIGMOID, zero_point=HALF), codes)
+        parameters = self._parameters(SHIFTED_SIGMOID, codes)
         self.nodes.append(helper.make_node("QuantizeLinear", [product, *parameters], [codes], self._name(f"{codes}/Q")))
 
     # the pieces they share

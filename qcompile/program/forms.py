@@ -6,11 +6,13 @@ One row per operator; what a row cannot say is one small function that returns t
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from qcompile.ir import Node, Tensor, Variable, activation_inputs, constant_value
+from qcompile.quant.elementwise import Operation, scales_from
 from qcompile.quant.params import Quantizer
 from qcompile.quant.plan import Form
 from qcompile.targets.schema import Target
@@ -164,7 +166,7 @@ CHECKS: dict[str, Check] = {
 
 
 HARD_SIGMOID = Quantizer(bits=8, scale=1 / 256, zero_point=0)
-HALF = 128  # the zero point that adds 1/2 at this scale
+SHIFTED_SIGMOID = replace(HARD_SIGMOID, zero_point=128)  # as it is written: the zero point adds 1/2
 HARD_SWISH_SLOPE = 1 / 6  # HardSwish is x times the HardSigmoid of this slope
 
 
@@ -175,6 +177,18 @@ def dictated(node: Node) -> Quantizer | None:
     128 and read with zero point 0: the 128 is the half, the saturation of uint8 is the clip.
     """
     return HARD_SIGMOID if node.op == "HardSigmoid" else None
+
+
+def slope_quantizer(node: Node, given: Quantizer) -> Quantizer:
+    """Return the quantizer whose code 1 is the slope of a HardSigmoid or HardSwish, for an input of quantizer `given`.
+
+    The slope is moved by units of float32 until the product rounds alike on all processors.
+    """
+    slope = HARD_SWISH_SLOPE if node.op == "HardSwish" else node.attrs.get("alpha", 0.2)
+    product = Operation("Mul", np.arange(given.levels + 1, dtype=np.uint8), np.ones(given.levels + 1, np.uint8))
+    factors = (Quantizer(8, scale, 0) for scale in scales_from(slope))
+    alike = (factor for factor in factors if product.is_settled((given, factor, SHIFTED_SIGMOID)))
+    return next(alike, Quantizer(8, slope, 0))
 
 
 def least_output_scale(node: Node, input_scale: float) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,17 @@ from onnx import helper
 
 from qcompile.emission.bias import integer_bias
 from qcompile.ir import Constant, Graph, Node, Tensor, node_proto
-from qcompile.program.forms import HALF, HARD_SIGMOID, HARD_SWISH_SLOPE, clip_bounds, operands, weight_axis
+from qcompile.program.forms import (
+    HARD_SIGMOID,
+    SHIFTED_SIGMOID,
+    clip_bounds,
+    operands,
+    slope_quantizer,
+    weight_axis,
+)
 from qcompile.program.lower import Kind, Program, Step, Value
 from qcompile.quant.arithmetic import dequantize, quantize
-from qcompile.quant.params import Quantizer
+from qcompile.quant.elementwise import add, multiply
 from qcompile.quant.plan import Plan
 from qcompile.runtime.session import Session
 from qcompile.simulation import kernels
@@ -104,16 +111,15 @@ class IntegerReference:
         if node.op in ("Add", "Mul"):
             (a, qa), (b, qb) = codes
             assert qa is not None and qb is not None
-            return [clamp((kernels.add if node.op == "Add" else kernels.multiply)(a, qa, b, qb, target), target.levels)]
+            return [clamp((add if node.op == "Add" else multiply)(a, qa, b, qb, target), target.levels)]
         if node.op in ("HardSigmoid", "HardSwish"):
             x, quantizer = codes[0]
             assert quantizer is not None
-            slope = Quantizer(8, HARD_SWISH_SLOPE if node.op == "HardSwish" else node.attrs.get("alpha", 0.2), 0)
-            shifted = replace(HARD_SIGMOID, zero_point=HALF)
-            gate = clamp(kernels.multiply(x, quantizer, np.ones((), np.uint8), slope, shifted), 255)
+            slope = slope_quantizer(node, quantizer)
+            gate = clamp(multiply(x, quantizer, np.ones((), np.uint8), slope, SHIFTED_SIGMOID), 255)
             if node.op == "HardSigmoid":
                 return [gate]
-            return [clamp(kernels.multiply(x, quantizer, gate, HARD_SIGMOID, target), target.levels)]
+            return [clamp(multiply(x, quantizer, gate, HARD_SIGMOID, target), target.levels)]
         if node.op == "GlobalAveragePool":
             assert codes[0][1] is not None
             return [clamp(kernels.global_average_pool(*codes[0], target), target.levels)]  # type: ignore[arg-type]

@@ -1,7 +1,8 @@
 """ONNX Runtime's integer kernels in numpy, bit for bit: exact accumulators, float32 multipliers, round half to even.
 
 Each function takes codes (uint8) with their quantizers and returns float64 or float32 values before clamping, rounded
-and with the zero point added; the caller clamps them to the grid.
+and with the zero point added; the caller clamps them to the grid. Sums and products of two tensors, which have
+several kernels, are in `quant.elementwise`.
 """
 
 from __future__ import annotations
@@ -27,22 +28,6 @@ def requantize(accumulator: Array, scale: Array, output: Quantizer) -> Array:
     """Return rint(float32(accumulator) * float32(scale / output.scale)) + zero_point; `scale` broadcasts."""
     multiplier = (np.asarray(scale, np.float32) / np.float32(output.scale)).astype(np.float32)
     codes: Array = np.rint(accumulator.astype(np.float32) * multiplier) + output.zero_point
-    return codes
-
-
-def add(a: Codes, qa: Quantizer, b: Codes, qb: Quantizer, output: Quantizer) -> Array:
-    """QLinearAdd: two fused multiply-adds, each rounded once to float32, the zero point added before rounding."""
-    ra, rb = (np.float32(q.scale) / np.float32(output.scale) for q in (qa, qb))
-    shift = np.float32(output.zero_point) - (ra * np.float32(qa.zero_point) + rb * np.float32(qb.zero_point))
-    partial = (b.astype(np.float64) * rb + shift).astype(np.float32)
-    return np.rint((a.astype(np.float64) * ra + partial).astype(np.float32))
-
-
-def multiply(a: Codes, qa: Quantizer, b: Codes, qb: Quantizer, output: Quantizer) -> Array:
-    """QLinearMul: an exact integer product, one multiplier, the zero point added before rounding."""
-    product = ((a.astype(np.int32) - qa.zero_point) * (b.astype(np.int32) - qb.zero_point)).astype(np.float32)
-    multiplier = np.float32(qa.scale) * np.float32(qb.scale) / np.float32(output.scale)
-    codes: Array = np.rint(product * multiplier + np.float32(output.zero_point))
     return codes
 
 

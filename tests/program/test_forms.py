@@ -10,9 +10,9 @@ from qcompile.ir import Graph, Node
 from qcompile.ir.prepare import prepare
 from qcompile.program.forms import (
     CHECKS,
-    HALF,
     HARD_SIGMOID,
     HARD_SWISH_SLOPE,
+    SHIFTED_SIGMOID,
     clip_bounds,
     data_inputs,
     dictated,
@@ -190,10 +190,12 @@ def test_float_bias() -> None:
 
 
 def test_hard_sigmoid_is_an_integer_product() -> None:
-    """What its zero points say: codes of clip(slope*x + 1/2, 0, 1), written with zero point HALF and read with 0."""
+    """What its zero points say: codes of clip(slope*x + 1/2, 0, 1), written with zero point 128 and read with 0."""
     assert dictated(node_of("HardSigmoid(x)")) == HARD_SIGMOID and dictated(node_of("HardSwish(x)")) is None
     x = np.linspace(-6, 6, 49)
-    written = np.clip(np.rint(HARD_SWISH_SLOPE * x / HARD_SIGMOID.scale) + HALF, 0, HARD_SIGMOID.levels)
+    written = np.clip(
+        np.rint(HARD_SWISH_SLOPE * x / HARD_SIGMOID.scale) + SHIFTED_SIGMOID.zero_point, 0, HARD_SIGMOID.levels
+    )
     read = (written - HARD_SIGMOID.zero_point) * HARD_SIGMOID.scale
     # Half a step of rounding; at the top a whole one, for the largest code is 255/256.
     np.testing.assert_allclose(read, np.clip(x / 6 + 0.5, 0, 1), rtol=0, atol=1 / 256)

@@ -12,16 +12,15 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from onnx import helper
 
+from qcompile.quant.elementwise import add, multiply
 from qcompile.quant.params import Quantizer
 from qcompile.runtime.session import Session
 from qcompile.simulation.integer import clamp
 from qcompile.simulation.kernels import (
-    add,
     centred,
     convolve,
     explicit_pads,
     global_average_pool,
-    multiply,
     requantize,
 )
 
