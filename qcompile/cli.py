@@ -18,7 +18,7 @@ import click
 from qcompile import api
 from qcompile.config import TYPE_NAMES, Config, Files, Flag, build_settings, flag_of, read_recipe, recipe_text
 from qcompile.data.sources import split_labels
-from qcompile.errors import InputError, QCompileError, nearest
+from qcompile.errors import InputError, QCompileError, QualityError, nearest
 from qcompile.files import check_outputs, write_files
 from qcompile.ir.load import external_files
 from qcompile.quant.plan_file import plan_folders, plan_places
@@ -134,7 +134,10 @@ class Main(click.Group):
         return super().parse_args(ctx, args if args and args[0] in self.commands else ["compile", *args])
 
     def main(self, args: Sequence[str] | None = None, *_: Any, **__: Any) -> NoReturn:
-        """Run and leave with the exit code: 0 done, 1 the tool failed, 2 bad usage or input, 130 interrupted."""
+        """Run and leave with the exit code.
+
+        0 done, 1 the tool failed, 2 bad usage or input, 3 a warning and --strict, 130 interrupted.
+        """
         arguments = list(sys.argv[1:] if args is None else args)
         sys.exit(guarded(lambda: self.run(arguments), verbose=bool({"-v", "--verbose"} & set(arguments))))
 
@@ -246,6 +249,8 @@ def compile_command(
         ignore_interruptions()
         if not plan_only:
             screen.result(result.report)
+        if files.strict and (count := len(result.report["warnings"])):
+            raise QualityError(f"--strict: {count} warning{'s' if count > 1 else ''}", remedy="all files are written")
 
 
 def check_places(config: Config, files: Files, model: str, recipe: str | None, outputs: Sequence[str | None]) -> None:

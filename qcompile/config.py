@@ -169,6 +169,7 @@ class Files:
     eval: str | None = flag(None, "Data", "with labels: npz, or images/ and a csv", metavar="FROM")
     out: str | None = flag(None, "Output", "the model to write", metavar="FILE", short="-o")
     report: str | None = flag(None, "Output", "all that is known about it, as JSON", metavar="FILE")
+    strict: bool = flag(False, "Output", "exit 3 if there is a warning; the file is written", kind=bool)
     save_plan: str | None = flag(None, "Output", "write the decisions: .npz, or a folder", metavar="FILE")
     load_plan: str | None = flag(None, "Output", "take decisions from there: no calibration", metavar="FILE")
 

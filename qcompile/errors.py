@@ -2,7 +2,8 @@
 
 QCompileError          the tool failed                                         exit code 1
 ├── InputError         a bad command, recipe, model or data: nothing written   exit code 2
-└── EmissionError      the emitted file broke a rule of its target             exit code 1
+├── EmissionError      the emitted file broke a rule of its target             exit code 1
+└── QualityError       there are warnings, and --strict: the file is written   exit code 3
 
 An error says what is wrong, where, and what to do; its text is one line.
 """
@@ -31,6 +32,12 @@ class InputError(QCompileError):
 
 class EmissionError(QCompileError):
     """The emitted file broke a rule of its target: a fault of qcompile, never of its user."""
+
+
+class QualityError(QCompileError):
+    """The file is written, but there are warnings about it, and the user asked for none."""
+
+    exit_code = 3
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -146,6 +146,14 @@ def test_random_data_is_warned_about(run: Run) -> None:
     assert "random data" in ended.err
 
 
+def test_strict_ends_with_3_where_there_is_a_warning(run: Run, folder: Path) -> None:
+    ended = run("in.onnx", "-o", "out.onnx", "--random-data", "-q", "--threads", "1", "--strict")
+    assert (ended.code, (folder / "out.onnx").exists()) == (3, True)
+    last = ended.err.splitlines()[-1]
+    assert last.startswith("error: --strict: ") and "warning" in last and "all files are written" in last
+    assert run("in.onnx", "--plan", "--strict").code == 0
+
+
 def test_help_is_one_screen_with_every_flag(run: Run) -> None:
     code, text, _ = run("--help")
     assert code == 0

@@ -168,9 +168,40 @@ def warnings(model: QModel, found: Mapping[str, Any]) -> list[str]:
         if differs(figures):
             text = f"{name!r} differs much from the float model ({agreement_text(figures)})"
             texts.append(f"{text}{worst_text(found)}; {advice(model, found)}")
+    texts += training_warnings(training_rows(model))
     for row in found.get("fused", {}).get("missing", []):
         texts.append(f"node {row['node']!r} should run on an integer kernel, but does not: {row['rule']}")
     return texts
+
+
+def training_rows(model: QModel) -> list[dict[str, Any]]:
+    """Return what became of each piece that was to be trained."""
+    return [entry for entry in model.journal.by("reconstruct") if "unit" in entry]
+
+
+def training_warnings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what training left out, one line per reason, and whether it was of use at all."""
+    texts = []
+    for reason in dict.fromkeys(row["reason"] for row in rows if "reason" in row):
+        names = [row["unit"] for row in rows if row.get("reason") == reason]
+        texts.append(f"{len(names)} of {len(rows)} pieces were not trained: {reason} ({shortened(names)})")
+    if rows and not any(row["trained"] or "reason" in row for row in rows):
+        texts.append("training made no piece better; try more samples, or --effort max")
+    return texts
+
+
+def training_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return what the verdict says about training: nothing, unless pieces were left out or none was kept."""
+    kept, skipped = sum(row["trained"] for row in rows), sum("reason" in row for row in rows)
+    if rows and not kept:
+        return f"NOTHING TRAINED (0 of {len(rows)} pieces kept)"
+    return f"{skipped} of {len(rows)} pieces NOT TRAINED" if skipped else ""
+
+
+def shortened(names: Sequence[str], most: int = 4) -> str:
+    """Return the first names, and how many more there are."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def advice(model: QModel, found: Mapping[str, Any]) -> str:
@@ -212,6 +243,8 @@ def verdict(model: QModel, found: Mapping[str, Any]) -> str:
     elif (agreement := found.get("agreement")) and agreement["outputs"]:
         name, figures = next(iter(agreement["outputs"].items()))
         parts.append(f"{agreement_text(figures)} on {name!r}")
+    if text := training_text(training_rows(model)):
+        parts.append(text)
     return ", ".join(parts)
 
 

@@ -11,11 +11,10 @@ from rich.table import Table
 
 from qcompile.passmanager import PassRun
 from qcompile.quant.plan import Form
-from qcompile.report.summary import agreement_text, by_heart, speed_text
+from qcompile.report.summary import agreement_text, by_heart, shortened, speed_text
 
 Row = Mapping[str, Any]
 View = list[Table | str]
-NAMES_SHOWN = 4
 FORMS = {
     Form.COMPUTE: "integer kernel, weights",
     Form.ARITHMETIC: "integer kernel",
@@ -127,8 +126,7 @@ def _by_reason(rows: Iterable[Row]) -> dict[str, list[Row]]:
 
 
 def _names(rows: Sequence[Row]) -> str:
-    more = len(rows) - NAMES_SHOWN
-    return escape(", ".join(row["name"] for row in rows[:NAMES_SHOWN]) + (f" and {more} more" if more > 0 else ""))
+    return escape(shortened([row["name"] for row in rows]))
 
 
 def _bits(row: Row) -> str:

@@ -13,13 +13,17 @@ import pytest
 from numpy.typing import NDArray
 
 import qcompile
+from qcompile.qmodel import Journal
 from qcompile.report.summary import (
     SCHEMA_VERSION,
     advice,
     agreement_text,
     pattern,
     precision,
+    shortened,
     speed_text,
+    training_text,
+    training_warnings,
     verdict,
     warnings,
 )
@@ -174,3 +178,33 @@ def test_patterns_match_their_names_alone() -> None:
     names = ["conv.1", "/layer1/Conv (2)"]
     found = re.compile(pattern(names))
     assert [name for name in (*names, "conv.10", "conv_1") if found.search(name)] == names
+
+
+PIECES = [
+    {"unit": "stem", "trained": True},
+    {"unit": "block", "trained": False},
+    {"unit": "head", "trained": False, "reason": "no gradient of Round"},
+]
+
+
+def test_pieces_that_were_not_trained_are_warned_about() -> None:
+    assert training_warnings(PIECES) == ["1 of 3 pieces were not trained: no gradient of Round (head)"]
+    assert training_text(PIECES) == "1 of 3 pieces NOT TRAINED"
+    assert (training_warnings(PIECES[:2]), training_text(PIECES[:2])) == ([], "")
+    assert (training_warnings([]), training_text([])) == ([], "")
+
+
+def test_training_that_trained_nothing_is_warned_about(result: qcompile.Result) -> None:
+    assert training_text(PIECES[1:]) == "NOTHING TRAINED (0 of 2 pieces kept)"
+    assert training_warnings(PIECES[1:2]) == ["training made no piece better; try more samples, or --effort max"]
+    journal = Journal()
+    for piece in PIECES[1:]:
+        journal.note("reconstruct", "not trained", **piece)
+    model = replace(result.qmodel, journal=journal)
+    assert verdict(model, AUDIT).endswith(", NOTHING TRAINED (0 of 2 pieces kept)")
+    assert "1 of 2 pieces were not trained: no gradient of Round (head)" in warnings(model, AUDIT)
+
+
+def test_many_names_are_shortened() -> None:
+    assert shortened(list("abcd")) == "a, b, c, d"
+    assert shortened(list("abcdef")) == "a, b, c, d and 2 more"
