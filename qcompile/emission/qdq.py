@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 from qcompile.emission import pack
 from qcompile.emission.bias import integer_bias
 from qcompile.emission.constants import Constants
-from qcompile.emission.spelling import Operators, spelling
+from qcompile.emission.spelling import Operators, reshape_in_front, spelling
 from qcompile.ir import (
     Constant,
     Graph,
@@ -166,7 +166,7 @@ class Emitter:
             rest = [self._input(node.inputs[1]), zero, *map(self._input, node.inputs[3:])]  # not the float 0
         else:
             rest = self._rest(node)
-        self.nodes.append(node_proto(node, [*(value.name for value in step.inputs), *rest], outputs))
+        self.nodes.append(node_proto(node, [self._in_place(node, source.name), *rest], outputs))
 
     def keep(self, step: Step) -> None:
         """A float operator, as it stands or in another spelling."""
@@ -181,7 +181,13 @@ class Emitter:
         if operators := [] if self.fake else spelling(node, inputs, self.products, zero):
             self._row(node, inputs[0], operators)
         else:
+            inputs = [self._in_place(node, name) for name in inputs[:1]] + inputs[1:]
             self.nodes.append(node_proto(node, inputs, [tensor.name for tensor in node.outputs]))
+
+    def _in_place(self, node: Node, source: str) -> str:
+        """Return `source`, behind a Reshape that changes nothing where the node must not move to channels-last."""
+        shape = reshape_in_front(node)
+        return self._add("Reshape", [source, self.constants.add(np.array(shape), "same")], source) if shape else source
 
     def _row(self, node: Node, source: str, operators: Operators) -> None:
         """Write operators in a row in the place of a float node; the last has its name."""

@@ -6,6 +6,9 @@ It merges float nodes before it looks for integer kernels, not always to the bet
   float, and its weight is dequantized in every run. Max and Min do not concern it.
 - A sum with a MatMul of rank 2 becomes a float Gemm, and one in front of LayerNormalization a SkipLayerNormalization,
   which takes six times as long as the two. Of a Sum it makes neither.
+
+And it moves to channels-last around integer convolutions, through Resize and Pad too, which fails for cubic Resize and
+where they name axes. It stops at a Reshape.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from qcompile.ir import Node, consumers
+from qcompile.ir.shapes import rank_of
 
 NORMALIZING = frozenset({"LayerNormalization", "ReduceMean"})  # the latter as the start of one that is written out
 Operators = list[tuple[str, list[str]]]  # in a row: each with its inputs behind the first, what the one before makes
@@ -30,3 +34,10 @@ def spelling(node: Node, inputs: list[str], products: Collection[str], zero: str
         return []
     bounds = [zero] if node.op == "Relu" else inputs[1:]
     return [(op, [bound]) for op, bound in zip(("Max", "Min"), bounds) if bound]
+
+
+def reshape_in_front(node: Node) -> list[int]:
+    """Return the shape of a Reshape that changes nothing, where `node` does not work in channels-last, else []."""
+    cubic = node.op == "Resize" and (node.attrs.get("mode") == "cubic" or "axes" in node.attrs)
+    some = node.op == "Pad" and len(node.inputs) > 3 and bool(node.inputs[3].name)
+    return [0] * (rank_of(node.inputs[0]) or 0) if cubic or some else []

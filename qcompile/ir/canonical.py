@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from qcompile.ir.activations import ACTIVATIONS
+from qcompile.ir.axes import AXES
 from qcompile.ir.einsum import EINSUM
 from qcompile.ir.graph import Constant, Graph, Node, Tensor, only_consumer, producer
 from qcompile.ir.matrices import MATRICES
@@ -121,14 +122,14 @@ def _zero_pads(tensor: Tensor) -> list[int] | None:
     node = producer(tensor)
     if node is None or node.op != "Pad" or node.attrs.get("mode", "constant") != "constant" or len(node.inputs) < 2:
         return None
-    pads, value, axes, rank = node.inputs[1], optional_input(node, 2), optional_input(node, 3), rank_of(node.inputs[0])
-    if not isinstance(pads, Constant) or (value is not None and scalar(value) != 0) or rank is None:
+    pads, value = node.inputs[1], optional_input(node, 2)
+    if (
+        not isinstance(pads, Constant)
+        or (value is not None and scalar(value) != 0)
+        or optional_input(node, 3) is not None
+    ):
         return None
-    if axes is not None and not isinstance(axes, Constant):
-        return None
-    where = list(range(rank)) if axes is None else [int(axis) % rank for axis in np.ravel(axes.values)]
-    full = np.zeros((2, rank), dtype=np.int64)
-    full[:, where] = np.asarray(pads.values).reshape(2, -1)
+    full = np.asarray(pads.values).reshape(2, -1)
     return None if full[:, :2].any() or (full < 0).any() else [int(pad) for pad in full[:, 2:].ravel()]
 
 
@@ -316,6 +317,7 @@ def _float_pair(node: Node) -> tuple[Tensor, Constant] | None:
 
 
 CANONICAL = (
+    *AXES,
     *EINSUM,
     *MATRICES,
     rule("kernel size written", "Conv ConvTranspose", _explicit_kernel),

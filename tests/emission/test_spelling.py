@@ -87,3 +87,30 @@ def test_sums_between_floats_stay() -> None:
     model = compiled(text, EMIT, w=8, a=8)
     assert model.emitted is not None
     assert [node.op_type for node in model.emitted.graph.node][-2:] == ["Exp", "Add"]
+
+
+BETWEEN = """net (float[N,3,12,12] x, float[8,3,3,3] W, float[4,8,1,1] V) => (float[N,4,P,Q] y) <
+  float[2] half = {0.5, 0.5}, float[4] halves = {1, 1, 0.5, 0.5}, int64[2] sizes = {20, 17}, int64[4] pads = {1,0,2,1},
+  int64[2] axes = {3,2}> { a = Conv(x, W) b = Relu(a) c = MOVED y = Conv(c, V) }"""
+MOVED = {
+    'Resize<mode = "cubic">(b, , halves)': True,
+    'Resize<mode = "cubic", axes = [2,3]>(b, , half)': True,
+    'Resize<mode = "linear", axes = [2,3]>(b, , half)': False,
+    "Resize<axes = [3,2]>(b, , half)": False,
+    'Resize<mode = "linear", axes = [2,3]>(b, , , sizes)': False,
+    'Resize<axes = [2,3], keep_aspect_ratio_policy = "not_larger">(b, , , sizes)': True,
+    'Pad<mode = "reflect">(b, pads, , axes)': False,
+}
+
+
+@pytest.mark.parametrize("node", MOVED)
+def test_what_has_axes_stands_between_integer_convolutions(node: str) -> None:
+    """ONNX Runtime moves to channels-last around the convolutions, and must not move these along."""
+    source = network(BETWEEN.replace("MOVED", node))
+    model = compiled(source, EMIT, w=8, a=8)
+    assert model.emitted is not None
+    ran = [op for _, op in optimized_nodes(model.emitted)]
+    assert ran.count("QLinearConv") == 2 and ("Reshape" in ran) == MOVED[node]
+    feeds = samples(source)
+    found, expected = (Session(file, threads=1).run(feeds)["y"] for file in (model.emitted, source))
+    assert np.mean((found - expected) ** 2) < 0.001 * np.mean(expected**2)

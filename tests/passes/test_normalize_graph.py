@@ -126,6 +126,21 @@ REWRITES = {
     "pad of two axes into convolution": (
         CONV + "<int64[4] p = {1,0,2,1}, float z = {0}, int64[2] a = {-2,3}>"
         "{ t = Pad(x, p, z, a) y = Conv(t, W) }", DYNAMIC, "Conv"),
+    "pad of an axis by numbers that are computed": (
+        POOL + "<int64[1] a = {-1}, int64[1] f = {2}, int64[1] t = {3}>"
+        "{ s = Shape(x) c = Slice(s, f, t) p = Concat<axis = 0>(f, c) y = Pad<mode = \"edge\">(x, p, , a) }",
+        DYNAMIC, "Shape Slice Concat Concat Gather Pad"),
+    "Resize of two axes": (
+        POOL + "<float[2] s = {2, 1.5}> { y = Resize<axes = [-1, 2], mode = \"linear\">(x, , s) }", DYNAMIC, "Resize"),
+    "Resize of two axes to sizes": (
+        "g (float[N,4,8,8] x) => (float[N,4,P,Q] y) <int64[2] s = {11, 5}> {"
+        " y = Resize<axes = [2, 3], mode = \"linear\">(x, , , s) }", IMAGE, "Resize"),
+    "Resize of a part": (
+        POOL + "<float[1] s = {2}, float[2] r = {0.25, 0.75}> { y = Resize<axes = [3], mode = \"linear\","
+        " coordinate_transformation_mode = \"tf_crop_and_resize\">(x, r, s) }",
+        DYNAMIC, "Resize"),
+    "Resize to sizes of an open map stays": (
+        POOL + "<int64[2] s = {11, 5}> { y = Resize<axes = [2, 3], mode = \"linear\">(x, , , s) }", DYNAMIC, "Resize"),
     "pad with ones stays": (
         CONV + "<int64[8] p = {0,0,1,0,0,0,2,1}, float z = {1}>"
         "{ a = Pad(x, p, z) y = Conv(a, W) }", DYNAMIC, "Pad Conv"),
