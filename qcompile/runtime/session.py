@@ -47,6 +47,7 @@ class Session:
     `model` is a ModelProto or a path; `level` one of "off", "basic", "extended", "all"; `threads` 0 means all cores.
     `outputs` are the names of those that are arrays of numbers: sequences, maps and texts have nothing to compare.
     `fuse_qdq` False keeps QuantizeLinear and DequantizeLinear as written: the file then runs as float fake-quant.
+    `ours`: the data has run in the float model before, so a run that fails is a fault of qcompile, not of the data.
     `provider` is "cpu", or "cuda" with the CPU for what has no kernel there; InputError if it is not to be had.
     """
 
@@ -57,11 +58,12 @@ class Session:
         level: str = "all",
         threads: int = 0,
         fuse_qdq: bool = True,
+        ours: bool = False,
         provider: str = "cpu",
         save_optimized: Path | None = None,
         profile: Path | None = None,
     ) -> None:
-        self.provider = provider
+        self.provider, self.ours = provider, ours
         if PROVIDERS[provider][0] not in ort.get_available_providers():
             raise InputError(f"the installed onnxruntime has no {provider.upper()} provider", remedy=NO_PROVIDER)
         options = ort.SessionOptions()
@@ -98,6 +100,11 @@ class Session:
         try:
             return dict(zip(names, self._session.run(names, dict(feeds))))
         except Exception as error:
+            if self.ours:
+                raise QCompileError(
+                    f"ONNX Runtime {ort.__version__} cannot run what was made of the model: {first_line(error)}",
+                    remedy="please report it",
+                ) from error
             raise InputError(f"the model cannot run on this data: {first_line(error)}") from error
 
     def binding(self) -> Any:

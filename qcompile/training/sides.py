@@ -318,7 +318,8 @@ class Sides:
         names, inputs = list(dict.fromkeys(outputs)), self.inputs_of(steps)
         if not names or any((side, value.name) not in self.shapes for value in inputs):
             return
-        session = Session(fragment(self.graph, self.plan, steps, inputs, names), threads=self.threads, fuse_qdq=False)
+        content = fragment(self.graph, self.plan, steps, inputs, names)
+        session = Session(content, threads=self.threads, fuse_qdq=False, ours=True)
         for start in range(0, len(samples), self.part):
             places = samples[start : start + self.part]
             yield places, session.run({value.name: self.rows((side, value.name), places) for value in inputs}, names)

@@ -128,6 +128,13 @@ def test_data_that_does_not_fit(feeds: dict[str, np.ndarray]) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_file_of_ours_that_cannot_run_is_no_fault_of_the_data() -> None:
+    session = Session(model_of(), ours=True)
+    with pytest.raises(QCompileError, match=r"cannot run what was made of the model: .+; please report it") as caught:
+        session.run({"x": np.ones((1, 3), np.float32)})
+    assert not isinstance(caught.value, InputError) and "\n" not in str(caught.value)
+
+
 def test_first_line() -> None:
     assert first_line(ValueError("  what happened\nstack trace\nmore")) == "what happened"
     assert first_line(ValueError()) == ""
