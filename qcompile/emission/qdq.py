@@ -166,7 +166,8 @@ class Emitter:
             rest = [self._input(node.inputs[1]), zero, *map(self._input, node.inputs[3:])]  # not the float 0
         else:
             rest = self._rest(node)
-        self.nodes.append(node_proto(node, [self._in_place(node, source.name), *rest], outputs))
+        others = [value.name for value in step.inputs[1:]]
+        self.nodes.append(node_proto(node, [self._in_place(node, source.name), *others, *rest], outputs))
 
     def keep(self, step: Step) -> None:
         """A float operator, as it stands or in another spelling."""
