@@ -50,4 +50,4 @@ class ScoreLosses:
 def _known(model: QModel) -> dict[str, float]:
     """Return the losses in the state that the configuration asks to go on from, if there are any."""
     folder = open_work_dir(model)
-    return folder.plan().losses if folder is not None and folder.state else {}
+    return folder.plan(model).losses if folder is not None and folder.state else {}

@@ -24,7 +24,7 @@ from qcompile.passmanager import Pass, PassManager, Watch
 from qcompile.pipeline import build, build_placement
 from qcompile.qmodel import QModel
 from qcompile.quant.plan import Plan
-from qcompile.quant.plan_file import fingerprint, load_plan, plan_files, plan_folders, save_plan
+from qcompile.quant.plan_file import load_plan, plan_files, plan_folders, save_plan
 from qcompile.report.summary import build_report
 from qcompile.runtime.session import Session, newest_opset
 from qcompile.runtime.trial import refusal_to_stack
@@ -70,7 +70,7 @@ class Result:
         """Return what `save` writes under these names."""
         contents = model_files(self.model, Path(path)) if path is not None else {}
         if plan is not None:
-            facts = {"target": self.qmodel.target.name, "fingerprint": fingerprint(self.qmodel.source)}
+            facts = {"target": self.qmodel.target.name, "fingerprint": self.qmodel.fingerprint}
             contents |= plan_files(self.plan, Path(plan), **facts)
         if report is not None:
             contents[Path(report)] = [self.report_text().encode()]
@@ -215,9 +215,9 @@ def _split(samples: Dataset) -> tuple[Dataset, Dataset]:
 
 def read_plan(model: QModel, path: Path) -> Plan:
     """Read a plan file that was made for this model and target; raises InputError."""
-    return load_plan(path, target=model.target.name, fingerprint=fingerprint(model.source))
+    return load_plan(path, target=model.target.name, fingerprint=model.fingerprint)
 
 
 def write_plan(model: QModel, path: Path) -> None:
     """Write the model's plan where `read_plan` finds it; raises InputError."""
-    save_plan(model.plan, path, target=model.target.name, fingerprint=fingerprint(model.source))
+    save_plan(model.plan, path, target=model.target.name, fingerprint=model.fingerprint)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from qcompile.config import Config
 from qcompile.data.dataset import Dataset
 from qcompile.ir import Graph
+from qcompile.ir.fingerprint import fingerprint
 from qcompile.quant.plan import Plan
 from qcompile.targets.schema import Target
 
@@ -54,6 +56,11 @@ class QModel:
     plan: Plan = field(default_factory=Plan)
     journal: Journal = field(default_factory=Journal)
     emitted: onnx.ModelProto | None = None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What identifies `source`: plans and states of training are for one model."""
+        return fingerprint(self.source)
 
 
 def generator(config: Config, purpose: str) -> np.random.Generator:

@@ -84,6 +84,13 @@ def lower(graph: Graph, plan: Plan) -> Program:
     return Program(tuple(lowering.steps), tensors)
 
 
+def absorbed_end(graph: Graph, plan: Plan, tensor: Tensor) -> Tensor:
+    """Follow absorbed clips from the tensor that a node makes to the one whose quantizer stands in its place."""
+    while (reader := only_consumer(graph, tensor)) and plan.form(reader.name) is Form.ABSORBED:
+        tensor = reader.outputs[0]
+    return tensor
+
+
 @dataclass
 class _Lowering:
     graph: Graph
@@ -113,7 +120,7 @@ class _Lowering:
             bits = self.plan.nodes[node.name].input_bits if form is Form.COMPUTE else None
             data = data_inputs(node) if form is Form.COMPUTE else operands(node)
             inputs = tuple(self.codes(tensor, bits) for tensor in data)
-            end = self._absorbed_end(node.outputs[0])
+            end = absorbed_end(self.graph, self.plan, node.outputs[0])
             if end.name in self.plan.groups:
                 output = self._new_codes(end, self.plan.key(end.name))
             else:
@@ -146,11 +153,6 @@ class _Lowering:
             self._step(Kind.DEQUANTIZE, (self.codes(tensor),), (Value(tensor.name),))
             self.floats.add(tensor.name)
         return Value(tensor.name)
-
-    def _absorbed_end(self, tensor: Tensor) -> Tensor:
-        while (reader := only_consumer(self.graph, tensor)) and self.plan.form(reader.name) is Form.ABSORBED:
-            tensor = reader.outputs[0]
-        return tensor
 
     def _absorbed_start(self, tensor: Tensor) -> Tensor:
         while tensor.inputs and self.plan.form(tensor.inputs[0].name) is Form.ABSORBED:

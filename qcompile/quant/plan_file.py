@@ -1,12 +1,11 @@
 """Save a plan and read it back: one .npz (JSON inside), or a folder with plan.json beside arrays.npz, for editing.
 
 Decisions are JSON, held against `SCHEMA`; weights' codes, their grids and biases are arrays, each once. What the plan
-was made for (target, fingerprint of the model's weights) is part of the file.
+was made for (target, fingerprint of the model) is part of the file.
 """
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import math
@@ -15,26 +14,32 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import numpy as np
-import onnx
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import best_match
+from jsonschema.validators import extend
 from numpy.typing import NDArray
 
 from qcompile.errors import InputError
 from qcompile.files import Content, parse_json, read_bytes, write_files
 from qcompile.quant.params import ActivationSpec, Quantizer, WeightQuantizer
 from qcompile.quant.plan import Boundary, Form, NodePlan, Plan, Unit
+from qcompile.quant.plan_check import plan_problem
 
-VERSION = 1
+VERSION = 2
+AGAIN = "make it again with --save-plan"
 ARRAYS = ("codes", "scale", "step", "offset")  # of a WeightQuantizer, in the order of its fields
 Contents = dict[str, NDArray[Any]]
 
-_BITS = {"type": "integer", "minimum": 0, "maximum": 8}
+_BITS = {"type": "integer", "minimum": 2, "maximum": 8}
+_BITS_OR_NONE = {"enum": [0, 2, 3, 4, 5, 6, 7, 8], "type": "integer"}
 _NAMES = {"type": "array", "items": {"type": "string"}}
-_BOUND = {"type": ["number", "null"]}
+_LARGEST = 3.5e38  # a little above float32's: no whole number is too large for a float
+_BOUND = {"type": ["number", "null"], "minimum": -_LARGEST, "maximum": _LARGEST}
 
 
-def _record(**properties: Any) -> dict[str, Any]:
+def record(**properties: Any) -> dict[str, Any]:
+    """Return the schema of an object that has these properties and no others."""
     return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 
 
@@ -42,31 +47,34 @@ def _table(row: dict[str, Any]) -> dict[str, Any]:
     return {"type": "object", "additionalProperties": row}
 
 
-_QUANTIZER = _record(
-    bits={**_BITS, "minimum": 1},
-    scale={"type": "number", "exclusiveMinimum": 0},
+_QUANTIZER = record(
+    bits=_BITS,
+    scale={"type": "number", "exclusiveMinimum": 0, "maximum": _LARGEST},
     zero_point={"type": "integer", "minimum": 0, "maximum": 255},
 )
-_NODE = _record(
-    form={"enum": [str(form) for form in Form]}, reason={"type": "string"}, weight_bits=_BITS, input_bits=_BITS
+_NODE = record(
+    form={"enum": [str(form) for form in Form]},
+    reason={"type": "string"},
+    weight_bits=_BITS_OR_NONE,
+    input_bits=_BITS_OR_NONE,
 )
-_SPEC = _record(
+_SPEC = record(
     bits=_BITS,
     lower=_BOUND,
     upper=_BOUND,
     even_zero_point={"type": "boolean"},
     fixed={"anyOf": [{"type": "null"}, _QUANTIZER]},
 )
-_UNIT = _record(name={"type": "string"}, nodes=_NAMES, inputs=_NAMES, outputs=_NAMES, note={"type": "string"})
-_BOUNDARY = _record(
+_UNIT = record(name={"type": "string"}, nodes=_NAMES, inputs=_NAMES, outputs=_NAMES, note={"type": "string"})
+_BOUNDARY = record(
     first={"type": "string"},
     second={"type": "string"},
-    differential={"type": "number"},
+    differential={"type": "number", "minimum": -_LARGEST, "maximum": _LARGEST},
     homogeneous={"type": "boolean"},
     inner={"type": "boolean"},
 )
-_POSITIVE = {"type": "number", "minimum": 0}
-SCHEMA = _record(
+_POSITIVE = {"type": "number", "minimum": 0, "maximum": _LARGEST}
+SCHEMA = record(
     version={"const": VERSION},
     target={"type": "string"},
     fingerprint={"type": "string"},
@@ -74,7 +82,7 @@ SCHEMA = _record(
     groups=_table({"type": "string"}),
     specs=_table(_SPEC),
     quantizers=_table(_QUANTIZER),
-    weights=_table(_record(bits=_BITS, axis={"type": "integer", "minimum": 0})),
+    weights=_table(record(bits=_BITS, axis={"type": "integer", "minimum": 0})),
     biases=_NAMES,
     units={"type": "array", "items": _UNIT},
     capacities=_table(_POSITIVE),
@@ -82,6 +90,11 @@ SCHEMA = _record(
     losses=_table(_POSITIVE),
     regions={"type": "array", "items": _NAMES},
 )
+
+
+# 4.0 is no integer here: it would be one of Python's floats
+_WHOLE = Draft202012Validator.TYPE_CHECKER.redefine("integer", lambda _, value: type(value) is int)
+VALIDATOR = extend(Draft202012Validator, type_checker=_WHOLE)(SCHEMA)  # type: ignore[no-untyped-call]
 
 
 def save_plan(plan: Plan, path: Path, *, target: str, fingerprint: str) -> None:
@@ -113,21 +126,23 @@ def plan_folders(path: Path) -> tuple[Path, ...]:
 def load_plan(path: Path, *, target: str, fingerprint: str) -> Plan:
     """Read a plan; raise InputError where it is not one, or was made for another target or another model."""
     document, arrays = _contents(path)
-    try:
-        jsonschema.validate(document, SCHEMA)
-    except jsonschema.ValidationError as error:
+    if isinstance(document, dict) and document.get("version", VERSION) != VERSION:
+        raise InputError("the plan is of another version of qcompile", where=str(path), remedy=AGAIN)
+    if (error := best_match(VALIDATOR.iter_errors(document))) is not None:
         where = "/".join(map(str, error.absolute_path))
-        raise InputError(f"the plan has a wrong entry: {error.message[:200]}", where=f"{path}: {where}") from error
+        raise InputError(f"the plan has a wrong entry: {error.message[:200]}", where=f"{path}: {where}", remedy=AGAIN)
+    wanted = {f"weights/{index}/{key}" for index in range(len(document["weights"])) for key in ARRAYS}
+    wanted |= {f"biases/{index}" for index in range(len(document["biases"]))}
+    if wanted != arrays.keys():
+        raise InputError("the plan's arrays do not belong to it", where=str(path), remedy=AGAIN)
     for key, mine in (("target", target), ("fingerprint", fingerprint)):
         if document[key] != mine:
             what = f"target {document[key]!r}" if key == "target" else "another model or other weights"
-            raise InputError(f"the plan was made for {what}", where=str(path), remedy="make it again with --save-plan")
-    try:
-        return from_json(document, arrays)
-    except (KeyError, ValueError) as error:
-        raise InputError(
-            "the plan's arrays do not belong to it", where=str(path), remedy="make it again with --save-plan"
-        ) from error
+            raise InputError(f"the plan was made for {what}", where=str(path), remedy=AGAIN)
+    plan = from_json(document, arrays)
+    if problem := plan_problem(plan):
+        raise InputError(f"the plan has a wrong entry: {problem}", where=str(path), remedy=AGAIN)
+    return plan
 
 
 def _contents(path: Path) -> tuple[Any, Contents]:
@@ -139,15 +154,6 @@ def _contents(path: Path) -> tuple[Any, Contents]:
     except Exception as error:  # zipfile, zlib and numpy each raise their own
         remedy = "give a file or folder that --save-plan wrote"
         raise InputError("not a plan", where=str(path), remedy=remedy) from error
-
-
-def fingerprint(model: onnx.ModelProto) -> str:
-    """Return a hash of the model's weights: integers of one model are useless in another."""
-    found = hashlib.sha256()
-    for tensor in model.graph.initializer:
-        found.update(tensor.name.encode())
-        found.update(onnx.numpy_helper.to_array(tensor).tobytes())
-    return found.hexdigest()
 
 
 def to_json(plan: Plan, *, target: str, fingerprint: str) -> dict[str, Any]:

@@ -98,7 +98,7 @@ def reconstruct(
         raise InputError("no calibration data", remedy="give samples with --data, or ask for --random-data")
     plan = model.plan
     if work_dir is not None and work_dir.state:
-        trained = work_dir.plan()
+        trained = work_dir.plan(model)
         plan.weights, plan.biases, plan.quantizers = trained.weights, trained.biases, trained.quantizers
     plan.quantizers = {key: replace(item) for key, item in plan.quantizers.items()}  # each is known by its identity
     data, trained_on, judged_by = _shares(model.data, model.held_back)

@@ -13,23 +13,49 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import jsonschema
+
 from qcompile.config import recipe
 from qcompile.errors import InputError
-from qcompile.files import remove_leftovers, write_files
+from qcompile.files import parse_json, read_bytes, remove_leftovers, write_files
+from qcompile.program.plan_fit import plan_misfit
 from qcompile.qmodel import QModel
 from qcompile.quant.plan import Plan
-from qcompile.quant.plan_file import fingerprint, load_plan, save_plan
+from qcompile.quant.plan_file import load_plan, record, save_plan
 
 if sys.platform != "win32":
     import fcntl
 
-VERSION = 1
+VERSION = 2
 STATE = "qcompile-state.json"  # names that nobody else gives: the folder may hold other things
 PLAN = "qcompile-plan-{}.npz"
 VALUES = "qcompile-values"  # folder for what does not fit into memory
 LOCK = "qcompile-lock"
 PLACES = ("memory", "work-dir", "resume")  # settings that change nothing in the result
 Entry = dict[str, Any]
+_NUMBER = {"type": ["number", "null"]}
+_OUTCOME = {
+    "piece": {"type": "string"},
+    "what": {"type": "string"},
+    "trained": {"type": "boolean"},
+    "before": _NUMBER,
+    "after": _NUMBER,
+    "fitted": _NUMBER,
+    "reason": {"type": "string"},
+}
+_PURPOSE = {
+    "fingerprint": {"type": "string"},
+    "recipe": {"type": "object"},
+    "pieces": {"type": "array", "items": {"type": "string"}},
+    "samples": {"type": "integer"},
+    "digest": {"type": "string"},
+}
+SCHEMA = record(
+    version={"const": VERSION},
+    purpose=record(**_PURPOSE),
+    outcomes={"type": "array", "items": record(**_OUTCOME)},
+    plan={"type": "string", "pattern": f"^{PLAN.format('[0-9]+')}$"},
+)
 
 
 @dataclass
@@ -50,9 +76,14 @@ class WorkDir:
         """What became of the pieces that are done, in order."""
         return list(self.state.get("outcomes", []))
 
-    def plan(self) -> Plan:
-        """Return the plan of the state."""
-        return load_plan(self.path / self.state["plan"], target=self.target, fingerprint=self.purpose["fingerprint"])
+    def plan(self, model: QModel) -> Plan:
+        """Return the plan of the state; raise InputError where it is damaged or does not fit `model`."""
+        path = self.path / self.state["plan"]
+        plan = load_plan(path, target=self.target, fingerprint=self.purpose["fingerprint"])
+        if problem := plan_misfit(plan, model.graph, model.target):
+            what = f"the plan in the state of training does not fit the model: {problem}"
+            raise InputError(what, where=str(path), remedy="begin again with another --work-dir")
+        return plan
 
     def values(self) -> Path:
         """Return an empty folder for values; those of a run that was killed are deleted."""
@@ -137,7 +168,7 @@ def open_work_dir(model: QModel) -> WorkDir | None:
         Path(model.config.work_dir),
         model.target.name,
         {
-            "fingerprint": fingerprint(model.source),
+            "fingerprint": model.fingerprint,
             "recipe": {key: value for key, value in recipe(model.config).items() if key not in PLACES},
         },
     )
@@ -161,13 +192,17 @@ def has_state(folder: Path) -> bool:
 
 
 def _read(path: Path) -> Entry:
+    remedy = "give another --work-dir"
     try:
-        state: Entry = json.loads(path.read_text(encoding="utf-8"))
-        if state["version"] != VERSION:
+        state: Entry = parse_json(read_bytes(path, "state of training", remedy))
+        if isinstance(state, dict) and state.get("version", VERSION) != VERSION:
             raise InputError("the state is of another version of qcompile", where=str(path), remedy="begin again")
-        _ = state["plan"], state["outcomes"], [state["purpose"][key] for key in ("fingerprint", "recipe", "pieces")]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError("not a state of training", where=str(path), remedy="give another --work-dir") from error
+        jsonschema.validate(state, SCHEMA)
+    except ValueError as error:
+        raise InputError("not a state of training", where=str(path), remedy=remedy) from error
+    except jsonschema.ValidationError as error:
+        where = f"{path}: {'/'.join(map(str, error.absolute_path)) or 'top'}: {error.message[:100]}"
+        raise InputError("not a state of training", where=where, remedy=remedy) from error
     return state
 
 

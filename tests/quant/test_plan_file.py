@@ -27,11 +27,11 @@ def example() -> Plan:
     return Plan(
         nodes={"/layer1/conv": NodePlan(Form.COMPUTE, "", 4, 4), "soft max": NodePlan(Form.FLOAT, "no integer kernel")},
         groups={"/x": "/x"},
-        specs={"/x": ActivationSpec(4, lower=0.0), "/x@2": ActivationSpec(2, fixed=Quantizer(2, 1 / 3, 1))},
-        quantizers={"/x": Quantizer(4, float(np.float32(0.1)), 3)},
+        specs={"/x": ActivationSpec(4, upper=10.0), "/x@2": ActivationSpec(2, fixed=Quantizer(2, 1 / 3, 1))},
+        quantizers={"/x": Quantizer(4, float(np.float32(0.1)), 3), "/x@2": Quantizer(2, 1 / 3, 1)},
         weights={"/layer1/conv": weight},
         biases={"/layer1/conv": np.array([1.5, -2], np.float32)},
-        units=[Unit("stem", ("/layer1/conv",), ("/x",), ("/y",), "a note")],
+        units=[Unit("stem", ("/layer1/conv",), ("/x",), ("/y",), "a note"), Unit("head", ("soft max",), ("/y",), ())],
         capacities={"stem": 48.0, "head": 0.0},
         boundaries=[Boundary("stem", "head", -48.0, homogeneous=False, inner=True)],
         losses={"stem": 1 / 3},
@@ -65,7 +65,11 @@ def test_the_same_plan_gives_the_same_bytes(tmp_path: Path) -> None:
         (("quantizers", "/x", "scale"), -1, "quantizers//x/scale"),
         (("nodes", "soft max", "form"), "flaot", "nodes/soft max/form"),
         (("weights", "/layer1/conv", "bits"), 4.5, "weights//layer1/conv/bits"),
-        (("version",), 2, "version"),
+        (("quantizers", "/x", "bits"), 4.0, "quantizers//x/bits"),
+        (("quantizers", "/x", "zero_point"), True, "quantizers//x/zero_point"),
+        (("quantizers", "/x", "zero_point"), 16, "has the zero point 16"),
+        (("nodes", "soft max", "input_bits"), 1, "nodes/soft max/input_bits"),
+        (("specs", "/x", "upper"), 10**400, "specs//x/upper"),
         (("extra",), 1, "extra"),
     ],
 )
@@ -93,6 +97,22 @@ def test_what_is_no_plan_is_refused(tmp_path: Path) -> None:
             load_plan(tmp_path / name, **MADE_FOR)
     with pytest.raises(InputError, match="cannot read the plan"):
         load_plan(tmp_path / "missing.npz", **MADE_FOR)
+
+
+@pytest.mark.parametrize("text", ['{"scale": NaN}', "[" * 100_000, "[1]", "3", '"text"', "null"])
+def test_other_json_is_refused(tmp_path: Path, text: str) -> None:
+    save_plan(example(), tmp_path / "plan", **MADE_FOR)
+    (tmp_path / "plan" / "plan.json").write_text(text)
+    with pytest.raises(InputError, match=r"not a plan|wrong entry"):
+        load_plan(tmp_path / "plan", **MADE_FOR)
+
+
+def test_a_plan_of_another_version_is_refused(tmp_path: Path) -> None:
+    save_plan(example(), tmp_path / "plan", **MADE_FOR)
+    path = tmp_path / "plan" / "plan.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"version": 1}))
+    with pytest.raises(InputError, match="of another version of qcompile"):
+        load_plan(tmp_path / "plan", **MADE_FOR)
 
 
 def test_missing_arrays_are_noticed(tmp_path: Path) -> None:

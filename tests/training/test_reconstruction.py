@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import errno
+import json
 import math
 import os
 import re
@@ -23,7 +24,8 @@ from numpy.typing import NDArray
 from qcompile import Config, InputError, PassManager, QModel, open_model
 from qcompile.passes.partition_units import PartitionUnits
 from qcompile.progress import listening
-from qcompile.quant.plan import Plan
+from qcompile.quant.plan import Form, NodePlan, Plan
+from qcompile.quant.plan_file import save_plan
 from qcompile.runtime.spool import Spool
 from qcompile.training import recipe, reconstruction, region
 from qcompile.training.engines import open_trainer
@@ -452,6 +454,37 @@ def test_what_is_no_state_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / STATE).write_text(text)
     with pytest.raises(InputError, match=r"not a state|another version"):
         open_work_dir(calibrated(work_dir=str(tmp_path), resume=True))
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        (lambda state: state["outcomes"][0].update(extra=1), "outcomes/0"),
+        (lambda state: state["outcomes"][0].update(before="small"), "outcomes/0/before"),
+        (lambda state: state["purpose"].update(pieces={}), "purpose/pieces"),
+        (lambda state: state["purpose"].update(recipe=None), "purpose/recipe"),
+        (lambda state: state.update(plan="../other.npz"), "plan"),
+        (lambda state: state.update(outcomes=3), "outcomes"),
+    ],
+)
+def test_wrong_types_in_a_state_are_named(tmp_path: Path, change: Callable[[Any], None], where: str) -> None:
+    until_killed(calibrated(work_dir=str(tmp_path)), 1)
+    state = json.loads((tmp_path / STATE).read_text())
+    change(state)
+    (tmp_path / STATE).write_text(json.dumps(state))
+    with pytest.raises(InputError, match=f"not a state of training .*: {where}: "):
+        open_work_dir(calibrated(work_dir=str(tmp_path), resume=True))
+
+
+def test_the_plan_in_a_state_must_fit(tmp_path: Path) -> None:
+    until_killed(calibrated(work_dir=str(tmp_path)), 1)
+    state = json.loads((tmp_path / STATE).read_text())
+    model = calibrated(work_dir=str(tmp_path), resume=True)
+    wrong = copy.deepcopy(model.plan)
+    wrong.nodes["more"] = NodePlan(Form.FLOAT)
+    save_plan(wrong, tmp_path / state["plan"], target="ort-cpu", fingerprint=model.fingerprint)
+    with pytest.raises(InputError, match="does not fit the model: node 'more' is in only one"):
+        trained(model)
 
 
 def test_there_is_nothing_to_resume(tmp_path: Path) -> None:

@@ -1,0 +1,204 @@
+"""Rules that a plan and the graph it is for obey together. A loaded plan is held against all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qcompile.ir import Graph, Node, Tensor, constant_value, only_consumer
+from qcompile.program.forms import (
+    clip_bounds,
+    data_inputs,
+    dictated,
+    integer_form,
+    least_output_scale,
+    operands,
+    weight_axis,
+)
+from qcompile.program.lower import absorbed_end
+from qcompile.quant.plan import Form, Plan
+from qcompile.quant.plan_check import LARGEST, LEAST, plan_problem
+from qcompile.targets.schema import Target
+
+Problems = Iterator[str]
+INT32_MAX = 2**31 - 1
+
+
+def plan_misfit(plan: Plan, graph: Graph, target: Target) -> str:
+    """Return the first thing for which `plan` cannot be one for `graph`, in one line, or ""."""
+    fit = _Fit(plan, graph, target)
+    return plan_problem(plan) or next((text for rule in RULES for text in rule(fit)), "")
+
+
+@dataclass
+class _Fit:
+    """A plan without problems of its own, and the graph."""
+
+    plan: Plan
+    graph: Graph
+    target: Target
+
+    def __post_init__(self) -> None:
+        self.nodes = {node.name: node for node in self.graph.nodes}
+        self.tensors: dict[str, Tensor] = self.graph.tensors()
+
+    def of_form(self, *forms: Form) -> Iterator[Node]:
+        """Yield the nodes of these forms."""
+        return (node for name, node in self.nodes.items() if self.plan.nodes[name].form in forms)
+
+    def scale(self, tensor: Tensor, bits: int | None = None) -> float:
+        """Return the scale in which a reader sees `tensor`."""
+        return self.plan.quantizers[self.plan.key(tensor.name, bits)].scale
+
+    def output(self, node: Node) -> Tensor | None:
+        """Return the tensor whose quantizer stands behind `node`, or None where its kernel gives float32."""
+        end = absorbed_end(self.graph, self.plan, node.outputs[0])
+        return end if end.name in self.plan.groups else None
+
+
+def _names(fit: _Fit) -> Problems:
+    """Nodes are those of the graph; tensors exist."""
+    yield from (f"node {name!r} is in only one of them" for name in sorted(fit.plan.nodes.keys() ^ fit.nodes.keys()))
+    named = [*fit.plan.groups, *(name for unit in fit.plan.units for name in (*unit.inputs, *unit.outputs))]
+    yield from (f"the model has no tensor {name!r}" for name in named if name not in fit.tensors)
+    kinds = ((name, fit.tensors[name].dtype) for name in fit.plan.groups)
+    yield from (
+        f"tensor {name!r} is {np.dtype(kind)}, not float32" for name, kind in kinds if kind not in (None, np.float32)
+    )
+
+
+def _forms(fit: _Fit) -> Problems:
+    """A node has a form for which the target has a kernel."""
+    for name, node in fit.nodes.items():
+        form, (possible, reason) = fit.plan.nodes[name].form, integer_form(node, fit.target)
+        if form is Form.FLOAT or form is possible or (form is Form.CODES and _joins_codes(fit, node)):
+            continue
+        if form is not Form.ABSORBED or possible is not Form.CODES or not _may_be_absorbed(fit, node):
+            yield f"node {name!r}, a {node.op}, cannot have the form {form}{f': {reason}' if reason else ''}"
+
+
+def _joins_codes(fit: _Fit, node: Node) -> bool:
+    """Say whether `node` is a Concat of codes of one quantizer."""
+    groups = {fit.plan.groups.get(tensor.name) for tensor in [*node.inputs, *node.outputs]}
+    return node.op == "Concat" and integer_form(node, fit.target)[0] is Form.ARITHMETIC and len(groups) == 1
+
+
+def _may_be_absorbed(fit: _Fit, node: Node) -> bool:
+    """Say whether a quantizer can do the work of a clip: nobody else sees the values in front of it."""
+    if node.op not in fit.target.clips:
+        return False
+    (source,) = data_inputs(node)
+    made_by = source.inputs[0] if source.inputs else None
+    alone = only_consumer(fit.graph, source) is node
+    return made_by is not None and alone and fit.plan.form(made_by.name) is not Form.CODES and not dictated(made_by)
+
+
+def _quantized(fit: _Fit) -> Problems:
+    """What nodes on integers read and make has a quantizer; those that move codes have one for both."""
+    groups, used = fit.plan.groups, set[str]()
+    for node in fit.of_form(Form.COMPUTE, Form.ARITHMETIC, Form.CODES):
+        read = operands(node) if fit.plan.form(node.name) is Form.ARITHMETIC else data_inputs(node)
+        yield from (
+            f"{node.name!r} reads {item.name!r} without a quantizer" for item in read if item.name not in groups
+        )
+        used.update(
+            tensor.name for tensor in [*read, *node.outputs, absorbed_end(fit.graph, fit.plan, node.outputs[0])]
+        )
+    yield from (f"no node on integers reads or makes {name!r}" for name in groups if name not in used)
+    for node in fit.of_form(Form.ABSORBED):
+        if absorbed_end(fit.graph, fit.plan, node.outputs[0]).name not in groups:
+            yield f"nothing does the work of {node.name!r}: there is no quantizer behind it"
+    for node in fit.of_form(Form.COMPUTE, Form.ARITHMETIC):
+        floats = fit.plan.form(node.name) is Form.COMPUTE and node.op in fit.target.float_output
+        if fit.output(node) is None and not floats:
+            yield f"the output of {node.name!r} has no quantizer"
+    for node in fit.of_form(Form.CODES):
+        if len({groups.get(tensor.name) for tensor in [*data_inputs(node), *node.outputs]}) > 1:
+            yield f"{node.name!r} moves codes, and its input and output have two quantizers"
+
+
+def _specs(fit: _Fit) -> Problems:
+    """Quantizers do the work of the clips they absorb, and suit the kernels in front of them."""
+    for tensor, root in fit.plan.groups.items():
+        lower, upper, node = _absorbed(fit, fit.tensors[tensor])
+        arithmetic = node is not None and fit.plan.form(node.name) is Form.ARITHMETIC
+        spec = fit.plan.specs[root]
+        fixed = dictated(node) if node is not None and arithmetic else None
+        if spec.fixed != fixed and (fixed or tensor == root):
+            yield f"the quantizer of {tensor!r} is {'not ' if fixed else ''}one that an operator dictates"
+        if node is not None and arithmetic and node.op in fit.target.even_zero_point and not spec.even_zero_point:
+            yield f"the zero point of {tensor!r} need not be even, but {node.op} wants it"
+        for key in (root, *fit.plan.narrow_keys(root)):
+            if fit.plan.specs[key].lower < lower or fit.plan.specs[key].upper > upper:
+                yield f"quantizer {key!r} goes beyond the clip that it stands for, {lower:g} to {upper:g}"
+
+
+def _absorbed(fit: _Fit, tensor: Tensor) -> tuple[float, float, Node | None]:
+    """Return the bounds of the clips that the quantizer of `tensor` absorbs, and the node in front of them."""
+    lower, upper = -np.inf, np.inf
+    node = tensor.inputs[0] if tensor.inputs else None
+    while node is not None and fit.plan.form(node.name) is Form.ABSORBED:
+        bounds = clip_bounds(node) or (lower, upper)
+        lower, upper = max(lower, bounds[0]), min(upper, bounds[1])
+        (source,) = data_inputs(node)
+        node = source.inputs[0] if source.inputs else None
+    return lower, upper, node
+
+
+def _input_bits(fit: _Fit) -> Problems:
+    for node in fit.of_form(Form.COMPUTE):
+        wanted = fit.plan.nodes[node.name].input_bits
+        for tensor in data_inputs(node):
+            found = fit.plan.specs[fit.plan.key(tensor.name, wanted)].bits
+            if found != wanted:
+                yield f"{node.name!r} wants inputs of {wanted} bits, the quantizer of {tensor.name!r} has {found}"
+
+
+def _weights(fit: _Fit) -> Problems:
+    """A weight has the shape and the channels of the model's; a bias is one that its kernel can add."""
+    for node in fit.of_form(Form.COMPUTE):
+        constant = constant_value(node.inputs[1]) is not None
+        if constant != (node.name in fit.plan.weights):
+            has, planned = ("a", "none") if constant else ("no", "one")
+            yield f"node {node.name!r} has {has} constant weight, in the plan it has {planned}"
+    for name, weight in fit.plan.weights.items():
+        node = fit.nodes[name]
+        wanted, axis = tuple(node.inputs[1].shape), weight_axis(node)
+        if weight.codes.shape != wanted or weight.axis != axis:
+            found = f"shape {weight.codes.shape} and axis {weight.axis}"
+            yield f"the weight of {name!r} has {found}, not {wanted} and {axis}"
+        if node.op == "MatMul" and name in fit.plan.biases:
+            yield f"node {name!r}, a MatMul, has a bias"
+
+
+def _scales(fit: _Fit) -> Problems:
+    """Products and quotients of scales fit into float32, biases into int32: kernels compute with them."""
+    for node in fit.of_form(Form.COMPUTE, Form.ARITHMETIC):
+        output = fit.output(node)
+        products, made = _products(fit, node), fit.scale(output) if output is not None else 1.0
+        if not all(((values >= LEAST) & (values <= LARGEST)).all() for values in (products, products / made)):
+            yield f"the scales around {node.name!r} do not suit each other: their products leave float32"
+        bias = fit.plan.biases.get(node.name)
+        if bias is not None and not (np.abs(bias) <= products * INT32_MAX).all():
+            yield f"the bias of {node.name!r} does not fit into int32 at the scales of its input and weight"
+        if fit.plan.form(node.name) is Form.ARITHMETIC:
+            least = np.float32(least_output_scale(node, fit.scale(operands(node)[0])))
+            if made < least:
+                yield f"the scale behind {node.name!r} is {made:g}, its kernel takes {least:g} or more"
+
+
+def _products(fit: _Fit, node: Node) -> NDArray[np.float64]:
+    """Return the scales of what `node` adds up: by channel of a weight, or of each operand."""
+    if fit.plan.form(node.name) is Form.COMPUTE:
+        bits, weight = fit.plan.nodes[node.name].input_bits, fit.plan.weights.get(node.name)
+        data = np.array([fit.scale(tensor, bits) for tensor in data_inputs(node)])
+        channels = np.ones(1) if weight is None else weight.scale.astype(np.float64)
+        return np.asarray(data.prod(keepdims=True) * channels)
+    scales = np.array([fit.scale(tensor) for tensor in operands(node)])
+    return scales.prod(keepdims=True) if node.op == "Mul" else scales
+
+
+RULES: tuple[Callable[[_Fit], Problems], ...] = (_names, _forms, _quantized, _specs, _input_bits, _weights, _scales)

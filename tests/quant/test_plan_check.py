@@ -1,0 +1,152 @@
+"""Each rule against a plan that breaks it alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qcompile.quant.params import ActivationSpec, Quantizer, WeightQuantizer
+from qcompile.quant.plan import Boundary, Form, NodePlan, Plan, Unit
+from qcompile.quant.plan_check import plan_problem
+
+HALF = Quantizer(8, 1 / 256, 0)
+
+
+def example() -> Plan:
+    """A plan without a problem: a layer with a narrow input, a gate, a float node."""
+    weight = WeightQuantizer(
+        4,
+        0,
+        np.arange(12, dtype=np.uint8).reshape(2, 6),
+        np.array([0.1, 0.2], np.float32),
+        np.array([1, 2], np.int8),
+        np.array([-8, -15], np.int8),
+    )
+    return Plan(
+        nodes={
+            "conv": NodePlan(Form.COMPUTE, "", 4, 4),
+            "gate": NodePlan(Form.ARITHMETIC),
+            "tail": NodePlan(Form.FLOAT),
+        },
+        groups={"x": "x", "moved": "x", "y": "y", "g": "g"},
+        specs={
+            "x": ActivationSpec(8, lower=0.0, upper=6.0),
+            "x@4": ActivationSpec(4, lower=0.0, upper=6.0),
+            "y": ActivationSpec(8, even_zero_point=True),
+            "g": ActivationSpec(8, fixed=HALF),
+        },
+        quantizers={
+            "x": Quantizer(8, float(np.float32(6 / 255)), 0),
+            "x@4": Quantizer(4, 0.25, 0),
+            "y": Quantizer(8, 0.5, 128),
+            "g": HALF,
+        },
+        weights={"conv": weight},
+        biases={"conv": np.array([1.5, -2], np.float32)},
+        units=[Unit("stem", ("conv",), ("x",), ("y",)), Unit("head", ("gate",), ("y",), ("g",))],
+        capacities={"stem": 48.0},
+        boundaries=[Boundary("stem", "head", -48.0, homogeneous=False, inner=True)],
+        losses={"stem": 0.1},
+        regions=[("stem", "head")],
+    )
+
+
+def test_a_plan_without_a_problem() -> None:
+    assert plan_problem(example()) == ""
+
+
+def node(name: str, **change: Any) -> Callable[[Plan], None]:
+    return lambda plan: plan.nodes.update({name: replace(plan.nodes[name], **change)})
+
+
+def spec(key: str, **change: Any) -> Callable[[Plan], None]:
+    return lambda plan: plan.specs.update({key: replace(plan.specs[key], **change)})
+
+
+def quantizer(key: str, **change: Any) -> Callable[[Plan], None]:
+    return lambda plan: plan.quantizers.update({key: replace(plan.quantizers[key], **change)})
+
+
+def weight(**change: Any) -> Callable[[Plan], None]:
+    return lambda plan: plan.weights.update(conv=replace(plan.weights["conv"], **change))
+
+
+def bias(*values: float, kind: Any = np.float32) -> Callable[[Plan], None]:
+    return lambda plan: plan.biases.update(conv=np.array(values, kind))
+
+
+def floats(*values: float) -> np.ndarray[Any, Any]:
+    return np.array(values, np.float32)
+
+
+BROKEN: list[tuple[Callable[[Plan], Any], str]] = [
+    (node("conv", input_bits=0), "node 'conv' of the form compute has 0 input bits"),
+    (node("conv", input_bits=9), "has 9 input bits"),
+    (node("conv", weight_bits=1), "has 1 weight bits"),
+    (node("gate", input_bits=8), "node 'gate' of the form arithmetic has 8 input bits"),
+    (node("tail", weight_bits=8), "node 'tail' of the form float has 8 weight bits"),
+    (node("conv", weight_bits=0), "has 0 weight bits and a weight"),
+    (lambda plan: plan.weights.clear(), "has 4 weight bits and no weight"),
+    (lambda plan: plan.groups.update(moved="none"), "'moved' shares the quantizer of 'none'"),
+    (lambda plan: plan.groups.update(x="y", y="x"), "which has none of its own"),
+    (lambda plan: plan.groups.update(more="more"), "no quantizer for 'more'"),
+    (lambda plan: plan.quantizers.pop("x@4"), "no quantizer for 'x@4'"),
+    (lambda plan: plan.specs.pop("y"), "no spec for 'y'"),
+    (lambda plan: [plan.specs.update(q=plan.specs["y"]), plan.quantizers.update(q=HALF)], "'q' belongs to no tensor"),
+    (spec("x@4", bits=3), "'x@4' belongs to no tensor"),
+    (spec("y", bits=9), "is to have 9 bits"),
+    (spec("y", lower=1.0), "do not hold 0"),
+    (spec("y", lower=0.0, upper=0.0), "do not hold 0"),
+    (spec("y", lower=float("nan")), "do not hold 0"),
+    (spec("g", fixed=Quantizer(4, 0.1, 0)), "fixed ones of 4"),
+    (quantizer("y", bits=4, zero_point=2), "'y' has 4 bits, its spec 8"),
+    (quantizer("y", scale=0.0), "'y' has the scale 0.0"),
+    (quantizer("y", scale=-0.5), "has the scale -0.5"),
+    (quantizer("y", scale=float("nan")), "has the scale nan"),
+    (quantizer("y", scale=float("inf")), "has the scale inf"),
+    (quantizer("y", scale=1e-46), "has the scale 1e-46"),
+    (quantizer("y", scale=1e38), r"has the scale 1e\+38"),
+    (quantizer("y", zero_point=256), "zero point 256: not one of 0 .. 255"),
+    (quantizer("x@4", zero_point=-1), "zero point -1: not one of 0 .. 15"),
+    (quantizer("y", zero_point=127), "its kernel wants an even one"),
+    (quantizer("x", scale=0.03), "beyond its bounds, 0 and 6"),
+    (quantizer("x@4", zero_point=1), "beyond its bounds"),
+    (quantizer("g", zero_point=1), "differs from the one that the operator dictates"),
+    (lambda plan: plan.weights.update(other=plan.weights["conv"]), "weight 'other' belongs to no node"),
+    (weight(bits=3), "weight 'conv' has 3 bits, its node 4"),
+    (weight(axis=2), "has no axis 2"),
+    (weight(codes=np.zeros((2, 6), np.int8)), "has codes int8"),
+    (weight(scale=np.ones(2)), r"has scale float64 \[2\], not float32 \[2\]"),
+    (weight(scale=floats(0.1)), r"has scale float32 \[1\]"),
+    (weight(scale=floats(0.1, 0)), "not a positive float32"),
+    (weight(scale=floats(0.1, np.inf)), "not a positive float32"),
+    (weight(scale=floats(0.1, np.nan)), "not a positive float32"),
+    (weight(step=np.array([1, 0], np.int8)), "a step that is not above 0"),
+    (weight(step=np.array([[1, 1]], np.int8)), "has step int8"),
+    (weight(codes=np.full((2, 6), 16, np.uint8)), "has the code 16: not one of 0 .. 15"),
+    (weight(offset=np.array([-128, -15], np.int8)), r"integers beyond -127 .. 127"),
+    (lambda plan: plan.biases.update(gate=floats(1)), "bias 'gate' belongs to no weight"),
+    (bias(1.0, float("nan")), "holds NaN or infinity"),
+    (bias(1.0), r"is float32 \[1\], not float32 \[2\]"),
+    (bias(1, 2, kind=np.float64), r"is float64"),
+    (lambda plan: plan.units.append(plan.units[0]), "unit 'stem' is there 2 times"),
+    (lambda plan: plan.units.append(Unit("more", ("conv",), (), ())), "node 'conv' is there 2 times"),
+    (lambda plan: plan.units.append(Unit("more", ("none",), (), ())), "'none', which does not exist"),
+    (lambda plan: plan.regions.append(("stem",)), "unit of a region 'stem' is there 2 times"),
+    (lambda plan: plan.regions.append(()), "a region has no unit"),
+    (lambda plan: plan.losses.update(none=0.1), "there is no unit 'none'"),
+    (lambda plan: plan.capacities.update(none=1.0), "there is no unit 'none'"),
+    (lambda plan: plan.boundaries.append(replace(plan.boundaries[0], second="none")), "there is no unit 'none'"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), BROKEN)
+def test_a_broken_rule_is_named(change: Callable[[Plan], Any], message: str) -> None:
+    plan = example()
+    change(plan)
+    with pytest.raises(AssertionError, match=message):
+        raise AssertionError(plan_problem(plan))
