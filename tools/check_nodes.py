@@ -40,6 +40,7 @@ from qcompile.cli import main as command_line
 
 Feed = dict[str, NDArray[Any]]
 SAMPLES = 8
+OPSET = 18  # of the ends of a chain whose case names none
 AT_ONCE = 60  # cases in one pool of processes
 LEAST_SQNR = 20.0
 NEAR = 0.9  # samples of a chain are the case's own input times 0.9 to 1: they stay in the operator's domain
@@ -125,7 +126,9 @@ def chain(item: Any, inputs: list[Any]) -> Case | None:
         [helper.make_tensor_value_info("chain_y", TensorProto.FLOAT, [None, 4])],
         [*graph.initializer, *(numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items())],
     )
-    model = helper.make_model(joined, opset_imports=item.model.opset_import, ir_version=item.model.ir_version)
+    domains = [entry for entry in item.model.opset_import if entry.domain in ("", "ai.onnx")]
+    domains = [*item.model.opset_import, *([] if domains else [helper.make_opsetid("", OPSET)])]
+    model = helper.make_model(joined, opset_imports=domains, ir_version=item.model.ir_version)
     column = values[first].reshape(shape)
     factors = np.linspace(NEAR, 1, SAMPLES, dtype=np.float32)
     return Case(item.name, "chain", model.SerializeToString(), tuple({"chain_x": column * f} for f in factors))
