@@ -48,6 +48,8 @@ class FitFilters:
             label="fit filters",
         )
         for item in windows:
+            if not item.count:
+                continue
             name = item.node.name
             weight = constant_value(item.node.inputs[1])
             assert weight is not None

@@ -1,4 +1,4 @@
-"""Models that take one feed in each run: numbers as inputs, states, sequences in front of the batch."""
+"""Models that take one feed in each run (numbers, states, time first), and tensors that have no values in some runs."""
 
 from __future__ import annotations
 
@@ -96,3 +96,53 @@ def test_noise_for_models_that_take_one_feed() -> None:
     source = network(STATE)
     result = qcompile.compile(source, Config(random_data=True, threads=1))
     assert decibels(source, result.model, FEED[STATE]) > 20
+
+
+# --- no values
+
+CACHE = """g (float[N,1,16] x, float[N,P,16] past, float[16,16] WQ, float[16,16] WK, float[16,16] WV, float[16,8] WO)
+  => (float[N,1,8] y, float[N,R,16] present) {
+    q = MatMul(x, WQ)  k = MatMul(x, WK)  present = Concat<axis = 1>(past, k)
+    t = Transpose<perm = [0,2,1]>(present)  s = MatMul(q, t)  p = Softmax<axis = -1>(s)
+    v = MatMul(present, WV)  c = MatMul(p, v)  y = MatMul(c, WO) }"""
+STAGES = """g (float[1,16] x, float[1,16] V, float[16,16] W1, float[16,8] W2) => (float[K,8] boxes, float[1,8] z) {
+    flat = Constant<value = int64[1] {-1}>()  limit = Constant<value = float {1.8}>()
+    f = Reshape(x, flat)  g = Greater(f, limit)  c = Compress<axis = 1>(x, g)  k = Transpose<perm = [1,0]>(c)
+    l = MatMul(k, V)  r = Relu(l)  boxes = MatMul(r, W2)
+    h = MatMul(x, W1)  o = Relu(h)  z = MatMul(o, W2) }"""
+
+
+def steps(lengths: list[int]) -> list[Feed]:
+    return [{"x": normal(1, 1, 16, seed=k), "past": normal(1, n, 16, seed=k + 99)} for k, n in enumerate(lengths)]
+
+
+def test_a_cache_that_is_empty_in_the_first_step() -> None:
+    source = network(CACHE)
+    result = qcompile.compile(source, Config(threads=1), steps([0, 3] * 12))
+    assert min(decibels(source, result.model, feed) for feed in steps([0, 3, 3])) > 25
+
+
+def test_a_cache_that_is_always_empty() -> None:
+    feeds = steps([0] * 24)
+    data = {name: np.concatenate([feed[name] for feed in feeds]) for name in ("x", "past")}
+    with pytest.raises(qcompile.InputError, match="calibration saw no value of tensor 'past'; give samples"):
+        qcompile.compile(network(CACHE), Config(threads=1), data)
+    source = network(CACHE.replace("N,P,16", "N,0,16"))  # the model itself says so
+    result = qcompile.compile(source, Config(w=4, a=8, steps=20, threads=1), data)
+    assert decibels(source, result.model, feeds[0]) > 20
+    assert [item.name for item in result.model.graph.input] == ["x", "past"]
+    pieces = [entry for entry in result.report["journal"] if entry["pass"] == "reconstruct"]
+    assert pieces and not any(entry.get("reason") for entry in pieces)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_second_stage_that_gets_no_row(bits: int) -> None:
+    source, data = network(STAGES), normal(32, 16)
+    counts = (data > 1.8).sum(1)
+    assert (counts == 0).any() and (counts > 1).any()
+    options = {} if bits == 8 else {"method": "mrecg", "steps": 20}
+    result = qcompile.compile(source, Config(w=bits, a=8, threads=1, **options), {"x": data})
+    for row in (int(counts.argmax()), int(counts.argmin())):
+        outputs = Session(result.model, threads=1).run({"x": data[row : row + 1]})
+        assert outputs["boxes"].shape == (counts[row], 8)
+    assert decibels(source, result.model, {"x": data[counts.argmax()][None]}) > 20

@@ -57,7 +57,9 @@ def observe(
         values = session.run(feeds, wanted)
         for name, observer in pairs:
             if type(observer) is MinMax:
-                observer.update(np.array([values[reduction_name(name, op)] for op in REDUCTIONS]))
+                least, most, mean = (values[reduction_name(name, op)] for op in REDUCTIONS)
+                if not least > most:  # they are infinity and its negative where the tensor has no values
+                    observer.update(np.array([least, most, mean]))
             else:
                 observer.update(values[name] if name in values else feeds[name])
 

@@ -32,6 +32,8 @@ class Windows:
 
     def update(self, values: Array) -> None:
         """Take in the windows of a batch [N, C, H, W] at some positions of each sample."""
+        if not values.size:
+            return
         pads = pads_of(self.node) or [0, 0, 0, 0]
         strides = self.node.attrs.get("strides", [1, 1])
         dilations = self.node.attrs.get("dilations", [1, 1])

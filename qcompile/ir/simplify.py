@@ -90,6 +90,17 @@ def _single(graph: Graph, node: Node) -> bool:
     return len(node.inputs) == 1 and bypass(graph, node)
 
 
+def _empty_operands(graph: Graph, node: Node) -> bool:
+    """What has no values along the axis of a Concat (a cache before the first step) adds nothing to it."""
+    shapes = [shape_of(tensor) for tensor in node.inputs]
+    axis = node.attrs["axis"]
+    kept = [tensor for tensor, shape in zip(node.inputs, shapes) if shape is None or shape[axis] != 0]
+    if len(kept) == len(shapes) or not kept:
+        return False
+    node.inputs = kept
+    return True
+
+
 # --- Reshape
 
 
@@ -179,6 +190,7 @@ SIMPLIFY = (
     rule("no-op pad removed", "Pad", _pad),
     rule("no-op slice removed", "Slice", _slice),
     rule("neutral constant removed", "Add Sub Mul Div", _neutral),
+    rule("empty operand removed", "Concat", _empty_operands),
     rule("single operand removed", "Concat Sum Max Min", _single),
     rule("clip without bounds removed", "Clip", _boundless_clip),
     rule("constant shape", "Reshape", _constant_shape),

@@ -133,3 +133,17 @@ def test_range_does_not_depend_on_the_batch() -> None:
         observe(network(RESIDUAL), observers.items(), dataset(images()), batch=batch, threads=1, label="test")
         found.append((image.lo, image.hi, image.counts.tolist()))
     assert found[0] == found[1] == found[2]
+
+
+def test_runs_in_which_a_tensor_has_no_values_are_passed_over() -> None:
+    text = """net (float[N,3,8,8] image, float[8,8] W) => (float[K,8] y) {
+        limit = Constant<value = float {2.5}>()  none = Constant<value = int64[2] {-1, 8}>()
+        f = Reshape(image, none)  m = ReduceMax<axes = [1], keepdims = 0>(f)  kept = Greater(m, limit)
+        few = Compress<axis = 0>(f, kept)  p = MatMul(few, W)  y = Relu(p) }"""
+    data = images() / 2
+    shifted = data + np.where(np.arange(10) == 4, 2, 0)[:, None, None, None].astype(np.float32)  # rows of one sample
+    kept = shifted.reshape(-1, 8)[shifted.reshape(-1, 8).max(1) > 2.5]
+    observers = {"few": MinMax("few"), "p": Histogram("p")}
+    observe(network(text, opset=17), observers.items(), dataset(shifted), batch=1, threads=1, label="test")
+    assert (observers["few"].lo, observers["few"].hi) == (kept.min(), kept.max())
+    assert observers["p"].count == kept.size

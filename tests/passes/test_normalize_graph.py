@@ -84,6 +84,9 @@ REWRITES = {
         "Slice MatMul Slice MatMul Slice MatMul Slice MatMul Concat"),
     "clip without bounds": (LINE + "{ a = Clip(x) y = Relu(a) }", ROWS, "Relu"),
     "concat of one": (LINE + "{ a = Concat<axis = 1>(x) y = Relu(a) }", ROWS, "Relu"),
+    "concat with nothing": (
+        LINE + "<int64[1] z = {0}, int64[1] a = {1}>"
+        "{ e = Slice(x, z, z, a) c = Concat<axis = 1>(e, x, e) y = Relu(c) }", ROWS, "Relu"),
     "constants through Constant, Identity, Transpose": (
         "g (float[N,6] x, float[4,6] W) => (float[N,4] y)"
         "{ i = Identity(W) t = Transpose<perm = [1, 0]>(i) b = Constant<value = float[4] {1,2,3,4}>()"
