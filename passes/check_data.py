@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcompile.data.dataset import Dataset, first_batch_summary
-from qcompile.errors import InputError, QCompileError
+from qcompile.errors import InputError
 from qcompile.qmodel import Arrays, QModel
 from qcompile.runtime.agreement import scores_classes
 from qcompile.runtime.outputs import Kind, Output, describe_outputs
@@ -36,7 +36,7 @@ class CheckData:
             return 0
         count = max(SAMPLES // (model.data.fixed_batch or 1), 1)
         feeds = list(islice(model.data.batches(1), count))  # so few at once that activations of large images stay small
-        session = open_session(model)
+        session = Session(model.source, threads=model.config.threads, fault=InputError)
         runs = [session.run(feed) for feed in feeds]
         outputs = {name: joined([run[name] for run in runs]) for name in runs[0]}
         model.journal.note(self.name, "first batch", inputs=summary(model.data, feeds))
@@ -82,14 +82,6 @@ def check_labels(labels: NDArray[np.int64], outputs: Arrays) -> None:
     if not 0 <= labels.min() <= labels.max() < classes[0]:
         what = f"the labels go from {labels.min()} to {labels.max()}, the model has classes 0 to {classes[0] - 1}"
         raise InputError(what, remedy="give the labels as numbers of the model's classes")
-
-
-def open_session(model: QModel) -> Session:
-    """Return the float model ready to run; raise InputError where ONNX Runtime does not take it."""
-    try:
-        return Session(model.source, threads=model.config.threads)
-    except QCompileError as error:
-        raise InputError(error.what, remedy="check that the float model runs on this ONNX Runtime") from error
 
 
 def degenerate(outputs: NDArray[Any], kind: Kind) -> str:

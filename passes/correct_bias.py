@@ -142,7 +142,7 @@ class _Correction:
         keep = sorted(made & needed)
         outputs = sorted(wanted | set(keep))
         content = fragment(self.model.graph, self.model.plan, steps, inputs, outputs)
-        session = Session(content, threads=self.model.config.threads, fuse_qdq=False, ours=True)
+        session = Session(content, threads=self.model.config.threads, fuse_qdq=False)
 
         def run(batch: int) -> dict[str, Array]:
             feeds = {value.name: self.spool.get(f"{side}:{value.name}", batch) for value in inputs}

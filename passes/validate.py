@@ -138,7 +138,7 @@ def unasked(model: QModel, nodes: list[tuple[str, str]]) -> list[str]:
 
 def comparison(model: QModel, emitted: onnx.ModelProto) -> dict[str, Any]:
     """Run float and emitted model on held-back samples: agreement, speed, and what optimizations change."""
-    reference, optimized = Session(model.source, threads=1), Session(emitted, threads=1, ours=True)
+    reference, optimized = Session(model.source, threads=1, fault=InputError), Session(emitted, threads=1)
     data = model.held_back or model.data
     if data is None:  # compiled from a saved plan
         return {"agreement": None, "unoptimized": None, "speed": None}
@@ -157,7 +157,7 @@ def comparison(model: QModel, emitted: onnx.ModelProto) -> dict[str, Any]:
     one = data.first_of(first[0][0])
     speed = speed_of(reference, optimized, one, data.samples_in(one))
     del reference, optimized  # before the next one is loaded
-    plain = Session(emitted, level="off", threads=1, ours=True)
+    plain = Session(emitted, level="off", threads=1)
     for feeds, outputs in first:
         unoptimized.add(feeds, outputs, plain.run(feeds), data.samples_in(feeds))
     return {"agreement": agreement.summary(), "unoptimized": unoptimized.summary(), "speed": speed}
@@ -237,8 +237,8 @@ def top1(model: QModel, emitted: onnx.ModelProto) -> dict[str, float] | None:
     data = model.evaluation
     if data is None or data.labels is None:
         return None
-    sessions = {"float": Session(model.source, threads=model.config.threads)}
-    sessions["emitted"] = Session(emitted, threads=model.config.threads, ours=True)
+    sessions = {"float": Session(model.source, threads=model.config.threads, fault=InputError)}
+    sessions["emitted"] = Session(emitted, threads=model.config.threads)
     hits, done = dict.fromkeys(sessions, 0), 0
     for feeds in track(data.batches(model.config.batch or EVALUATION_BATCH), "evaluate"):
         rows = data.samples_in(feeds)

@@ -19,7 +19,7 @@ from qcompile.emission.pack import INT4_OPSET
 from qcompile.errors import InputError, QCompileError
 from qcompile.files import Content, check_outputs, write_files
 from qcompile.ir.load import check_model, load_model, model_files
-from qcompile.ir.prepare import prepare
+from qcompile.ir.prepare import plain_model, prepare
 from qcompile.passmanager import Pass, PassManager, Watch
 from qcompile.pipeline import build, build_placement
 from qcompile.qmodel import QModel
@@ -128,7 +128,7 @@ def plan_only(model: Source, config: Config | None = None, *, watch: Watch | Non
 
 
 def _run(opened: QModel, passes: Sequence[Pass], model: Source, watch: Watch | None) -> Result:
-    with blaming(opened.source):
+    with blaming(opened.source, opened.data):
         runs = PassManager(passes).run(opened, watch)
     return Result(opened, build_report(opened, runs, "" if isinstance(model, onnx.ModelProto) else Path(model).name))
 
@@ -151,6 +151,8 @@ def open_model(model: Source, config: Config | None = None, data: Any = None, *,
     with blaming(source):
         oldest = max(target.opset, INT4_OPSET) if config.pack == "int4" else target.opset
         graph = prepare(source, oldest, newest_opset())
+        notes: list[str] = vars(graph)["notes"]
+        reference = _reference(source, notes)
     inputs = input_infos(graph)
     if not inputs:
         raise InputError("the model has no inputs: nothing to calibrate", remedy="export it with its inputs")
@@ -160,21 +162,38 @@ def open_model(model: Source, config: Config | None = None, data: Any = None, *,
         samples = _samples(config, data, inputs, alone)
         labelled = labelled and open_evaluation(evaluation, inputs, config.preprocess, alone=alone)
     kept, held_back = (None, None) if samples is None else _split(samples)
-    return QModel(graph, source, target, config, kept, held_back, labelled)
+    opened = QModel(graph, reference, target, config, kept, held_back, labelled)
+    for text in notes:
+        opened.journal.note("open-model", "model", text=text)
+    return opened
+
+
+def _reference(source: onnx.ModelProto, notes: list[str]) -> onnx.ModelProto:
+    """Return the model that results are compared with: `source`, or its float32 form where there are no kernels."""
+    if notes:
+        try:
+            Session(source, level="off", threads=1)
+        except QCompileError:
+            notes.append("ONNX Runtime has no kernels for it as it is: results are compared with its float32 form")
+            return plain_model(source)
+    return source
 
 
 @contextmanager
-def blaming(source: onnx.ModelProto) -> Iterator[None]:
-    """Turn a failure into InputError where ONNX Runtime refuses the float model as well: then the model is broken."""
+def blaming(source: onnx.ModelProto, data: Dataset | None = None) -> Iterator[None]:
+    """Turn a failure into InputError where the float model fails as well, to load or on some of `data`."""
     try:
         yield
     except InputError:
         raise
     except Exception as failure:
         try:
-            Session(source, level="off", threads=1)
-        except QCompileError as refused:
-            raise InputError(refused.what, remedy="check that the float model runs on this ONNX Runtime") from failure
+            float_model = Session(source, level="off", threads=1, fault=InputError)
+            if data is not None and isinstance(failure, QCompileError):
+                for feeds in data.batches(1):
+                    float_model.run(feeds)
+        except InputError as refused:
+            raise refused from failure
         raise
 
 

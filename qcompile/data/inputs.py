@@ -31,11 +31,16 @@ class RaggedError(InputError):
 
 
 def input_infos(graph: Graph) -> list[InputInfo]:
-    """Return name, shape and dtype of every input of `graph`."""
+    """Return name, shape and dtype of every input of `graph`; bfloat16, which numpy lacks, is float32."""
     return [
-        InputInfo(item.name, tuple(item.shape or ()), np.dtype(item.dtype if item.dtype is not None else np.float32))
+        InputInfo(item.name, tuple(item.shape or ()), np.dtype(np.float32 if unknown(item.dtype) else item.dtype))
         for item in graph.inputs
     ]
+
+
+def unknown(dtype: Any) -> bool:
+    """Say whether a tensor's type is open, or one that numpy lacks: the graph then has ONNX's number for it."""
+    return dtype is None or isinstance(dtype, int)
 
 
 def show_shape(shape: Sequence[int | str | None]) -> str:

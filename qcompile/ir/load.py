@@ -19,6 +19,7 @@ from qcompile.files import Content, read_bytes, write_files
 from qcompile.ir.graph import Constant, Graph, nested_nodes, restore_attributes, restore_types
 from qcompile.ir.protos import (
     ONNX_DOMAINS,
+    WEIGHT_READERS,
     all_graphs,
     all_nodes,
     detach_exotic_attributes,
@@ -32,7 +33,6 @@ from qcompile.ir.protos import (
 MESSAGE_LIMIT = 2**31 - 2**20  # protobuf's limit for one message, with room for everything but the weights
 CHUNK = 1 << 22
 PAGE = 4096
-WEIGHT_READERS = {"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization"}
 QUANTIZED = {
     "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger", "QGemm",
     "MatMulIntegerToFloat", "MatMulNBits", "QAttention", "DynamicQuantizeMatMul",

@@ -4,10 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+import numpy as np
 import onnx
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
+from onnx import (
+    AttributeProto,
+    FunctionProto,
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    SparseTensorProto,
+    TensorProto,
+    TypeProto,
+    ValueInfoProto,
+    helper,
+    numpy_helper,
+)
 
 ONNX_DOMAINS = ("", "ai.onnx")
+WEIGHT_READERS = {"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization"}
 LARGE = 1024  # elements; shape chains stay far below, weights that matter for memory far above
 EXOTIC = {AttributeProto.SPARSE_TENSOR, AttributeProto.SPARSE_TENSORS, AttributeProto.TENSORS,
           AttributeProto.GRAPHS, AttributeProto.TYPE_PROTO, AttributeProto.TYPE_PROTOS}  # fmt: skip
@@ -34,18 +48,52 @@ def hollow(model: ModelProto) -> tuple[ModelProto, dict[str, TensorProto]]:
     graph.name, graph.doc_string = source.name, source.doc_string
     constants = {node.output[0]: node.attribute[0].t for node in source.node if is_weight(node)}
     constants |= {tensor.name: tensor for tensor in source.initializer}
+    constants |= {tensor.values.name: dense(tensor) for tensor in source.sparse_initializer}
     large = {name: tensor for name, tensor in constants.items() if size(tensor) > LARGE}
     graph.input.extend(item for item in source.input if item.name not in constants)
     graph.input.extend(onnx.helper.make_tensor_value_info(name, t.data_type, t.dims) for name, t in large.items())
     graph.output.extend(source.output)
     graph.value_info.extend(source.value_info)
-    graph.sparse_initializer.extend(source.sparse_initializer)
     graph.node.extend(node for node in source.node if not is_weight(node))
     for name, tensor in constants.items():
         if name not in large:
             graph.initializer.add().CopyFrom(tensor)
             graph.initializer[-1].name = name
     return light, large
+
+
+def dense(sparse: SparseTensorProto) -> TensorProto:
+    """Return a sparse tensor with its zeros."""
+    values, places = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices)
+    full = np.zeros(tuple(sparse.dims), values.dtype)
+    full[np.unravel_index(places, full.shape) if places.ndim == 1 else tuple(places.T)] = values
+    return numpy_helper.from_array(full, sparse.values.name)
+
+
+def densify(graph: GraphProto) -> None:
+    """Write the sparse constants of `graph` and its subgraphs with their zeros: the graph library knows no others."""
+    for inner in all_graphs(graph):
+        inner.initializer.extend(dense(tensor) for tensor in inner.sparse_initializer)
+        del inner.sparse_initializer[:]
+    for node in all_nodes(graph.node):
+        if node.op_type == "Constant" and node.attribute[0].name == "sparse_value":
+            node.attribute[0].CopyFrom(helper.make_attribute("value", dense(node.attribute[0].sparse_tensor)))
+
+
+def open_sizes(graph: GraphProto) -> None:
+    """Take sizes below 0 out of the shapes: that is how some exporters write one that is open."""
+    for inner in all_graphs(graph):
+        for info in (*inner.input, *inner.output, *inner.value_info):
+            for dim in tensor_type(info.type).shape.dim:
+                if dim.dim_value < 0:
+                    dim.ClearField("dim_value")
+
+
+def tensor_type(kind: TypeProto) -> TypeProto.Tensor:
+    """Return the type of a tensor, or of those in a sequence or an optional."""
+    while (which := kind.WhichOneof("value")) in ("sequence_type", "optional_type"):
+        kind = getattr(kind, which).elem_type
+    return kind.tensor_type
 
 
 def opset(model: ModelProto) -> int:
@@ -100,7 +148,7 @@ def innermost_first(graph: GraphProto) -> list[GraphProto]:
     return list(all_graphs(graph))[::-1]
 
 
-def set_nodes(graph: GraphProto, nodes: Iterable[NodeProto]) -> None:
+def set_nodes(graph: GraphProto | FunctionProto, nodes: Iterable[NodeProto]) -> None:
     """Let `nodes`, old ones and new ones, be those of `graph`."""
     copies = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del graph.node[:]

@@ -62,6 +62,7 @@ class Screen:
         if self.verbose:
             self.err.print(tables.pass_line(run), markup=False)
         if not self.quiet and run.name in DECIDING:
+            self.show([f"model  {entry['text']}" for entry in model.journal.by("open-model")])
             self.show(tables.plan_view(node_rows(model), quantizer_rows(model), model.target.name))
         if not self.quiet and run.name == "check-data":
             for line in first_batch(model):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +21,8 @@ from qcompile.ir.load import byte_size, save_model
 from qcompile.memory import release_freed_memory
 
 Arrays = dict[str, NDArray[Any]]
+NAME = f"ONNX Runtime {ort.__version__}"
+BFLOAT16 = "tensor(bfloat16)"
 SMALL = 1 << 20
 TWO_GB = 2**31 - 2**20  # protobuf's limit for one message, with some room
 PLACE = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : |/onnxruntime_src/\S+:\d+ .*?\) (?=[A-Z])")
@@ -47,7 +50,8 @@ class Session:
     `model` is a ModelProto or a path; `level` one of "off", "basic", "extended", "all"; `threads` 0 means all cores.
     `outputs` are the names of those that are arrays of numbers: sequences, maps and texts have nothing to compare.
     `fuse_qdq` False keeps QuantizeLinear and DequantizeLinear as written: the file then runs as float fake-quant.
-    `ours`: the data has run in the float model before, so a run that fails is a fault of qcompile, not of the data.
+    `fault` is the error that a failure to load or to run is: InputError for a model of the user's, else our own.
+    bfloat16, which numpy lacks, is float32 in feeds and outputs.
     `provider` is "cpu", or "cuda" with the CPU for what has no kernel there; InputError if it is not to be had.
     """
 
@@ -58,12 +62,12 @@ class Session:
         level: str = "all",
         threads: int = 0,
         fuse_qdq: bool = True,
-        ours: bool = False,
         provider: str = "cpu",
+        fault: type[QCompileError] = QCompileError,
         save_optimized: Path | None = None,
         profile: Path | None = None,
     ) -> None:
-        self.provider, self.ours = provider, ours
+        self.provider, self.fault = provider, fault
         if PROVIDERS[provider][0] not in ort.get_available_providers():
             raise InputError(f"the installed onnxruntime has no {provider.upper()} provider", remedy=NO_PROVIDER)
         options = ort.SessionOptions()
@@ -88,24 +92,42 @@ class Session:
             what, where = f"cannot hand the model to ONNX Runtime: {error.strerror or error}", tempfile.gettempdir()
             raise InputError(what, where=where, remedy="make room there") from error
         except Exception as error:
-            raise QCompileError(f"ONNX Runtime {ort.__version__} cannot load the model: {first_line(error)}") from error
+            remedy = "check that the float model runs on this ONNX Runtime" if fault is InputError else ""
+            raise fault(f"{NAME} cannot load the model: {first_line(error)}", remedy=remedy) from error
         if self._session.get_providers()[0] != PROVIDERS[provider][0]:  # it falls back to the CPU without an error
             raise InputError(f"onnxruntime cannot start its {provider.upper()} provider", remedy=NO_DEVICE)
         self.inputs = {item.name: item for item in self._session.get_inputs()}
         self.outputs = [item.name for item in self._session.get_outputs() if is_numeric(item.type)]
+        ports = [*self._session.get_inputs(), *self._session.get_outputs()]
+        self._bfloat16 = any(item.type == BFLOAT16 for item in ports)
 
     def run(self, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str] | None = None) -> Arrays:
         """Run once; return {output name: array} for `outputs` (all by default)."""
         names = self.outputs if outputs is None else list(outputs)
+        run = self._run_bfloat16 if self._bfloat16 else self._session.run
         try:
-            return dict(zip(names, self._session.run(names, dict(feeds))))
+            return dict(zip(names, run(names, dict(feeds))))
         except Exception as error:
-            if self.ours:
-                raise QCompileError(
-                    f"ONNX Runtime {ort.__version__} cannot run what was made of the model: {first_line(error)}",
-                    remedy="please report it",
-                ) from error
-            raise InputError(f"the model cannot run on this data: {first_line(error)}") from error
+            raise self._failure(error) from error
+
+    def _failure(self, error: Exception) -> QCompileError:
+        if self.fault is InputError:
+            return InputError(f"the model cannot run on this data: {first_line(error)}")
+        return self.fault(
+            f"{NAME} cannot run what was made of the model: {first_line(error)}", remedy="please report it"
+        )
+
+    def _run_bfloat16(self, names: list[str], feeds: Arrays) -> list[NDArray[Any]]:
+        """Run a model with bfloat16 at its border, which is float32 on our side: numpy has no such type."""
+        values = {}
+        for name, array in feeds.items():
+            if self.inputs[name].type == BFLOAT16:
+                codes = to_bfloat16(array)
+                values[name] = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(codes, onnx.TensorProto.BFLOAT16)
+            else:
+                values[name] = ort.OrtValue.ortvalue_from_numpy(array)
+        made = self._session.run_with_ort_values(names, values)
+        return [from_bfloat16(value) if value.data_type() == BFLOAT16 else value.numpy() for value in made]
 
     def binding(self) -> Any:
         """Return an empty IOBinding of this session."""
@@ -121,7 +143,7 @@ class Session:
         try:
             self._session.run_with_iobinding(binding)
         except Exception as error:
-            raise QCompileError(f"ONNX Runtime {ort.__version__} cannot run the model: {first_line(error)}") from error
+            raise self._failure(error) from error
 
     def end_profiling(self) -> Path:
         """Stop profiling and return the path of the profile."""
@@ -149,6 +171,20 @@ def loadable(model: onnx.ModelProto | str | Path) -> Iterator[bytes | str]:
         else:
             save_model(model, path)
         yield str(path)
+
+
+def to_bfloat16(array: NDArray[Any]) -> NDArray[np.uint16]:
+    """Return the bits of float32 values in bfloat16, rounded to nearest even."""
+    bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+
+
+def from_bfloat16(value: Any) -> NDArray[np.float32]:
+    """Return an OrtValue of bfloat16 as float32."""
+    shape = value.shape()
+    size = int(np.prod(shape, dtype=np.int64))
+    codes = np.frombuffer(ctypes.string_at(value.data_ptr(), 2 * size), np.uint16) if size else np.empty(0, np.uint16)
+    return (codes.astype(np.uint32) << 16).view(np.float32).reshape(shape)
 
 
 def is_numeric(kind: str) -> bool:

@@ -319,7 +319,7 @@ class Sides:
         if not names or any((side, value.name) not in self.shapes for value in inputs):
             return
         content = fragment(self.graph, self.plan, steps, inputs, names)
-        session = Session(content, threads=self.threads, fuse_qdq=False, ours=True)
+        session = Session(content, threads=self.threads, fuse_qdq=False)
         for start in range(0, len(samples), self.part):
             places = samples[start : start + self.part]
             yield places, session.run({value.name: self.rows((side, value.name), places) for value in inputs}, names)

@@ -10,7 +10,7 @@ from onnx import ModelProto, TensorProto, helper
 
 from qcompile.ir import Constant
 from qcompile.ir.fold import ROOM, fold_constants
-from qcompile.ir.load import to_model
+from qcompile.ir.load import to_graph, to_model
 from qcompile.ir.prepare import prepare
 from qcompile.ir.rewrites import sweep
 
@@ -76,7 +76,7 @@ def test_types_that_numpy_lacks_and_strings_are_left_alone() -> None:
     source = helper.make_model(
         helper.make_graph(nodes, "g", [], outputs, [half, words]), opset_imports=[helper.make_opsetid("", 18)]
     )
-    graph = prepare(source, 18)
+    graph = to_graph(source)
     fold_constants(graph)
     weights = {tensor.name: tensor for tensor in to_model(graph).graph.initializer}
     assert weights["h"].data_type == TensorProto.BFLOAT16
