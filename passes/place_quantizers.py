@@ -277,6 +277,4 @@ def _reads_data(reader: Node, node: Node) -> bool:
 
 def no_match(flag: str, pattern: str, nodes: list[Node]) -> InputError:
     """Return the error for a regular expression that no node name matches."""
-    return InputError(
-        f"{flag} {pattern!r} matches no node", remedy=nearest(pattern, [node.name for node in nodes[:200]])
-    )
+    return InputError(f"{flag} {pattern!r} matches no node", remedy=nearest(pattern, [node.name for node in nodes]))

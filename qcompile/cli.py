@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import Field, fields
 from pathlib import Path
@@ -18,7 +19,7 @@ import click
 from qcompile import api
 from qcompile.config import TYPE_NAMES, Config, Files, Flag, build_settings, flag_of, read_recipe, recipe_text
 from qcompile.data.sources import split_labels
-from qcompile.errors import InputError, QCompileError, QualityError, nearest
+from qcompile.errors import InputError, QCompileError, QualityError, near
 from qcompile.files import check_outputs, write_files
 from qcompile.ir.load import external_files
 from qcompile.quant.plan_file import plan_folders, plan_places
@@ -35,7 +36,8 @@ GROUPS = ("Precision", "Fusion", "Data", "Output", "Recipe", "Run")
 EXAMPLES = """\
 qcompile in.onnx -o out.onnx --data calib.npz --w 4 --a 4
 qcompile in.onnx -o out.onnx --data photos/ --preprocess imagenet --eval val/
-qcompile in.onnx --plan --w 4 --a 8 --bits 'layer1=8,8' --keep-float head"""
+qcompile in.onnx --plan --w 4 --a 8 --bits 'layer1=8,8' --keep-float head
+qcompile plot report.json -o figure.svg    (errors and capacities of units)"""
 
 
 # --- options: one per field of Config and Files, and those that only a command line has
@@ -99,7 +101,8 @@ EXTRA = (
         help="print the version",
     ),
 )
-OPTIONS = [*(field_option(item) for part in (Files, Config) for item in fields(part)), *EXTRA]
+OPTIONS = [*(field_option(item) for part in (Files, Config) for item in fields(part) if item.name != "model"), *EXTRA]
+HELP = {"help_option_names": ["-h", "--help"]}
 
 
 # --- the commands
@@ -184,14 +187,16 @@ MISSING = {  # what click says where the argument of a command is missing
 def usage_text(error: click.UsageError) -> str:
     """Return click's error as one line that says what to do."""
     command = error.ctx.info_name if error.ctx and error.ctx.info_name in MISSING else "compile"
+    see = f"see qcompile {'plot ' if command == 'plot' else ''}--help"
     if isinstance(error, click.NoSuchOption) and error.ctx is not None:
         known = [name for item in error.ctx.command.params for name in item.opts if name.startswith("--")]
-        text = f"unknown flag {error.option_name}; {nearest(error.option_name, known)}"
+        close = near(error.option_name, known)
+        text = f"unknown flag {error.option_name}; {f'did you mean {close!r}?' if close else see}"
     elif isinstance(error, click.MissingParameter):
         text = MISSING[command]
     else:
         text = error.format_message().rstrip(".")
-        text = f"{text[:1].lower()}{text[1:]}; see qcompile {'plot ' if command == 'plot' else ''}--help"
+        text = f"{text[:1].lower()}{text[1:]}; {see}"
     return f"{text}; a model of the name plot is ./plot" if command == "plot" and Path("plot").exists() else text
 
 
@@ -200,13 +205,12 @@ def main() -> None:
     """Compile a float ONNX model to a quantized one."""
 
 
-@main.command("compile", cls=Command, params=OPTIONS)
-@click.argument("model", metavar="IN.onnx")
+@main.command("compile", cls=Command, params=OPTIONS, context_settings=HELP)
+@click.argument("model", metavar="IN.onnx", required=False)
 @click.pass_obj
 def compile_command(
     arguments: list[str],
     /,
-    model: str,
     recipe_path: str | None,
     save_config: str | None,
     plan_only: bool,
@@ -220,7 +224,42 @@ def compile_command(
         for name, value in flags.items()
         if value not in (None, ())
     }
-    config, files = build_settings(read_recipe(Path(recipe_path)) if recipe_path else {}, given)
+    stored = read_recipe(Path(recipe_path)) if recipe_path else {}
+    with naming_recipe(recipe_path, stored, given):
+        config, files = build_settings(stored, given)
+        check_request(files, given, plan_only=plan_only)
+        check_places(config, files, recipe_path, [None if plan_only else files.out, files.report, save_config])
+        screen = Screen(verbose=verbose, quiet=quiet)
+        with resumable(config, arguments), screen.progress():
+            result = compiled(config, files, screen, plan_only=plan_only, save_config=save_config)
+            ignore_interruptions()
+            if not plan_only:
+                screen.result(result.report, str(files.out))
+    if files.strict and (count := len(result.report["warnings"])):
+        raise QualityError(f"--strict: {count} warning{'s' if count > 1 else ''}", remedy="all files are written")
+
+
+@contextmanager
+def naming_recipe(path: str | None, stored: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[None]:
+    """Name the recipe and its key in an error about a value that comes from there."""
+    try:
+        yield
+    except InputError as error:
+        keys = {key.replace("_", "-"): value for key, value in stored.items() if key.replace("-", "_") not in given}
+        asked = re.match(r"--([a-z-]+)|unknown recipe key '(.+)'", error.what)
+        named = (asked[1] or asked[2]) if asked else ""
+        named = "precision" if named in ("w", "a") and named not in keys else named
+        key = next((key for key, value in keys.items() if key == named or (error.where and error.where == value)), None)
+        if key is None:
+            raise
+        where = ", ".join(filter(None, [f"{path}: {key}", error.where]))
+        raise InputError(error.what, where=where, remedy=error.remedy) from error
+
+
+def check_request(files: Files, given: Mapping[str, Any], *, plan_only: bool) -> None:
+    """Raise InputError where something is missing, or two things that were asked for cannot both be done."""
+    if not files.model:
+        raise InputError(MISSING["compile"])
     if not files.out and not plan_only:
         raise InputError("no output file", remedy="give -o OUT.onnx, or --plan to see what would be done")
     if plan_only and files.save_plan:
@@ -231,31 +270,27 @@ def compile_command(
     if files.load_plan and (asked := [name for name in ("precision", *decided) if name in given]):
         what = f"--{asked[0].replace('_', '-')} has no effect: the plan decides it"
         raise InputError(what, where=files.load_plan, remedy="leave it or --load-plan out")
-    outputs = [None if plan_only else files.out, files.report, save_config]
-    check_places(config, files, model, recipe_path, outputs)
-    screen = Screen(verbose=verbose, quiet=quiet)
-    with resumable(config, arguments), screen.progress():
-        if plan_only:
-            result = api.plan_only(model, config, watch=screen.watch)
-            contents = result.files(report=files.report)
-        else:
-            result = api.compile(
-                model, config, files.data, evaluation=files.eval, plan=files.load_plan, watch=screen.watch
-            )
-            contents = result.files(files.out, plan=files.save_plan, report=files.report)
-        if save_config:
-            contents[Path(save_config)] = [recipe_text(config, files).encode()]
-        write_files(contents, made=plan_folders(Path(files.save_plan)) if files.save_plan else ())
-        ignore_interruptions()
-        if not plan_only:
-            screen.result(result.report)
-        if files.strict and (count := len(result.report["warnings"])):
-            raise QualityError(f"--strict: {count} warning{'s' if count > 1 else ''}", remedy="all files are written")
 
 
-def check_places(config: Config, files: Files, model: str, recipe: str | None, outputs: Sequence[str | None]) -> None:
+def compiled(config: Config, files: Files, screen: Screen, *, plan_only: bool, save_config: str | None) -> api.Result:
+    """Compile, and write all files."""
+    model = str(files.model)
+    if plan_only:
+        result = api.plan_only(model, config, watch=screen.watch)
+        contents = result.files(report=files.report)
+    else:
+        result = api.compile(model, config, files.data, evaluation=files.eval, plan=files.load_plan, watch=screen.watch)
+        contents = result.files(files.out, plan=files.save_plan, report=files.report)
+    if save_config:
+        contents[Path(save_config)] = [recipe_text(config, files).encode()]
+    write_files(contents, made=plan_folders(Path(files.save_plan)) if files.save_plan else ())
+    return result
+
+
+def check_places(config: Config, files: Files, recipe: str | None, outputs: Sequence[str | None]) -> None:
     """Raise InputError, before any work, where an output cannot be written or would be written over an input."""
     folder, table = split_labels(files.eval or "")
+    model = str(files.model)
     named = [(model, "model"), (recipe, "recipe"), (files.data, "data"), (folder, "evaluation data"), (table, "labels")]
     named += [(part, "preprocessing") for part in (config.preprocess or "").split(",")]
     read = {Path(name): what for name, what in named if name}
@@ -280,7 +315,7 @@ def resumable(config: Config, arguments: Sequence[str]) -> Iterator[None]:
         raise KeyboardInterrupt(f"; go on with: {command}") from None
 
 
-@main.command("plot")
+@main.command("plot", context_settings=HELP)
 @click.argument("report", metavar="REPORT.json")
 @click.option("-o", "--out", metavar="FIG.svg", help="the figure to write: .png or .svg")
 def plot_command(report: str, out: str | None) -> None:

@@ -163,8 +163,9 @@ class Config:
 
 @dataclass(frozen=True)
 class Files:
-    """What the command line reads and writes beside the model; in Python these are arguments and methods."""
+    """What the command line reads and writes; in Python these are arguments and methods."""
 
+    model: str | None = flag(None, "Data", "the float model", metavar="IN.onnx")
     data: str | None = flag(None, "Data", "npz, folder of images, module:function ...", metavar="FROM")
     eval: str | None = flag(None, "Data", "with labels: npz, or images/ and a csv", metavar="FROM")
     out: str | None = flag(None, "Output", "the model to write", metavar="FILE", short="-o")

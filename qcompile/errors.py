@@ -40,8 +40,24 @@ class QualityError(QCompileError):
     exit_code = 3
 
 
+NEAR = 0.7  # likeness of a name that was meant
+LISTED = 8  # names, where none is near
+
+
+def near(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name that `name` was probably meant for, or None: one that is alike or begins with it."""
+    asked = name.strip("-").lower()
+    names = {item.strip("-").lower(): item for item in sorted(known, reverse=True)}
+    alike = difflib.get_close_matches(asked, names, n=1, cutoff=NEAR)
+    begun = [item for item in names if item.startswith(asked)] if len(asked) > 2 else []
+    found = [*alike, *begun[-1:]]
+    return names[found[0]] if found else None
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return "did you mean 'x'?" for the known name nearest to `name`, or the list of what is known."""
+    """Return "did you mean 'x'?" for the known name near to `name`; where there is none, some that are known."""
     known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+    if (close := near(name, known)) is not None:
+        return f"did you mean {close!r}?"
+    more = len(known) - LISTED
+    return f"known: {', '.join(known[:LISTED])}" + (f" and {more} more" if more > 0 else "")

@@ -86,16 +86,17 @@ def test_plan_first_batch_audit_and_verdict_are_shown_in_this_order(run: Run) ->
         "first batch  image: [16, 3, 8, 8]",
         "kernels      ",
         "Before and after",
-        "w4a4 for",
+        "out.onnx: w4a4 for",
     ]
     places = [out.index(mark) for mark in marks]
     assert places == sorted(places)
+    assert out.count("float, ") == 1  # the one float node is named with the plan
     assert "Traceback" not in err and "━" not in err  # no progress bar where stderr is no terminal
 
 
 def test_quiet_leaves_the_verdict(run: Run) -> None:
     ended = run(*COMPILE, "-q")
-    assert len(ended.out.splitlines()) == 1
+    assert len(ended.out.splitlines()) == 1 and ended.out.startswith("out.onnx: w8a8 for ort-cpu, ")
     assert all(line.startswith("warning: ") for line in ended.err.splitlines())
 
 
@@ -123,7 +124,7 @@ def test_flags_override_the_recipe(run: Run, folder: Path) -> None:
 def test_a_saved_recipe_does_the_same(run: Run, folder: Path) -> None:
     run(*COMPILE, "-q", "--w", "3", "--bits", "branch=2,4", "--residual-bits", "a", "--save-config", "recipe.toml")
     first = (folder / "out.onnx").read_bytes()
-    assert run("in.onnx", "-q", "--config", "recipe.toml").code == 0
+    assert run("-q", "--config", "recipe.toml").code == 0  # the model is in it too
     assert (folder / "out.onnx").read_bytes() == first
 
 
@@ -157,9 +158,11 @@ def test_strict_ends_with_3_where_there_is_a_warning(run: Run, folder: Path) -> 
 def test_help_is_one_screen_with_every_flag(run: Run) -> None:
     code, text, _ = run("--help")
     assert code == 0
-    assert len(text.splitlines()) <= 68 and max(map(len, text.splitlines())) <= 80
+    assert len(text.splitlines()) <= 70 and max(map(len, text.splitlines())) <= 80
+    assert run("-h").out == text
     for item in (*fields(Config), *fields(Files)):
-        assert f"--{item.name.replace('_', '-')}" in text
+        assert f"--{item.name.replace('_', '-')}" in text or item.name == "model"
+    assert "qcompile plot report.json" in text and run("plot", "-h").out.startswith("Usage: qcompile plot")
     for group in ("Precision:", "Fusion:", "Data:", "Output:", "Recipe:", "Run:", "Examples:"):
         assert group in text
 
@@ -175,7 +178,7 @@ def test_a_model_called_plot_is_compiled(run: Run, folder: Path) -> None:
     (folder / "in.onnx").rename(folder / "plot")
     ended = run("plot", "--plan")
     assert (ended.code, ended.err) == (
-        2, "error: unknown flag --plan; known: --out; a model of the name plot is ./plot\n"
+        2, "error: unknown flag --plan; see qcompile plot --help; a model of the name plot is ./plot\n"
     )  # fmt: skip
     for arguments in (("./plot",), ("compile", "plot"), ("-q", "plot")):
         assert run(*arguments, "--plan").code == 0
@@ -281,7 +284,33 @@ BAD: dict[str, tuple[Callable[[], object], tuple[str, ...], str]] = {
     "unknown recipe key": (
         lambda: Path("r.toml").write_text("precison = 'w4a4'"),
         (*COMPILE, "--config", "r.toml"),
-        "unknown recipe key 'precison'; did you mean 'precision'?",
+        "unknown recipe key 'precison' (r.toml: precison); did you mean 'precision'?",
+    ),
+    "unlike any flag": (NOTHING, (*COMPILE, "--frobnicate"), "unknown flag --frobnicate; see qcompile --help"),
+    "value in a recipe": (
+        lambda: Path("r.toml").write_text("w = 9"),
+        (*COMPILE, "--config", "r.toml"),
+        "--w 9 is out of range (r.toml: w); give 2 to 8",
+    ),
+    "both bits in a recipe": (
+        lambda: Path("r.toml").write_text("precision = 'w4a9'"),
+        (*COMPILE, "--config", "r.toml"),
+        "--a 9 is out of range (r.toml: precision)",
+    ),
+    "nodes in a recipe": (
+        lambda: Path("r.toml").write_text("keep-float = ['brnch']"),
+        (*COMPILE, "--config", "r.toml"),
+        "matches no node (r.toml: keep-float); did you mean 'branch'?",
+    ),
+    "data in a recipe": (
+        lambda: Path("r.toml").write_text("data = 'none.npz'"),
+        (*PLAIN, "--config", "r.toml"),
+        "the data does not exist (r.toml: data, none.npz)",
+    ),
+    "a flag over a recipe": (
+        lambda: Path("r.toml").write_text("w = 4"),
+        (*COMPILE, "--config", "r.toml", "--w", "9"),
+        "--w 9 is out of range; give 2 to 8",
     ),
     "broken recipe": (lambda: Path("r.toml").write_text("w = "), (*COMPILE, "--config", "r.toml"), "not TOML"),
     "no recipe": (NOTHING, (*COMPILE, "--config", "r.toml"), "cannot read the recipe"),

@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from qcompile.passmanager import PassRun
 from qcompile.progress import listening
 from qcompile.qmodel import QModel
 from qcompile.report import tables
+from qcompile.report.live import Lines, bars
 from qcompile.report.summary import first_batch, node_rows, quantizer_rows
 
 DECIDING = ("place-quantizers", "use-plan")  # after these the plan is known
@@ -33,28 +33,18 @@ class Screen:
         self.out = Console(highlight=False, width=width())
         self.err = Console(stderr=True, highlight=False)
         self.warned = 0
-        self.bars: dict[str, TaskID] = {}
+        self.shown: list[str] = []  # lines about float nodes
 
     @contextmanager
     def progress(self) -> Iterator[None]:
-        """Show a bar for every long step inside the block, if stderr is a terminal."""
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-        )
-        silent = self.quiet or not self.err.is_terminal
-        same = sys.stdout.isatty()  # else rich would send what we write to a pipe to the terminal
-        with Progress(*columns, console=self.err, transient=True, disable=silent, redirect_stdout=same) as progress:
-
-            def listen(title: str, done: int, total: int | None, detail: str) -> None:
-                if title not in self.bars or done == 0:
-                    self.bars[title] = progress.add_task(title, total=total)
-                text = f"{title} {detail}".rstrip()
-                progress.update(self.bars[title], description=text, completed=done, total=total, visible=done != total)
-
-            with listening(listen):
+        """Show inside the block how far long steps are."""
+        if self.quiet:
+            yield
+        elif self.err.is_terminal:  # stdout with it, or rich would send what we write to a pipe to the terminal
+            with bars(self.err, redirect_stdout=sys.stdout.isatty()):
+                yield
+        else:
+            with listening(Lines(lambda line: self.err.print(line, markup=False, soft_wrap=True))):
                 yield
 
     def watch(self, run: PassRun, model: QModel) -> None:
@@ -63,7 +53,9 @@ class Screen:
             self.err.print(tables.pass_line(run), markup=False)
         if not self.quiet and run.name in DECIDING:
             self.show([f"model  {entry['text']}" for entry in model.journal.by("open-model")])
-            self.show(tables.plan_view(node_rows(model), quantizer_rows(model), model.target.name))
+            nodes = node_rows(model)
+            self.shown = tables.float_view(nodes)
+            self.show(tables.plan_view(nodes, quantizer_rows(model), model.target.name))
         if not self.quiet and run.name == "check-data":
             for line in first_batch(model):
                 self.out.print(f"first batch  {line}", markup=False, soft_wrap=True)
@@ -80,9 +72,9 @@ class Screen:
             self.err.print(f"warning: {text}", style="yellow", markup=False, soft_wrap=True)
         self.warned = len(warnings)
 
-    def result(self, report: dict[str, Any]) -> None:
-        """Show the audit, the table of before and after, and the verdict."""
+    def result(self, report: dict[str, Any], path: str) -> None:
+        """Show the audit, the table of before and after, and the verdict about the file at `path`."""
         if not self.quiet:
-            self.show(tables.audit_view(report))
+            self.show(tables.audit_view(report, self.shown))
         self.warn(report["warnings"])
-        self.out.print(report["verdict"], markup=False, soft_wrap=True)
+        self.out.print(f"{path}: {report['verdict']}", markup=False, soft_wrap=True)

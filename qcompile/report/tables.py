@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.markup import escape
@@ -48,8 +48,11 @@ def float_view(nodes: Sequence[Row]) -> list[str]:
     ]
 
 
-def audit_view(report: Mapping[str, Any]) -> View:
-    """Return the audit of the emitted file and the table of before and after."""
+def audit_view(report: Mapping[str, Any], shown: Collection[str] = ()) -> View:
+    """Return the audit of the emitted file and the table of before and after.
+
+    Lines about float nodes that were `shown` with the plan are left out.
+    """
     audit = report["audit"]
     if not audit:
         return []
@@ -61,7 +64,7 @@ def audit_view(report: Mapping[str, Any]) -> View:
         f"kernels      {fused['integer']} of {fused['planned']} planned nodes run on integer kernels",
         f"             {escape(kernels)}",
         *training_view(report),
-        *float_view(report["nodes"]),
+        *(line for line in float_view(report["nodes"]) if line not in shown),
     ]
     return [*lines, before_after(audit, report["data"])]
 

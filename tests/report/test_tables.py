@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 
 from qcompile.passmanager import PassRun
-from qcompile.report.tables import View, audit_view, pass_line, plan_view, training_view
+from qcompile.report.tables import View, audit_view, float_view, pass_line, plan_view, training_view
 
 
 def node(name: str, op: str, form: str, reason: str = "", bits: int = 0) -> dict[str, Any]:
@@ -58,6 +58,12 @@ def test_audit_shows_before_and_after() -> None:
         assert part in text
     for part in ("90.00 %", "88.00 %", "-2.00 points", "6 held-back samples", "SQNR 30.0 dB"):
         assert part in text
+
+
+def test_float_nodes_are_listed_once() -> None:
+    line = "float, no integer kernel: 6 HardSwish"
+    assert line in shown(audit_view(REPORT))
+    assert line not in shown(audit_view(REPORT, float_view(NODES)))
 
 
 def test_without_validation_there_is_no_audit() -> None:
