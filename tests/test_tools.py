@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from importlib import import_module, util
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 
 from qcompile.cli import OPTIONS
+from qcompile.runtime.session import Session
 
 TOOLS = Path(__file__).resolve().parent.parent / "tools"
 
@@ -19,6 +23,24 @@ TOOLS = Path(__file__).resolve().parent.parent / "tools"
 def test_a_training_step_is_the_one_in_torch() -> None:
     command = [sys.executable, str(TOOLS / "bench_step.py"), "--regions", "a", "--repeats", "1"]
     subprocess.run(command, check=True, capture_output=True)  # fails where the losses differ
+
+
+def test_outputs_of_a_process_are_those_of_a_session(tmp_path: Path, residual_model: onnx.ModelProto) -> None:
+    image = np.random.default_rng(0).normal(size=(2, 3, 8, 8)).astype(np.float32)
+    onnx.save(residual_model, tmp_path / "model.onnx")
+    (tmp_path / "image").write_bytes(image.tobytes())
+    feeds = {"image": {"file": str(tmp_path / "image"), "type": "float32", "shape": image.shape}}
+    job = {"model": str(tmp_path / "model.onnx"), "inputs": feeds, "output": str(tmp_path / "output")}
+    (tmp_path / "jobs.json").write_text(json.dumps([job]))
+    subprocess.run([sys.executable, str(TOOLS / "run_outputs.py"), str(tmp_path / "jobs.json")], check=True)
+    expected = b"".join(array.tobytes() for array in Session(residual_model, threads=1).run({"image": image}).values())
+    assert (tmp_path / "output").read_bytes() == expected
+
+
+@pytest.mark.parametrize("found, said", [(b"abc", "equal"), (b"xbx", "2 of 3 bytes"), (b"ab", "2 bytes, not 3")])
+def test_platforms_are_compared_byte_by_byte(found: bytes, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(TOOLS))
+    assert said in import_module("check_platforms").difference(b"abc", found)
 
 
 @pytest.fixture

@@ -16,13 +16,13 @@ import sys
 import venv
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 VERSIONS = ("1.19.2", "1.22.1")
 
 
 def digests(files: Sequence[str], dynamic: int) -> list[str]:
     """Return the SHA-256 of each file's outputs, or what went wrong; with numpy and onnxruntime only."""
-    import numpy as np
     import onnxruntime as ort
 
     found = []
@@ -31,17 +31,24 @@ def digests(files: Sequence[str], dynamic: int) -> list[str]:
         options.intra_op_num_threads, options.log_severity_level = 1, 4
         try:
             session = ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-            generator = np.random.default_rng(0)
-            feeds = {}
-            for item in session.get_inputs():
-                shape = [size if isinstance(size, int) else dynamic for size in item.shape]
-                shape[0] = 2 if not isinstance(item.shape[0], int) else shape[0]
-                feeds[item.name] = generator.uniform(-2, 2, shape).astype(np.float32)
+            feeds = random_feeds(session.get_inputs(), dynamic)
             outputs = b"".join(output.tobytes() for output in session.run(None, feeds))
             found.append(hashlib.sha256(outputs).hexdigest()[:16])
         except Exception as error:
             found.append(f"failed: {str(error).splitlines()[0][:80]}")
     return found
+
+
+def random_feeds(inputs: Sequence[Any], dynamic: int) -> dict[str, Any]:
+    """Return float32 inputs from a fixed seed, two samples each where their number is open."""
+    import numpy as np
+
+    generator, feeds = np.random.default_rng(0), {}
+    for item in inputs:
+        shape = [size if isinstance(size, int) else dynamic for size in item.shape]
+        shape[0] = 2 if not isinstance(item.shape[0], int) else shape[0]
+        feeds[item.name] = generator.uniform(-2, 2, shape).astype(np.float32)
+    return feeds
 
 
 def interpreter(folder: Path, version: str) -> Path:
