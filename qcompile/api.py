@@ -20,7 +20,7 @@ from qcompile.errors import InputError, QCompileError
 from qcompile.files import Content, check_outputs, write_files
 from qcompile.ir.load import check_model, load_model, model_files
 from qcompile.ir.prepare import plain_model, prepare
-from qcompile.passmanager import Pass, PassManager, Watch
+from qcompile.passmanager import Pass, PassManager, PassRun, Watch
 from qcompile.pipeline import build, build_placement
 from qcompile.qmodel import QModel
 from qcompile.quant.plan import Plan
@@ -38,12 +38,20 @@ RANDOM_SAMPLES = 32
 NO_DATA = "give samples with --data FROM (data=... in Python), or ask for noise with --random-data"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """A compiled model: what the passes left behind, and the report about it (schema.json)."""
 
     qmodel: QModel
     report: dict[str, Any]
+
+    @classmethod
+    def of(cls, model: QModel, runs: Sequence[PassRun], name: str = "") -> Result:
+        """Return the result of passes of your own: `runs` is what `PassManager.run(model)` returned."""
+        return cls(model, build_report(model, runs, name))
+
+    def __repr__(self) -> str:
+        return f"<Result: {self.report['verdict']}>"
 
     @property
     def model(self) -> onnx.ModelProto:
@@ -130,7 +138,7 @@ def plan_only(model: Source, config: Config | None = None, *, watch: Watch | Non
 def _run(opened: QModel, passes: Sequence[Pass], model: Source, watch: Watch | None) -> Result:
     with blaming(opened.source, opened.data):
         runs = PassManager(passes).run(opened, watch)
-    return Result(opened, build_report(opened, runs, "" if isinstance(model, onnx.ModelProto) else Path(model).name))
+    return Result.of(opened, runs, "" if isinstance(model, onnx.ModelProto) else Path(model).name)
 
 
 def open_model(model: Source, config: Config | None = None, data: Any = None, *, evaluation: Any = None) -> QModel:

@@ -67,8 +67,9 @@ def bit_count(default: int, text: str, **facts: Any) -> Any:
 class Config:
     """How to compile.
 
-    `bits` holds (regular expression on node names, weight bits, input bits), the last match wins; `keep_float` regular
-    expressions on node names. `residual_bits` are those of a tensor that a compute node and a residual Add both read.
+    `bits` holds (regular expression on node names, weight bits, input bits), or texts such as "layer1=4,8"; the last
+    match wins. `keep_float` holds regular expressions on node names. `residual_bits` are those of a tensor that a
+    compute node and a residual Add both read.
     `effort`, `steps` (which wins over it), `recon_batch`, `memory`, `work_dir` and `resume` are for the methods that
     train; None means the recipe's own. `memory` is what the values between units may take, such as "1GB".
     `fuse_top_k` None means as many boundaries as the samples can determine; `fuse` lists the units of each region, by
@@ -127,6 +128,8 @@ class Config:
     resume: bool = flag(False, "Run", "go on from the state in --work-dir", kind=bool)
 
     def __post_init__(self) -> None:
+        for name, value in resolved({item.name: getattr(self, item.name) for item in fields(self)}).items():
+            object.__setattr__(self, name, value)  # a notation becomes what it stands for
         check(self)
         given = {item.name for item in fields(self) if getattr(self, item.name) != item.default}
         for name in OF_TRAINING if self.chosen_method == "rtn" else ():
@@ -139,9 +142,6 @@ class Config:
             parse_size("--memory", self.memory)
         for name in OF_FUSION:
             _check_fusion(self, name, given)
-        for group in self.fuse:
-            if _region(group) != group:
-                raise InputError(f"--fuse {group!r} is no region", remedy="give a tuple of names or numbers as texts")
         for pattern in self.keep_float:
             check_pattern("--keep-float", pattern)
         for pattern, weight_bits, input_bits in self.bits:
@@ -158,7 +158,7 @@ class Config:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Config:
         """Build a configuration from recipe values; an unknown key is an error that names the nearest right one."""
-        return _build(cls, resolve(known_keys(values, cls)))
+        return _build(cls, known_keys(values, cls))
 
 
 @dataclass(frozen=True)
@@ -262,8 +262,8 @@ def _precision(text: Any) -> dict[str, int]:
     return {"w": int(found[1]), "a": int(found[2])}
 
 
-def resolve(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `values` with notations turned into what the fields hold: lists, REGEX=W,A, UNIT+UNIT, 'a', 'auto'."""
+def resolved(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values of `Config`; notations become what the fields hold: lists, REGEX=W,A, UNIT+UNIT, a, auto."""
     result = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     if isinstance(result.get("bits"), tuple):
         result["bits"] = tuple(_override(text) for text in result["bits"])
@@ -281,10 +281,13 @@ def resolve(values: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _override(text: Any) -> tuple[str, int, int]:
-    found = re.fullmatch(r"(.+)=(\d+),(\d+)", str(text))
+def _override(item: Any) -> tuple[str, int, int]:
+    """Return (regular expression, weight bits, input bits), of that or of a text REGEX=W,A."""
+    if isinstance(item, tuple | list) and [type(part) for part in item] == [str, int, int]:
+        return item[0], item[1], item[2]
+    found = re.fullmatch(r"(.+)=(\d+),(\d+)", item) if isinstance(item, str) else None
     if not found:
-        raise InputError(f"--bits {text} is not of the form REGEX=W,A", remedy="for example --bits 'layer1=4,8'")
+        raise InputError(f"--bits {item} is not of the form REGEX=W,A", remedy="for example --bits 'layer1=4,8'")
     return found[1], int(found[2]), int(found[3])
 
 
@@ -311,8 +314,7 @@ def build_settings(*layers: Mapping[str, Any]) -> tuple[Config, Files]:
     merged: dict[str, Any] = {}
     for layer in layers:
         merged |= known_keys(layer, Config, Files)
-    resolved = resolve(merged)
-    return _build(Config, resolved), _build(Files, resolved)
+    return _build(Config, merged), _build(Files, merged)
 
 
 def read_recipe(path: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import qcompile
 from qcompile import Config, InputError, PassManager, QCompileError, QModel, build
 from qcompile.api import Result, read_plan, write_plan
 from qcompile.errors import nearest
+from qcompile.pipeline import build_placement
 from qcompile.quant.plan import Form
 from qcompile.runtime.session import Session
 
@@ -191,3 +192,16 @@ def test_result_report_is_json_whatever_a_pass_notes(residual_model: onnx.ModelP
 
 def test_nearest_names_the_right_one() -> None:
     assert nearest("--treads", ["--threads", "--target"]) == "did you mean '--threads'?"
+
+
+def test_a_result_is_shown_as_its_verdict(residual_model: onnx.ModelProto) -> None:
+    result = qcompile.plan_only(residual_model)
+    assert repr(result) == f"<Result: {result.report['verdict']}>" == "<Result: w8a8 for ort-cpu>"
+
+
+def test_passes_of_ones_own_have_a_report(residual_model: onnx.ModelProto) -> None:
+    model = qcompile.open_model(residual_model)
+    runs = PassManager(build_placement(Config())).run(model)
+    result = qcompile.Result.of(model, runs, "mine.onnx")
+    assert result.report["model"]["name"] == "mine.onnx"
+    assert [row["name"] for row in result.report["passes"]] == [run.name for run in runs]

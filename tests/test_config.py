@@ -161,9 +161,9 @@ def test_what_is_no_region_is_refused(given: Any) -> None:
         Config.from_dict({"method": "mrecg", "fuse": given})
 
 
-def test_regions_in_python_are_tuples() -> None:
-    with pytest.raises(InputError, match="give a tuple"):
-        Config(method="mrecg", fuse=("a+b",))  # type: ignore[arg-type]
+def test_regions_in_python_are_tuples_or_texts() -> None:
+    config = Config(method="mrecg", fuse=("a+b", ("c", "d")))  # type: ignore[arg-type]
+    assert config.fuse == (("a", "b"), ("c", "d"))
 
 
 def test_auto_is_the_default_number_of_boundaries() -> None:
@@ -194,3 +194,23 @@ def test_steps_of_scoring_need_a_choice_by_losses() -> None:
 def test_a_scheme_leaves_nothing_to_choose(settings: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="has no effect: --fuse names the regions"):
         Config(method="mrecg", fuse=(("a", "b"),), **settings)
+
+
+def test_notations_of_the_command_line_work_in_python() -> None:
+    config = Config(bits=("layer1=8,4", ("head", 2, 8)), residual_bits="a", a=3)  # type: ignore[arg-type]
+    assert (config.bits, config.residual_bits) == ((("layer1", 8, 4), ("head", 2, 8)), 3)
+    assert Config(bits=["layer1=8,8"], keep_float=["head"]).keep_float == ("head",)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("bits", "message"),
+    [
+        ("layer1=8,8", r"--bits takes a list \('layer1=8,8'\); give \['REGEX=W,A', ...\]"),
+        (("layer1",), "--bits layer1 is not of the form REGEX=W,A; for example --bits 'layer1=4,8'"),
+        ((("layer1", 8),), "is not of the form REGEX=W,A"),
+        ((("layer1", 8, 9),), "--bits layer1=a 9 is out of range"),
+    ],
+)
+def test_wrong_bits_say_what_to_write(bits: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Config(bits=bits)
