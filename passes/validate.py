@@ -20,7 +20,7 @@ from qcompile.ir.load import byte_size
 from qcompile.progress import track
 from qcompile.qmodel import Arrays, QModel
 from qcompile.quant.plan import Form
-from qcompile.runtime.agreement import Agreement, differs, kept_positions, scores_classes
+from qcompile.runtime.agreement import Agreement, differs, kept_positions, labelled_classes
 from qcompile.runtime.fused import GONE, is_integer, kernel_counts, optimized_nodes
 from qcompile.runtime.outputs import Output, describe_outputs
 from qcompile.runtime.session import Session, version
@@ -243,15 +243,6 @@ def top1(model: QModel, emitted: onnx.ModelProto) -> dict[str, float] | None:
     for feeds in track(data.batches(model.config.batch or EVALUATION_BATCH), "evaluate"):
         rows = data.samples_in(feeds)
         for name, session in sessions.items():
-            hits[name] += int((decisions(session.run(feeds)) == data.labels[done : done + rows]).sum())
+            hits[name] += int((labelled_classes(session.run(feeds)) == data.labels[done : done + rows]).sum())
         done += rows
     return {"samples": done} | {name: 100 * count / done for name, count in hits.items()}
-
-
-def decisions(outputs: Arrays) -> NDArray[np.int64]:
-    """Return the class [N] of each sample."""
-    for values in outputs.values():
-        if scores_classes(values):
-            return np.asarray(values.argmax(1), np.int64)
-    shapes = ", ".join(f"{name} {list(values.shape)}" for name, values in outputs.items())
-    raise InputError(f"the labels cannot be compared with the outputs {shapes}", remedy="leave --eval out")

@@ -171,6 +171,8 @@ def open_model(model: Source, config: Config | None = None, data: Any = None, *,
         labelled = labelled and open_evaluation(evaluation, inputs, config.preprocess, alone=alone)
     kept, held_back = (None, None) if samples is None else _split(samples)
     opened = QModel(graph, reference, target, config, kept, held_back, labelled)
+    if labelled and config.preprocess is not None:
+        opened.evaluation_as = lambda text: open_evaluation(evaluation, inputs, text, alone=alone)
     for text in notes:
         opened.journal.note("open-model", "model", text=text)
     return opened

@@ -19,6 +19,7 @@ from qcompile.passes.rotate_channels import RotateChannels
 from qcompile.passes.score_capacity import ScoreCapacity
 from qcompile.passes.score_losses import ScoreLosses
 from qcompile.passes.settle_scales import SettleScales
+from qcompile.passes.try_preprocessing import TryPreprocessing
 from qcompile.passes.use_plan import UsePlan
 from qcompile.passes.validate import Validate
 from qcompile.passmanager import Pass
@@ -29,9 +30,10 @@ PREPARE: tuple[Pass, ...] = (NormalizeGraph(), FoldBatchNorm(), RotateChannels()
 
 def build(config: Config, plan: Plan | None = None) -> tuple[Pass, ...]:
     """Return the passes that compile a model; with a `plan` that was made before, decisions are taken from it."""
-    decide: tuple[Pass, ...] = (*place(config), CheckData(), Calibrate(), FitFilters(), CorrectBias(), *train(config))
+    look: tuple[Pass, ...] = (CheckData(), TryPreprocessing())
+    decide: tuple[Pass, ...] = (*place(config), *look, Calibrate(), FitFilters(), CorrectBias(), *train(config))
     if plan is not None:
-        decide = (UsePlan(plan), CheckData())
+        decide = (UsePlan(plan), *look)
     return (*PREPARE, *decide, SettleScales(), InsertQDQ(), Validate())
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -42,8 +42,9 @@ class QModel:
 
     `graph` is the float graph, normalised by the first passes; `source` the model as it was loaded (the float
     reference); `data` the calibration samples (None where only a plan is made); `held_back` samples that calibration
-    does not see, to compare the emitted file with the float model; `evaluation` labelled ones; `emitted` the file's
-    content once it exists.
+    does not see, to compare the emitted file with the float model; `evaluation` labelled ones,
+    `evaluation_as` opens the same with another preprocessing, where they pass one; `emitted` the file's content once it
+    exists.
     """
 
     graph: Graph
@@ -53,6 +54,7 @@ class QModel:
     data: Dataset | None = None
     held_back: Dataset | None = None
     evaluation: Dataset | None = None
+    evaluation_as: Callable[[str], Dataset] | None = None
     plan: Plan = field(default_factory=Plan)
     journal: Journal = field(default_factory=Journal)
     emitted: onnx.ModelProto | None = None

@@ -2,7 +2,7 @@
 
 from qcompile.data.dataset import Dataset, first_batch_summary
 from qcompile.data.inputs import Arrays, InputInfo, input_infos
-from qcompile.data.preprocess import PRESETS, Preprocess, parse_preprocess
+from qcompile.data.preprocess import PRESETS, Preprocess, alternatives, parse_preprocess
 from qcompile.data.sources import open_dataset, open_evaluation
 from qcompile.data.synthetic import random_dataset
 
@@ -12,6 +12,7 @@ __all__ = [
     "Dataset",
     "InputInfo",
     "Preprocess",
+    "alternatives",
     "first_batch_summary",
     "input_infos",
     "open_dataset",

@@ -145,6 +145,27 @@ def parse_preprocess(text: str) -> Preprocess:
     return Preprocess(**values)
 
 
+def alternatives(text: str) -> list[str]:
+    """Return what else might have been meant by a preprocessing: other presets, with its geometry, and other order."""
+    given = parse_preprocess(text)
+    shape = [f"resize={given.resize}"] if given.resize else []
+    shape += [f"{key}={show_size(size)}" for key, size in (("crop", given.crop), ("size", given.size)) if size]
+    kept = [
+        *shape,
+        *([f"layout={given.layout}"] if given.layout else []),
+        *(["order=bgr"] if given.order == "bgr" else []),
+    ]
+    texts = [",".join([name, *part]) for name in PRESETS for part in ([], kept)]
+    texts.append(f"{text},order={'rgb' if given.order == 'bgr' else 'bgr'}")
+    found: dict[Preprocess, str] = {}
+    for item in texts:
+        meant = parse_preprocess(item)
+        same_place = (meant.resize, meant.crop, meant.size) == (given.resize, given.crop, given.size)
+        if meant != given and (same_place or not given.has_geometry):
+            found.setdefault(meant, item)
+    return list(found.values())
+
+
 def read_base(name: str) -> Mapping[str, Any]:
     """Return the fields that a preset or a TOML file sets."""
     if not name.endswith(".toml"):

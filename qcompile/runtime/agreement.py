@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qcompile.errors import InputError
 from qcompile.runtime.outputs import Kind, Output
 
 Array = NDArray[Any]
@@ -171,6 +172,15 @@ def kept_positions(output: Output, feeds: Mapping[str, Array]) -> Array | None:
 def scores_classes(values: Array) -> bool:
     """Say whether labels can be compared with an output: scores [samples, classes]."""
     return values.ndim == 2 and values.shape[1] > 1 and values.dtype.kind == "f"
+
+
+def labelled_classes(outputs: Mapping[str, Array]) -> NDArray[np.int64]:
+    """Return the class [N] of each sample, by the first output that labels can be compared with."""
+    for values in outputs.values():
+        if scores_classes(values):
+            return np.asarray(values.argmax(1), np.int64)
+    shapes = ", ".join(f"{name} {list(values.shape)}" for name, values in outputs.items())
+    raise InputError(f"the labels cannot be compared with the outputs {shapes}", remedy="leave --eval out")
 
 
 def differs(figures: Mapping[str, Any]) -> bool:

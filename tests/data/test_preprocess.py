@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from qcompile.data.preprocess import PRESETS, Preprocess, parse_preprocess
+from qcompile.data.preprocess import PRESETS, Preprocess, alternatives, parse_preprocess
 from qcompile.errors import InputError
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # torchvision's ImageNet constants
@@ -144,3 +144,23 @@ def test_broken_toml_is_named(tmp_path: Path, content: str, message: str) -> Non
     with pytest.raises(InputError, match=message) as caught:
         parse_preprocess(str(file))
     assert "mine.toml" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "others"),
+    [
+        ("imagenet", ["tf,resize=256,crop=224x224", "raw,resize=256,crop=224x224", "imagenet,order=bgr"]),
+        ("tf", ["imagenet", "imagenet-norm", "raw", "tf,order=bgr"]),
+        (
+            "resize=292,crop=260,scale=1,mean=127,std=128,order=bgr",
+            [
+                "imagenet,resize=292,crop=260x260,order=bgr",
+                "tf,resize=292,crop=260x260,order=bgr",
+                "raw,resize=292,crop=260x260,order=bgr",
+                "resize=292,crop=260,scale=1,mean=127,std=128,order=bgr,order=rgb",
+            ],
+        ),
+    ],
+)
+def test_alternatives_keep_the_geometry(given: str, others: list[str]) -> None:
+    assert alternatives(given) == others
