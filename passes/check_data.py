@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcompile.data.dataset import Dataset, first_batch_summary
-from qcompile.errors import InputError
+from qcompile.errors import InputError, QCompileError
 from qcompile.qmodel import Arrays, QModel
 from qcompile.runtime.agreement import scores_classes
+from qcompile.runtime.equivalence import first_difference
 from qcompile.runtime.outputs import Kind, Output, describe_outputs
 from qcompile.runtime.session import Session
 
@@ -24,7 +25,8 @@ SAMPLES = 16  # enough to see that all outputs are the same, few enough to cost 
 class CheckData:
     """Note what the first batch looks like, and warn about outputs that no trained model gives on its own kind of data.
 
-    NaN and Inf in the outputs are errors: no quantizer could be calibrated on them.
+    NaN and Inf in the outputs are errors: no quantizer could be calibrated on them. So is a float graph that computes
+    something else than its source: an error of ours, before it becomes a file.
     """
 
     name: ClassVar[str] = "check-data"
@@ -39,6 +41,8 @@ class CheckData:
         session = Session(model.source, threads=model.config.threads, fault=InputError)
         runs = [session.run(feed) for feed in feeds]
         outputs = {name: joined([run[name] for run in runs]) for name in runs[0]}
+        del session  # before the next one is loaded
+        check_function(model, feeds[0], runs[0])
         model.journal.note(self.name, "first batch", inputs=summary(model.data, feeds))
         described = describe_outputs(model.graph, labelled=model.evaluation is not None)
         for name, values in outputs.items():
@@ -54,6 +58,16 @@ class CheckData:
         if model.evaluation is not None and model.evaluation.labels is not None:
             check_labels(model.evaluation.labels, outputs)
         return 0
+
+
+def check_function(model: QModel, feeds: Arrays, expected: Arrays) -> None:
+    """Raise QCompileError if the float graph, which is final here, does not compute what the source does."""
+    found = first_difference(model.source, model.graph, feeds, expected, model.config.threads)
+    if found is not None:
+        raise QCompileError(
+            f"qcompile changed what the model computes: tensor {found[0]!r} has a relative error of {found[1]:.2g}",
+            remedy="please report it",
+        )
 
 
 def summary(data: Dataset, feeds: Sequence[Arrays]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 
 import numpy as np
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
@@ -38,6 +39,11 @@ def to_float32(light: ModelProto, weights: Weights) -> list[str]:
         for graph in all_graphs(light.graph):
             _convert_graph(graph, wrong, ports)
     return sorted((HALF | DOUBLE)[type_] for type_ in wrong)
+
+
+def computes_in_half(model: ModelProto) -> bool:
+    """Say whether `model` has anything in half precision."""
+    return bool(HALF.keys() & set(_types(model, {})))
 
 
 def check_ports(light: ModelProto) -> None:
@@ -80,7 +86,7 @@ def _types(light: ModelProto, weights: Weights) -> Iterator[int]:
     for graph in all_graphs(light.graph):
         yield from (tensor.data_type for tensor in graph.initializer)
         yield from (tensor_type(info.type).elem_type for info in (*graph.input, *graph.output, *graph.value_info))
-    for node in all_nodes(light.graph.node):
+    for node in chain(all_nodes(light.graph.node), *(all_nodes(function.node) for function in light.functions)):
         for item in node.attribute:
             if item.type == AttributeProto.TENSOR:
                 yield item.t.data_type
