@@ -69,6 +69,12 @@ SQUEEZE_EXCITE = """net (float[N,3,8,8] image, float[6,3,3,3] W1, float[2,6,1,1]
 HARD_SWISH = """net (float[N,3,8,8] image, float[4,3,3,3] W1, float[4,4,1,1] W2) => (float[N,4,P,Q] y) {
   [conv1] a = Conv(image, W1)  [swish] b = HardSwish(a)  [conv2] y = Conv(b, W2)
 }"""
+PRELU = """net (float[N,3,8,8] image, float[4,3,3,3] W1, float[4,1,1] S1, float[4,1,3,3] W2, float[4,1,1] S2,
+  float[4,4,1,1] W3) => (float[N,4,P,Q] y) {
+  [conv1] a = Conv<pads = [1,1,1,1]>(image, W1)  [slopes1] b = PRelu(a, S1)
+  [depthwise] c = Conv<group = 4, pads = [1,1,1,1]>(b, W2)  [slopes2] d = PRelu(c, S2)
+  [conv2] y = Conv(d, W3)
+}"""
 CLASSIFIER = """net (float[N,3,8,8] image, float[4,3,3,3] W1, float[4] B1, float[6,4,1,1] W2, float[5,6] W3,
   float[5] B3) => (float[N,5] logits) {
   [conv1] a = Conv(image, W1, B1)  [relu1] b = Relu(a)  [conv2] c = Conv(b, W2)  [relu2] d = Relu(c)
@@ -123,6 +129,7 @@ NETWORKS: Final[dict[str, str]] = {
     "joined": JOINED,
     "squeeze_excite": SQUEEZE_EXCITE,
     "hard_swish": HARD_SWISH,
+    "prelu": PRELU,
     "classifier": CLASSIFIER,
     "float_island": FLOAT_ISLAND,
     "shared_weight": SHARED_WEIGHT,

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper
 
 from qcompile.emission import pack
 from qcompile.emission.bias import integer_bias
+from qcompile.emission.composites import COMPOSITES
 from qcompile.emission.constants import Constants
 from qcompile.emission.spelling import Operators, reshape_in_front, spelling
 from qcompile.ir import (
@@ -28,7 +29,7 @@ from qcompile.ir import (
     value_info,
 )
 from qcompile.ir.protos import all_nodes
-from qcompile.program.forms import HARD_SIGMOID, SHIFTED_SIGMOID, clip_bounds, float_bias, operands, slope_quantizer
+from qcompile.program.forms import clip_bounds, float_bias, operands
 from qcompile.program.lower import Kind, Program, Step, Value
 from qcompile.quant.arithmetic import quantize
 from qcompile.quant.params import Quantizer, WeightQuantizer
@@ -87,7 +88,7 @@ class Emitter:
         for tensor in self.graph.outputs:
             if isinstance(tensor, Constant):  # equal constants share a name, an output needs its own
                 value = self.constants.add(np.asarray(tensor.values), f"{tensor.name}_value")
-                self.nodes.append(helper.make_node("Identity", [value], [tensor.name], self._name(tensor.name)))
+                self.nodes.append(helper.make_node("Identity", [value], [tensor.name], self.name(tensor.name)))
         inputs = [value_info(tensor) for tensor in self.graph.inputs]
         return self.fragment(inputs, [value_info(tensor) for tensor in self.graph.outputs])
 
@@ -116,21 +117,21 @@ class Emitter:
         tensor = self.tensors.get(source.name)
         if isinstance(tensor, Constant) and target.quantizer is not None:
             name = self.constants.put(quantize(tensor.values, target.quantizer), target.name)
-            self.dequantized[target.name] = self._dequantize(name, target.quantizer, f"{target.name}_dq")
+            self.dequantized[target.name] = self.reading(name, target.quantizer, f"{target.name}_dq")
             return
-        self._codes_of(self._float_of(source) if source.quantizer else source.name, target)
+        self.codes_of(self.float_of(source) if source.quantizer else source.name, target)
 
     def dequantize(self, step: Step) -> None:
         """Codes -> float32 for readers that are float, and for outputs of the graph."""
         (source,), (target,) = step.inputs, step.outputs
         assert source.quantizer is not None
         self.sources[target.name] = source
-        self._dequantize(source.name, source.quantizer, target.name)
+        self.reading(source.name, source.quantizer, target.name)
 
     def compute(self, step: Step) -> None:
         """Conv, Gemm or MatMul between DequantizeLinear and QuantizeLinear, int8 weight, int32 bias."""
         assert step.node is not None
-        inputs = [self._float_of(value) for value in step.inputs]
+        inputs = [self.float_of(value) for value in step.inputs]
         weight = self.plan.weights.get(step.node.name)
         if weight is not None:
             inputs.append(self._weight(step.node, weight))
@@ -140,17 +141,10 @@ class Emitter:
     def arithmetic(self, step: Step) -> None:
         """An operator between DequantizeLinear and QuantizeLinear."""
         assert step.node is not None
-        if step.node.op == "HardSigmoid":
-            self._hard_sigmoid(step.node, step.inputs[0], step.outputs[0].name, step.node.name)
-        elif step.node.op == "HardSwish":
-            gate = Value(self.constants.unique(f"{step.outputs[0].name}_gate"), HARD_SIGMOID)
-            self._hard_sigmoid(step.node, step.inputs[0], gate.name, self._name(f"{step.node.name}/HardSigmoid"))
-            product = self.constants.unique(f"{step.outputs[0].name}_f")
-            factors = [self._float_of(step.inputs[0]), self._float_of(gate)]
-            self.nodes.append(helper.make_node("Mul", factors, [product], step.node.name))
-            self._codes_of(product, step.outputs[0])
+        if step.node.op in COMPOSITES:
+            COMPOSITES[step.node.op](self, step)
         else:
-            self._operator(step, [self._float_of(value) for value in step.inputs] + self._rest(step.node))
+            self._operator(step, [self.float_of(value) for value in step.inputs] + self._rest(step.node))
 
     def codes(self, step: Step) -> None:
         """An operator on uint8: no float in between, nothing to fuse."""
@@ -159,7 +153,7 @@ class Emitter:
         outputs = [value.name for value in step.outputs]
         if (bounds := clip_bounds(node)) and node.op in ("Relu", "Clip"):
             low, high = quantize(np.array(bounds, np.float32), source.quantizer)
-            self.nodes.append(self._clip(source.name, int(low), int(high), outputs[0], node.name))
+            self.nodes.append(self.clip(source.name, int(low), int(high), outputs[0], node.name))
             return
         if node.op == "Pad" and node.attrs.get("mode", "constant") == "constant":
             zero = self.constants.scalar(source.quantizer.zero_point, np.uint8)
@@ -178,8 +172,7 @@ class Emitter:
             inputs = [self._unfused(name) if name in self.sources else name for name in inputs]
         if node.op in QUANTIZED_AT_LOAD and node.inputs[0].name in self.sources:
             inputs[0] = self._guarded(node, self.sources[node.inputs[0].name])
-        zero = self.constants.add(np.float32(0), "float_0") if node.op == "Relu" and inputs[0] in self.products else ""
-        if operators := [] if self.fake else spelling(node, inputs, self.products, zero):
+        if operators := [] if self.fake else spelling(node, inputs, self.products, self.constants.add):
             self._row(node, inputs[0], operators)
         else:
             inputs = [self._in_place(node, name) for name in inputs[:1]] + inputs[1:]
@@ -220,16 +213,6 @@ class Emitter:
         zeros = self.constants.add(np.full(channels, quantizer.zero_point, np.uint8), f"{codes.name}_zeros")
         return self._add("DequantizeLinear", [codes.name, scale, zeros], codes.name, axis=along)
 
-    def _hard_sigmoid(self, node: Node, source: Value, codes: str, name: str) -> None:
-        """Write codes of clip(slope*x + 1/2, 0, 1): a product with the slope whose zero point is the half."""
-        assert source.quantizer is not None
-        factor = self.constants.unique(f"{codes}_slope")
-        self._dequantize(self.constants.scalar(1, np.uint8), slope_quantizer(node, source.quantizer), factor)
-        product = self.constants.unique(f"{codes}_f")
-        self.nodes.append(helper.make_node("Mul", [self._float_of(source), factor], [product], name))
-        parameters = self._parameters(SHIFTED_SIGMOID, codes)
-        self.nodes.append(helper.make_node("QuantizeLinear", [product, *parameters], [codes], self._name(f"{codes}/Q")))
-
     # the pieces they share
 
     def _operator(self, step: Step, inputs: list[str]) -> None:
@@ -238,42 +221,46 @@ class Emitter:
         output = self.constants.unique(f"{target.name}_f") if target.quantizer else target.name
         self.nodes.append(node_proto(node, inputs, [output]))
         if target.quantizer:
-            self._codes_of(output, target)
+            self.codes_of(output, target)
         else:
             self.products.add(output)
 
-    def _codes_of(self, source: str, target: Value) -> None:
+    def codes_of(self, source: str, target: Value) -> None:
+        """Write QuantizeLinear, and the Clip of a narrow grid, that make the codes of `target` from a float tensor."""
         quantizer = target.quantizer
         assert quantizer is not None
         narrow = quantizer.bits < 8
         codes = self.constants.unique(f"{target.name}_u8") if narrow else target.name
-        parameters = self._parameters(quantizer, target.name)
+        parameters = self.parameters(quantizer, target.name)
         self.nodes.append(
-            helper.make_node("QuantizeLinear", [source, *parameters], [codes], self._name(f"{target.name}/Q"))
+            helper.make_node("QuantizeLinear", [source, *parameters], [codes], self.name(f"{target.name}/Q"))
         )
         if narrow:
-            self.nodes.append(self._clip(codes, 0, quantizer.levels, target.name, self._name(f"{target.name}/Clip")))
+            self.nodes.append(self.clip(codes, 0, quantizer.levels, target.name, self.name(f"{target.name}/Clip")))
 
-    def _float_of(self, value: Value) -> str:
+    def float_of(self, value: Value) -> str:
         """Return the float32 reading of codes for integer kernels, one DequantizeLinear for all of them."""
         assert value.quantizer is not None
         if value.name not in self.dequantized:
             name = self.constants.unique(f"{value.name}_dq")
-            self.dequantized[value.name] = self._dequantize(value.name, value.quantizer, name)
+            self.dequantized[value.name] = self.reading(value.name, value.quantizer, name)
         return self.dequantized[value.name]
 
-    def _dequantize(self, source: str, quantizer: Quantizer, output: str) -> str:
-        parameters = self._parameters(quantizer, source)
+    def reading(self, source: str, quantizer: Quantizer, output: str) -> str:
+        """Write a DequantizeLinear of codes; return its output, `output`."""
+        parameters = self.parameters(quantizer, source)
         self.nodes.append(
-            helper.make_node("DequantizeLinear", [source, *parameters], [output], self._name(f"{output}/DQ"))
+            helper.make_node("DequantizeLinear", [source, *parameters], [output], self.name(f"{output}/DQ"))
         )
         return output
 
-    def _parameters(self, quantizer: Quantizer, stem: str) -> list[str]:
+    def parameters(self, quantizer: Quantizer, stem: str) -> list[str]:
+        """Return the names of scale and zero point."""
         scale = self.constants.add(np.float32(quantizer.scale), f"{stem}_scale")
         return [scale, self.constants.scalar(quantizer.zero_point, np.uint8)]
 
-    def _clip(self, source: str, low: int, high: int, output: str, name: str) -> onnx.NodeProto:
+    def clip(self, source: str, low: int, high: int, output: str, name: str) -> onnx.NodeProto:
+        """Return a Clip of codes."""
         bounds = [self.constants.scalar(bound, np.uint8) for bound in (low, high)]
         return helper.make_node("Clip", [source, *bounds], [output], name)
 
@@ -323,10 +310,11 @@ class Emitter:
 
     def _add(self, op: str, inputs: list[str], stem: str, *, output: str = "", **attributes: Any) -> str:
         output = output or self.constants.unique(f"{stem}_u")
-        self.nodes.append(helper.make_node(op, inputs, [output], self._name(f"{stem}/{op}"), **attributes))
+        self.nodes.append(helper.make_node(op, inputs, [output], self.name(f"{stem}/{op}"), **attributes))
         return output
 
-    def _name(self, stem: str) -> str:
+    def name(self, stem: str) -> str:
+        """Return a node name of its own."""
         return unique_name(stem, self.names)
 
 

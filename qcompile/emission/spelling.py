@@ -7,33 +7,54 @@ It merges float nodes before it looks for integer kernels, not always to the bet
 - A sum with a MatMul of rank 2 becomes a float Gemm, and one in front of LayerNormalization a SkipLayerNormalization,
   which takes six times as long as the two. Of a Sum it makes neither.
 
+Some kernels are slow: that of PRelu takes ten times as long as the product and the maximum, or minimum and sum, that
+it comes to.
+
 And it moves to channels-last around integer convolutions, through Resize and Pad too, which fails for cubic Resize and
 where they name axes. It stops at a Reshape.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from typing import Any
 
-from qcompile.ir import Node, consumers
+import numpy as np
+from numpy.typing import NDArray
+
+from qcompile.ir import Node, constant_value, consumers
 from qcompile.ir.shapes import rank_of
 
 NORMALIZING = frozenset({"LayerNormalization", "ReduceMean"})  # the latter as the start of one that is written out
+Constant = Callable[[NDArray[Any] | np.generic, str], str]
 Operators = list[tuple[str, list[str]]]  # in a row: each with its inputs behind the first, what the one before makes
 
 
-def spelling(node: Node, inputs: list[str], products: Collection[str], zero: str) -> Operators:
+def spelling(node: Node, inputs: list[str], products: Collection[str], constant: Constant) -> Operators:
     """Return the operators to write for a float node with these inputs, or [] where it is written as it stands.
 
-    `products` are the float32 outputs of integer kernels, `zero` is the name of the constant 0.
+    `products` are the float32 outputs of integer kernels; `constant` stores an array and returns its name.
     """
+    if node.op == "PRelu":
+        return _prelu(node, inputs, constant)
     if node.op == "Add":
         normalized = any(reader.op in NORMALIZING for reader in consumers(node.outputs[0]))
         return [("Sum", inputs[1:])] if normalized or any(name in products for name in inputs) else []
     if node.op not in ("Relu", "Clip") or inputs[0] not in products:
         return []
-    bounds = [zero] if node.op == "Relu" else inputs[1:]
+    bounds = [constant(np.float32(0), "float_0")] if node.op == "Relu" else inputs[1:]
     return [(op, [bound]) for op, bound in zip(("Max", "Min"), bounds) if bound]
+
+
+def _prelu(node: Node, inputs: list[str], constant: Constant) -> Operators:
+    """max(x, s x) where no slope is above 1, else x + (s - 1) min(x, 0)."""
+    slopes = constant_value(node.inputs[1])
+    if slopes is None or slopes.dtype != np.float32 or not np.isfinite(slopes).all():
+        return []
+    if slopes.max(initial=0) <= 1:
+        return [("Mul", inputs[1:]), ("Max", inputs[:1])]
+    rest = constant(slopes - np.float32(1), f"{node.inputs[1].name}_less_1")
+    return [("Min", [constant(np.float32(0), "float_0")]), ("Mul", [rest]), ("Add", inputs[:1])]
 
 
 def reshape_in_front(node: Node) -> list[int]:

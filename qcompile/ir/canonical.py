@@ -259,9 +259,9 @@ def _add_for_sub(graph: Graph, node: Node) -> bool:
 
 
 def _mul_for_div(graph: Graph, node: Node) -> bool:
-    """x / c is x * (1/c) to one rounding; Div has no integer kernel anywhere."""
-    pair = _float_pair(node)
-    if pair is None or pair[0] is not node.inputs[0]:
+    """x / c is x * (1/c) to one rounding; Div has no integer kernel anywhere. In front of Erf it is part of Gelu."""
+    pair, behind = _float_pair(node), only_consumer(graph, node.outputs[0])
+    if pair is None or pair[0] is not node.inputs[0] or (behind is not None and behind.op == "Erf"):
         return False
     with np.errstate(all="ignore"):
         inverse = (1 / np.asarray(pair[1].values).astype(np.float64)).astype(pair[1].dtype)

@@ -107,12 +107,12 @@ def insert_behind(graph: Graph, node: Node, op: str, constants: Sequence[Constan
 
 
 def insert_before(
-    graph: Graph, node: Node, source: Tensor, op: str, constants: Sequence[Constant] = (), **attrs: Any
+    graph: Graph, node: Node, source: Tensor, op: str, others: Sequence[Tensor] = (), **attrs: Any
 ) -> Variable:
     """Put a node in front of `node` that works on `source`, and return what it makes; `node` does not read it yet."""
     made = Variable(fresh_name(graph, f"{source.name}_{op.lower()}"), dtype=source.dtype)
     name = fresh_name(graph, f"{node.name}_{op.lower()}")
-    added = Node(op, name, attrs=attrs, inputs=[source, *constants], outputs=[made])
+    added = Node(op, name, attrs=attrs, inputs=[source, *others], outputs=[made])
     graph.nodes.insert(next(i for i, item in enumerate(graph.nodes) if item is node), added)
     return made
 

@@ -10,8 +10,10 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from qcompile.ir import Node, Tensor, Variable, activation_inputs, constant_value
+from qcompile.quant.arithmetic import quantize
 from qcompile.quant.elementwise import Operation, scales_from
 from qcompile.quant.params import Quantizer
 from qcompile.quant.plan import Form
@@ -144,6 +146,12 @@ def _hard_sigmoid(node: Node) -> str:
     return "" if node.attrs.get("beta", 0.5) == 0.5 else "the integer form needs beta = 0.5"
 
 
+def _prelu(node: Node) -> str:
+    """Slopes are rounded to 8 bits, together."""
+    values = constant_value(node.inputs[1])
+    return "" if values is not None and np.isfinite(values).all() and np.any(values) else "its slopes are not constant"
+
+
 def _reduce_max(node: Node) -> str:
     return "" if activation_inputs(node) == data_inputs(node) else "its axes are not constant"
 
@@ -161,6 +169,7 @@ CHECKS: dict[str, Check] = {
     "Resize": _resize,
     "Clip": _clip,
     "HardSigmoid": _hard_sigmoid,
+    "PRelu": _prelu,
     "ReduceMax": _reduce_max,
 }
 
@@ -189,6 +198,15 @@ def slope_quantizer(node: Node, given: Quantizer) -> Quantizer:
     factors = (Quantizer(8, scale, 0) for scale in scales_from(slope))
     alike = (factor for factor in factors if product.is_settled((given, factor, SHIFTED_SIGMOID)))
     return next(alike, Quantizer(8, slope, 0))
+
+
+def slope_codes(node: Node) -> tuple[NDArray[np.uint8], Quantizer]:
+    """Return the codes of the slopes of a PRelu, in their shape, and what they mean."""
+    values = np.asarray(constant_value(node.inputs[1]), np.float32)
+    low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
+    scale = float(np.float32((high - low) / 255))
+    quantizer = Quantizer(8, scale, round(-low / scale))
+    return quantize(values, quantizer), quantizer
 
 
 def least_output_scale(node: Node, input_scale: float) -> float:

@@ -18,12 +18,14 @@ from qcompile.program.forms import (
     SHIFTED_SIGMOID,
     clip_bounds,
     operands,
+    slope_codes,
     slope_quantizer,
     weight_axis,
 )
 from qcompile.program.lower import Kind, Program, Step, Value
 from qcompile.quant.arithmetic import dequantize, quantize
 from qcompile.quant.elementwise import add, multiply
+from qcompile.quant.params import Quantizer
 from qcompile.quant.plan import Plan
 from qcompile.runtime.session import Session
 from qcompile.simulation import kernels
@@ -120,6 +122,8 @@ class IntegerReference:
             if node.op == "HardSigmoid":
                 return [gate]
             return [clamp(multiply(x, quantizer, gate, HARD_SIGMOID, target), target.levels)]
+        if node.op == "PRelu":
+            return [clamp(self._prelu(node, *codes[0], target), target.levels)]
         if node.op == "GlobalAveragePool":
             assert codes[0][1] is not None
             return [clamp(kernels.global_average_pool(*codes[0], target), target.levels)]  # type: ignore[arg-type]
@@ -128,6 +132,12 @@ class IntegerReference:
             return [clamp(np.rint(mean / np.float32(target.scale) + target.zero_point), target.levels)]
         floats = [self._float(value, values) for value in step.inputs]
         return [quantize(self._alone(node, "f", floats)[0], target)]
+
+    def _prelu(self, node: Node, x: Array, quantizer: Quantizer | None, target: Quantizer) -> Array:
+        assert quantizer is not None
+        above, below = np.maximum(x, quantizer.zero_point), np.minimum(x, quantizer.zero_point)
+        scaled = clamp(multiply(below, quantizer, *slope_codes(node), target), 255)
+        return add(above, quantizer, scaled, target, target)
 
     def _codes(self, value: Value, values: dict[str, Array]) -> Array:
         return values[value.name]

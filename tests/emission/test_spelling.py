@@ -114,3 +114,17 @@ def test_what_has_axes_stands_between_integer_convolutions(node: str) -> None:
     feeds = samples(source)
     found, expected = (Session(file, threads=1).run(feeds)["y"] for file in (model.emitted, source))
     assert np.mean((found - expected) ** 2) < 0.001 * np.mean(expected**2)
+
+
+@pytest.mark.parametrize("slopes, operators", [("0.5, -1, 0, 1", "Mul Max"), ("0.5, -1, 0, 2", "Min Mul Add")])
+def test_float_prelu_is_written_without_its_slow_kernel(slopes: str, operators: str) -> None:
+    text = f"""net (float[N,6,4] x, float[4,4] W) => (float[N,6,4] y) <float[4] s = {{{slopes}}}> {{
+      e = Erf(x)  p = PRelu(e, s)  t = Sin(p)  y = MatMul(t, W) }}"""
+    source = network(text)
+    model = compiled(source, EMIT, w=8, a=8)
+    assert model.emitted is not None
+    ran = [op for _, op in optimized_nodes(model.emitted)]
+    assert ran == ["Erf", *operators.split(), "Sin", "QuantizeLinear", "MatMulIntegerToFloat"]
+    feeds = samples(source)
+    found, expected = (Session(file, threads=1).run(feeds)["y"] for file in (model.emitted, source))
+    assert np.mean((found - expected) ** 2) < 0.001 * np.mean(expected**2)

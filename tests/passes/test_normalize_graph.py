@@ -242,6 +242,43 @@ REWRITES = {
         LINE + GATE + "{"
         "  r = Neg(x) a = Add(r, three) c = Clip(a, zero, six) m = Mul(x, c) y = Div(m, six) }",
         ROWS, "Neg Add Clip Mul Mul"),
+    "Max and Min with numbers": (
+        LINE + "<float z = {0}, float[1] s = {6}, float m = {-1}> {"
+        " a = Max(z, x) b = Neg(a) c = Min(b, s) d = Exp(c) y = Max(d, m) }", ROWS, "Relu Neg Clip Exp Clip"),
+    "Max with a number for each column stays": (
+        LINE + "<float[6] s = {1,2,3,4,5,6}> { y = Max(x, s) }", ROWS, "Max"),
+    "Sum of three": (LINE + "{ a = Neg(x) b = Exp(x) y = Sum(a, x, b) }", ROWS, "Neg Exp Add Add"),
+    "PRelu of the slope 0": (
+        "g (float[N,4,8,8] x) => (float[N,4,8,8] y) <float[1] z = {0}> { y = PRelu(x, z) }", IMAGE, "Relu"),
+    "PRelu of equal slopes": (
+        "g (float[N,4,8,8] x) => (float[N,4,8,8] y) <float[4,1,1] s = {0.25,0.25,0.25,0.25}> { y = PRelu(x, s) }",
+        IMAGE, "LeakyRelu"),
+    "PRelu of four slopes stays": (
+        "g (float[N,4,8,8] x, float[4,1,1] S) => (float[N,4,8,8] y) { y = PRelu(x, S) }", IMAGE, "PRelu"),
+    "PRelu as two halves": (
+        LINE + "<float[6] s = {1,2,3,4,5,-6}> {"
+        " r = Relu(x) n = Neg(x) b = Relu(n) m = Mul(s, b) y = Sub(r, m) }", ROWS, "PRelu"),
+    "PRelu as a sum of halves": (
+        LINE + "<float[6] s = {1,2,3,4,5,-6}> {"
+        " r = Relu(x) n = Neg(x) b = Relu(n) m = Mul(s, b) y = Add(m, r) }", ROWS, "PRelu"),
+    "halves of two tensors stay": (
+        LINE + "<float[6] s = {1,2,3,4,5,-6}> {"
+        " r = Relu(x) n = Exp(x) k = Neg(n) b = Relu(k) m = Mul(s, b) y = Sub(r, m) }", ROWS,
+        "Relu Exp Neg Relu Mul Sub"),
+    "PRelu as a maximum": (
+        LINE + "<float[6] s = {0.5,0.25,1,0,-1,-0.5}> { m = Mul(x, s) y = Max(m, x) }", ROWS, "PRelu"),
+    "a maximum with a slope above 1 stays": (
+        LINE + "<float[6] s = {0.5,0.25,1,0,-1,2}> { m = Mul(x, s) y = Max(m, x) }", ROWS, "Mul Max"),
+    "Mish": (
+        "g (float[N,6] x) => (float[N,6] y) { a = Softplus(x) b = Tanh(a) y = Mul(x, b) }", ROWS,
+        "Clip Exp Add Mul Add Div Mul"),
+    "power of a half": (LINE + "<float h = {0.5}> { a = Abs(x) y = Pow(a, h) }", ROWS, "Abs Sqrt"),
+    "Gelu with a product in front of Erf": (
+        LINE + "<float s = {0.70710678}, float o = {1}, float h = {0.5}> {"
+        " a = Mul(x, s) e = Erf(a) g = Add(e, o) m = Mul(x, g) y = Mul(m, h) }", ROWS, "Div Erf Add Mul Mul"),
+    "Gelu with the half inside": (
+        LINE + "<float s = {1.41421356}, float o = {1}, float h = {0.5}> {"
+        " a = Div(x, s) e = Erf(a) g = Add(e, o) m = Mul(g, h) y = Mul(x, m) }", ROWS, "Div Erf Add Mul Mul"),
     "Sub and Div by a constant": (
         LINE + "<float a = {2}, float b = {3}> { t = Sub(x, a) u = Relu(t) y = Div(u, b) }",
         ROWS, "Add Relu Mul"),

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from networks import CALIBRATE, ELEMENTWISE, HARD_SWISH, RELU6, RESIDUAL, SQUEEZE_EXCITE, compiled
+from networks import CALIBRATE, ELEMENTWISE, HARD_SWISH, PRELU, RELU6, RESIDUAL, SQUEEZE_EXCITE, compiled
 
 from qcompile import QModel
 from qcompile.passes.settle_scales import SettleScales, doubts
@@ -27,7 +27,14 @@ BOUNDED = """net (float[N,3,8,8] x, float[4,3,1,1] A, float[4,4,1,1] B) => (floa
     [first] a = Conv(x, A)  [inner] b = Conv(a, B)  [sum] c = Add(a, b)  [clip] d = Clip(c, lo, hi)
     [last] y = Conv(d, B)
 }"""
-GRAPHS = {"residual": RESIDUAL, "elementwise": ELEMENTWISE, "silu": SILU, "shared": SHARED, "bounded": BOUNDED}
+GRAPHS = {
+    "residual": RESIDUAL,
+    "elementwise": ELEMENTWISE,
+    "silu": SILU,
+    "shared": SHARED,
+    "bounded": BOUNDED,
+    "prelu": PRELU,
+}
 
 
 def in_doubt(model: QModel) -> list[str]:
