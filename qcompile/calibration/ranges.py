@@ -91,7 +91,8 @@ def grids(lo: Reals, hi: Reals, spec: ActivationSpec) -> tuple[Reals, NDArray[np
 
     stride = 2 if spec.even_zero_point else 1
     below = np.floor(-lo / scale / stride) * stride
-    zero_point = np.clip(np.stack([below, below + stride]), 0, levels - levels % stride)
+    highest = np.full_like(below, levels) if upper == 0 else below  # nothing above 0 is allowed, whatever the scale
+    zero_point = np.clip(np.stack([below, below + stride, highest]), 0, levels - levels % stride)
     above = levels - zero_point
     scale = np.maximum(scale, np.maximum(-lo / (zero_point + 0.5), hi / (above + 0.5)))
     scale = np.minimum(scale, np.minimum(quotient(-lower, zero_point), quotient(upper, above)))

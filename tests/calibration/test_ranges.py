@@ -5,7 +5,7 @@ from typing import get_args
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -92,6 +92,7 @@ def test_every_quantizer_obeys_its_spec(
     st.booleans(),
     st.lists(NUMBERS, min_size=1, max_size=9),
 )
+@example(-5.960464477539063e-08, 0.0, 3, False, [0.0])
 def test_any_bounds_hold(lower: float, upper: float, bits: int, even: bool, values: list[float]) -> None:
     assume(upper > 1e-20 or lower < -1e-20)
     assume(upper > 1e-20 or not even)  # an all-negative grid has an odd zero point
