@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
-import numpy as np
 from numpy.typing import NDArray
 
-from qcompile.calibration.affine import AffineKernels, Fit, Means, by_channel, mean_error
+from qcompile.calibration.affine import AffineKernels, JudgedFit, Means, by_channel
 from qcompile.emission.bias import take_up
 from qcompile.emission.fragment import boundary, fragment
 from qcompile.errors import InputError
@@ -17,11 +16,13 @@ from qcompile.ir import Constant, Node, Tensor, captured_names, topological
 from qcompile.program.lower import Kind, Step, Value, lower
 from qcompile.progress import track
 from qcompile.qmodel import QModel
+from qcompile.quant.arithmetic import dequantize
 from qcompile.runtime.session import Session
 from qcompile.runtime.spool import Spool
 
 SAMPLES = 256  # more change the result less than their choice does
-BATCH_BYTES = 16 << 20  # of the inputs of one batch
+SAMPLES_AT_8_BITS = 32  # throughout: the error is small, and all else takes little time
+BATCH_BYTES = 2 << 20  # of the inputs of one batch
 RAW = "/raw"  # suffix of a layer's output before its quantizer
 Array = NDArray[Any]
 
@@ -33,7 +34,8 @@ class CorrectBias:
     Each layer sees the codes that the corrected layers before it make, so errors are corrected where they arise and as
     they accumulate. Where the output enters a residual Add, the bias also takes up the mean error of the other operand.
     Layers run once on each side; what later layers need is kept on disk, so memory does not grow with the samples.
-    A model at 8 bits throughout is left alone: its error is below that of the fit.
+    A layer is left as it was, with a note, where a correction does not lower its error on samples that were held back
+    from the fit: where a clipped outlier takes the mean along, a shift would ruin what is not clipped.
     """
 
     name: ClassVar[str] = "correct-bias"
@@ -41,16 +43,15 @@ class CorrectBias:
 
     def run(self, model: QModel) -> int:
         """Correct `plan.weights` and `plan.biases`; return the number of layers."""
-        placed = [node for node in model.plan.nodes.values() if node.weight_bits]
-        if all(node.weight_bits == 8 and node.input_bits == 8 for node in placed):
-            model.journal.note(self.name, "left alone", reason="8 bits throughout")
-            return 0
         if model.data is None:
             raise InputError("no calibration data", remedy="give samples with --data, or ask for --random-data")
         with Spool() as spool:
             correction = _Correction(model, spool)
             for layer in track(correction.layers, "correct bias", len(correction.layers)):
                 correction.correct(layer)
+        if correction.layers:
+            layers, refused = len(correction.layers) - len(correction.refused), correction.refused
+            model.journal.note(self.name, "layers corrected", layers=layers, refused=refused)
         return len(correction.layers)
 
 
@@ -62,7 +63,8 @@ class _Correction:
     spool: Spool
     at: int = 0  # program steps done
     float_at: int = 0  # nodes of the float graph done
-    batches: int = 0
+    sizes: list[int] = field(default_factory=list)  # samples of each batch
+    refused: list[str] = field(default_factory=list)  # layers that are better without a correction
 
     def __post_init__(self) -> None:
         model = self.model
@@ -87,13 +89,15 @@ class _Correction:
     def _spool_inputs(self) -> None:
         data = self.model.data
         assert data is not None
-        data = data.sample(SAMPLES, self.model.config.seed)
+        placed = [node for node in self.model.plan.nodes.values() if node.weight_bits]
+        wide = all(node.weight_bits == 8 and node.input_bits == 8 for node in placed)
+        data = data.sample(SAMPLES_AT_8_BITS if wide else SAMPLES, self.model.config.seed)
         one = sum(array.nbytes for array in next(iter(data.batches(1))).values())
         for feeds in data.batches(max(1, min(64, BATCH_BYTES // max(one, 1) // 4))):
             for name, array in feeds.items():
                 for side in ("f", "q"):
-                    self.spool.put(f"{side}:{name}", self.batches, array)
-            self.batches += 1
+                    self.spool.put(f"{side}:{name}", len(self.sizes), array)
+            self.sizes.append(data.samples_in(feeds))
 
     def correct(self, index: int) -> None:
         """Run both sides up to and including the layer at step `index`, fit it, and store its corrected output."""
@@ -104,21 +108,22 @@ class _Correction:
         steps = [*self.steps[self.at : index], replace(step, outputs=(raw,))]
         float_end = next(k for k, item in enumerate(self.nodes) if item is node) + 1
         exact = node.outputs[0].name
-        fit = Fit()
+        fit = JudgedFit()
         quantized_run = self._segment("q", steps, self.steps[index + 1 :], {raw.name})
         float_steps = self.floats[self.float_at : float_end]
         float_run = self._segment("f", float_steps, self.floats[float_end:], {exact})
-        for batch in range(self.batches):
+        for batch in range(len(self.sizes)):
             f, q = float_run(batch)[exact], quantized_run(batch)[raw.name]
-            if f.shape == q.shape and f.size:  # which rows a data-dependent operator keeps may differ, or be none
-                self.kernels.moments(by_channel(f), by_channel(q), fit)
+            self.kernels.look(f, q, self.sizes[batch], fit)
             self.spool.put(f"q:{raw.name}", batch, q)
         channels = len(self.model.plan.weights[node.name].scale)
-        slope, shift = fit.solve() if fit.weight else (np.ones(channels), np.zeros(channels))
-        shift = shift + self._skip_error(step)
+        found = fit.solve(channels)
+        if found.error == 1:
+            self.refused.append(node.name)
+        slope, shift = found.slope, found.shift + self._skip_error(step, channels)
         take_up(self.model.plan, step, slope, shift)
         self.at, self.float_at = index + 1, float_end
-        for batch in range(self.batches):
+        for batch in range(len(self.sizes)):
             q = self.spool.get(f"q:{raw.name}", batch)
             self.spool.put(
                 f"q:{target.name}",
@@ -153,22 +158,16 @@ class _Correction:
 
         return run
 
-    def _skip_error(self, step: Step) -> Means | float:
+    def _skip_error(self, step: Step, channels: int) -> Means:
         """Return the mean error [C] of the other operand of the Add that this layer's output enters, or 0."""
-        other = self.program.residual_operand(step.outputs[0])
-        if other is None or other.quantizer is None:
-            return 0.0
-        exact, codes = f"f:{self.program.tensors.get(other.name, '')}", f"q:{other.name}"
-        if not (self.spool.has(exact) and self.spool.has(codes)):
-            return 0.0
-        total: Means | float = 0.0
-        weight = 0.0
-        for batch in range(self.batches):
-            f, q = self.spool.get(exact, batch), self.spool.get(codes, batch)
-            if f.size and q.size:
-                total = total + mean_error(f, q, other.quantizer) * (f.size / f.shape[1])
-                weight += f.size / f.shape[1]
-        return total / weight if weight else 0.0
+        other, fit = self.program.residual_operand(step.outputs[0]), JudgedFit()
+        if other is not None and other.quantizer is not None:
+            exact, codes = f"f:{self.program.tensors.get(other.name, '')}", f"q:{other.name}"
+            if self.spool.has(exact) and self.spool.has(codes):
+                for batch, size in enumerate(self.sizes):
+                    q = dequantize(self.spool.get(codes, batch), other.quantizer)
+                    self.kernels.look(self.spool.get(exact, batch), q, size, fit)
+        return fit.solve(channels, slopes=False).shift
 
 
 def values(tensors: Iterable[Tensor]) -> tuple[Value, ...]:

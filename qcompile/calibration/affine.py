@@ -2,7 +2,7 @@
 
 For pre-activations f (float) and q (quantized), per output channel: slope a = cov(f, q) / var(q), clamped; the
 corrected output is a*q + b with b such that the means agree. In a layer y = conv(x) + bias that is scale *= a and a new
-bias.
+bias. Some samples are held back from the fit; what does not lower the error of a channel on them is not done to it.
 """
 
 from __future__ import annotations
@@ -19,17 +19,24 @@ from qcompile.quant.params import Quantizer
 from qcompile.runtime.session import Session
 
 SLOPES = (0.5, 2.0)
+JUDGES = 4  # one sample in so many is held back from the fit, to judge it
+USUAL = 8.0  # times the median: energies of a position up to there are nothing unusual
 Array = NDArray[Any]
 Means = NDArray[np.float64]
 
-# Both run inside ONNX Runtime: numpy takes five to ten times as long for the same passes over memory.
+# Both run inside ONNX Runtime: numpy takes five to ten times as long for the same passes over memory. The moments are
+# those of q and of d = f - q: at 8 bits d is small, and f*f - 2*f*q + q*q would be mostly rounding.
 _MOMENTS = """<ir_version: 8, opset_import: ["": 18]>
-moments (float[n, c, l] f, float[n, c, l] q) => (float[c] mf, float[c] mq, float[c] mfq, float[c] mqq)
-<int64[2] axes = {0, 2}> {
-    mf = ReduceMean<keepdims = 0>(f, axes)   mq = ReduceMean<keepdims = 0>(q, axes)
-    fq = Mul(f, q)   mfq = ReduceMean<keepdims = 0>(fq, axes)
-    qq = Mul(q, q)   mqq = ReduceMean<keepdims = 0>(qq, axes)
+moments (float[n, c, l] f, float[n, c, l] q, float[m, 1, p] w)
+=> (float[n, c] md, float[n, c] mq, float[n, c] mdq, float[n, c] mqq, float[n, c] mdd)
+<int64[1] axes = {2}> {
+    d = Sub(f, q)     wd = Mul(d, w)   wq = Mul(q, w)
+    md = ReduceMean<keepdims = 0>(wd, axes)   mq = ReduceMean<keepdims = 0>(wq, axes)
+    wdq = Mul(wd, q)  mdq = ReduceMean<keepdims = 0>(wdq, axes)
+    wqq = Mul(wq, q)  mqq = ReduceMean<keepdims = 0>(wqq, axes)
+    wdd = Mul(wd, d)  mdd = ReduceMean<keepdims = 0>(wdd, axes)
 }"""
+MOMENTS = ("md", "mq", "mdq", "mqq", "mdd")
 _APPLY = """<ir_version: 8, opset_import: ["": 18]>
 apply (float[n, c, l] q, float[c, 1] a, float[c, 1] b, float scale, uint8 zero, uint8 most)
 => (uint8[n, c, l] codes, float[n, c, l] y)
@@ -43,34 +50,95 @@ def by_channel(array: Array) -> Array:
     return array.reshape(*array.shape[:2], prod(array.shape[2:]))
 
 
-def mean_error(f: Array, codes: Array, quantizer: Quantizer) -> Means:
-    """Return how far the means [C] of float values lie above those of their codes; both [N, C, ...]."""
-    mean = by_channel(codes).mean((0, 2), dtype=np.float64)
-    error: Means = by_channel(f).mean((0, 2), dtype=np.float64) - (mean - quantizer.zero_point) * quantizer.scale
-    return error
-
-
 @dataclass
 class Fit:
-    """Running means of f, q, f*q and q*q per channel."""
+    """Running means of d = f - q, q, d*q, q*q and d*d per channel."""
 
     sums: Means | None = None
     weight: float = 0.0
 
-    def add(self, means: list[Array], weight: float) -> None:
-        """Add the means of one batch, of `weight` values per channel."""
-        batch = np.stack(means).astype(np.float64) * weight
-        self.sums = batch if self.sums is None else self.sums + batch
+    def add(self, means: Means, weight: float) -> None:
+        """Add means [5, C] of values per channel of this weight, which is usually their number."""
+        self.sums = weight * means + (0.0 if self.sums is None else self.sums)
         self.weight += weight
+
+    @property
+    def means(self) -> Means:
+        """The five means, each [C]."""
+        assert self.sums is not None
+        return np.asarray(self.sums / self.weight, np.float64)
 
     def solve(self) -> tuple[Means, Means]:
         """Return slope and shift, each [C]; a channel without variance has slope 1."""
-        assert self.sums is not None
-        mf, mq, mfq, mqq = self.sums / self.weight
-        covariance, variance = mfq - mf * mq, mqq - mq * mq
+        md, mq, mdq, mqq, _ = self.means
+        covariance, variance = mdq - md * mq, mqq - mq * mq
         flat = variance <= 1e-6 * mqq + 1e-30
-        slope = np.clip(np.where(flat, 1.0, covariance / np.where(flat, 1.0, variance)), *SLOPES)
-        return slope, mf - slope * mq
+        slope = np.clip(np.where(flat, 1.0, 1 + covariance / np.where(flat, 1.0, variance)), *SLOPES)
+        return slope, md - (slope - 1) * mq
+
+    def shift_alone(self) -> tuple[Means, Means]:
+        """Return a slope of 1 and the shift, each [C]."""
+        md = self.means[0]
+        return np.ones_like(md), md
+
+    def error(self, slope: Means, shift: Means) -> Means:
+        """Return the mean square [C] of f - slope * q - shift."""
+        md, mq, mdq, mqq, mdd = self.means
+        more = slope - 1
+        left: Means = mdd - 2 * (more * mdq + shift * md - more * shift * mq) + more**2 * mqq + shift**2
+        return left
+
+
+@dataclass(frozen=True)
+class Correction:
+    """Slope and shift, each [C], and the judged error with them as a share of that without: 1 if they are refused."""
+
+    slope: Means
+    shift: Means
+    error: float = 1.0
+
+
+@dataclass
+class JudgedFit:
+    """Moments of all samples, of those that a trial fit sees, and of the others, which judge it.
+
+    To the judge, a position (a pixel, a token) counts less the further its energy lies above the `usual` one: or a few
+    tokens whose huge values are clipped would outweigh what a shift does to all the others.
+    """
+
+    whole: Fit = field(default_factory=Fit)
+    trial: Fit = field(default_factory=Fit)
+    judge: Fit = field(default_factory=Fit)
+    samples: int = 0
+    usual: float = 0.0
+
+    def judges(self, samples: int, rows: int) -> NDArray[np.bool_]:
+        """Say which rows of the next `samples` samples are held back from the trial."""
+        numbers = self.samples + np.arange(rows) * samples // max(rows, 1)
+        self.samples += samples
+        return np.asarray(numbers % JUDGES == JUDGES - 1)
+
+    def weights(self, f: Array) -> Array:
+        """Return the weight [N, 1, L] of each position of float values [N, C, L]."""
+        energy = np.einsum("ncl,ncl->nl", f, f)[:, None]
+        self.usual = self.usual or USUAL * float(np.median(energy)) or 1.0
+        return np.asarray(self.usual / (self.usual + energy), np.float32)
+
+    def solve(self, channels: int, *, slopes: bool = True) -> Correction:
+        """Return what errs least on the samples that judge: slope and shift (with `slopes`), shift alone, or nothing.
+
+        The trial decides; the numbers are then those of all samples. A single sample judges itself.
+        """
+        found = Correction(np.ones(channels), np.zeros(channels))
+        if not self.whole.weight:
+            return found
+        trial, judge = (self.trial, self.judge) if self.judge.weight and self.trial.weight else (self.whole, self.whole)
+        before = judge.error(found.slope, found.shift).sum()
+        for solve in (Fit.shift_alone, Fit.solve) if slopes else (Fit.shift_alone,):
+            error = judge.error(*solve(trial)).sum()
+            if error < found.error * before:
+                found = Correction(*solve(self.whole), error / before)
+        return found
 
 
 @dataclass
@@ -85,10 +153,28 @@ class AffineKernels:
         self._moments = Session(onnx.parser.parse_model(_MOMENTS), threads=self.threads)
         self._apply = Session(onnx.parser.parse_model(_APPLY), threads=self.threads)
 
-    def moments(self, f: Array, q: Array, into: Fit) -> None:
-        """Add the moments of one batch; f and q are [N, C, L]."""
-        means = self._moments.run({"f": f, "q": q})
-        into.add([means[name] for name in ("mf", "mq", "mfq", "mqq")], f.size / f.shape[1])
+    def look(self, f: Array, q: Array, samples: int, into: JudgedFit) -> None:
+        """Take in one batch of `samples`, float and quantized, both [N, C, ...].
+
+        Which rows a data-dependent operator keeps may differ between the two, or be none: these are passed over.
+        """
+        if f.shape != q.shape or f.ndim < 2 or not f.size:
+            return
+        f, q = by_channel(f), by_channel(q)
+        judges, moments = into.judges(samples, len(f)), self.moments(f, q)
+        into.whole.add(moments.mean(1), f.size / f.shape[1])
+        if not judges.all():
+            into.trial.add(moments[:, ~judges].mean(1), f.shape[2] * (~judges).sum())
+        if judges.any():
+            f, q = f[judges], q[judges]
+            weights = into.weights(f)
+            into.judge.add(self.moments(f, q, weights).mean(1) / weights.mean(), weights.sum())
+
+    def moments(self, f: Array, q: Array, weights: Array | None = None) -> Means:
+        """Return the moments [5, N, C] of each sample; f and q are [N, C, L], weights [N, 1, L]."""
+        feeds = {"f": f, "q": q, "w": np.ones((1, 1, 1), np.float32) if weights is None else weights}
+        found = self._moments.run(feeds)
+        return np.stack([found[name] for name in MOMENTS]).astype(np.float64)
 
     def apply(self, q: Array, slope: Means, shift: Means, quantizer: Quantizer | None) -> Array:
         """Return a*q + b, as codes of `quantizer` or (without one) as float32; q is [N, C, L]."""

@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from qcompile.calibration.affine import AffineKernels, Fit, Means, by_channel, mean_error
+from qcompile.calibration.affine import AffineKernels, Correction, JudgedFit, Means
 from qcompile.emission.bias import take_up
 from qcompile.program.lower import Step, Value
+from qcompile.quant.arithmetic import dequantize
 from qcompile.training.sides import FLOAT, QUANTIZED, Places, Sides
 
 SAMPLES = 256  # more change the result less than their choice does
@@ -31,14 +32,14 @@ def correct(
         step = program[index]
         if step.is_layer and step.node is not None and step.node.name in sides.plan.weights:
             before = [program[k] for k in numbers if k < index]
-            slope, shift = _fit(sides, kernels, floats, before, step, some)
-            take_up(sides.plan, step, slope, shift + _skip_error(sides, step, some))
+            found = _fit(sides, kernels, floats, before, step, some)
+            take_up(sides.plan, step, found.slope, found.shift + _skip_error(sides, kernels, step, some))
 
 
 def _fit(
     sides: Sides, kernels: AffineKernels, floats: Sequence[Step], before: Sequence[Step], layer: Step, places: Places
-) -> tuple[Means, Means]:
-    """Return slope and shift, each [C], of one layer behind the steps `before`."""
+) -> Correction:
+    """Return the correction of one layer behind the steps `before`."""
     assert layer.node is not None
     exact, raw = layer.node.outputs[0].name, layer.outputs[0].name + RAW
     steps = [*before, replace(layer, outputs=(Value(raw),))]
@@ -46,22 +47,20 @@ def _fit(
         sides.run(QUANTIZED, steps, [raw], places),
         sides.run(FLOAT, floats, [exact], places),
     )
-    fit = Fit()
-    for (_, quantized), (_, original) in runs:
-        f, q = original[exact], quantized[raw]
-        if f.shape == q.shape and f.size:  # which rows a data-dependent operator keeps may differ, or be none
-            kernels.moments(by_channel(f), by_channel(q), fit)
-    channels = len(sides.plan.weights[layer.node.name].scale)
-    return fit.solve() if fit.weight else (np.ones(channels), np.zeros(channels))
+    fit = JudgedFit()
+    for (part, quantized), (_, original) in runs:
+        kernels.look(original[exact], quantized[raw], len(part), fit)
+    return fit.solve(len(sides.plan.weights[layer.node.name].scale))
 
 
-def _skip_error(sides: Sides, layer: Step, places: Places) -> Means | float:
+def _skip_error(sides: Sides, kernels: AffineKernels, layer: Step, places: Places) -> Means:
     """Return the mean error [C] of the other operand of the Add that this layer's output enters, or 0."""
-    program = sides.program()
+    assert layer.node is not None
+    program, fit = sides.program(), JudgedFit()
     other = program.residual_operand(layer.outputs[0])
-    if other is None or other.quantizer is None:
-        return 0.0
-    exact, codes = (FLOAT, program.tensors.get(other.name, "")), (QUANTIZED, other.name)
-    if exact not in sides.shapes or len(sides.shapes.get(codes, ())) < 2:
-        return 0.0
-    return mean_error(sides.rows(exact, places), sides.rows(codes, places), other.quantizer)
+    if other is not None and other.quantizer is not None:
+        exact, codes = (FLOAT, program.tensors.get(other.name, "")), (QUANTIZED, other.name)
+        if exact in sides.shapes and codes in sides.shapes:
+            q = dequantize(sides.rows(codes, places), other.quantizer)
+            kernels.look(sides.rows(exact, places), q, len(places), fit)
+    return fit.solve(len(sides.plan.weights[layer.node.name].scale), slopes=False).shift

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qcompile.calibration.affine import SLOPES, AffineKernels, Fit
+from qcompile.calibration.affine import SLOPES, AffineKernels, JudgedFit
 from qcompile.quant.arithmetic import quantize
 from qcompile.quant.params import Quantizer
 
@@ -20,10 +20,14 @@ def kernels() -> AffineKernels:
 
 
 def fitted(kernels: AffineKernels, f: np.ndarray, q: np.ndarray, parts: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    fit = Fit()
+    return looked(kernels, f, q, parts).whole.solve()
+
+
+def looked(kernels: AffineKernels, f: np.ndarray, q: np.ndarray, parts: int = 1) -> JudgedFit:
+    fit = JudgedFit()
     for some in np.array_split(np.arange(len(f)), parts):
-        kernels.moments(f[some].astype(np.float32), q[some].astype(np.float32), fit)
-    return fit.solve()
+        kernels.look(f[some].astype(np.float32), q[some].astype(np.float32), len(some), fit)
+    return fit
 
 
 @settings(max_examples=40)
@@ -76,6 +80,68 @@ def test_channel_without_variance_keeps_its_slope(value: float, kernels: AffineK
     slope, shift = fitted(kernels, f, q)
     assert slope.tolist() == [1, 1, 1]
     np.testing.assert_allclose(shift, f.mean((0, 2)) - value, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("parts", [1, 3, 6])
+def test_every_fourth_sample_judges_a_fit_to_the_others(parts: int, kernels: AffineKernels) -> None:
+    """Where all positions have the same energy: the mean square of what each correction leaves on those samples."""
+    random = np.random.default_rng(0)
+    q = random.normal(1, 2, (12, 3, 20))
+    f = np.sign(q)  # of every position the energy is that of three ones
+    fit = looked(kernels, f, q, parts)
+    judges = np.arange(12) % 4 == 3
+    slope, shift = looked(kernels, f[~judges], q[~judges]).whole.solve()
+    for found, left in (
+        (fit.judge.error(np.ones(3), np.zeros(3)), (f - q)[judges]),
+        (fit.judge.error(*fit.trial.solve()), (f - slope[:, None] * q - shift[:, None])[judges]),
+    ):
+        np.testing.assert_allclose(found, np.square(left).mean((0, 2)), rtol=1e-4)
+    result = fit.solve(3)
+    np.testing.assert_allclose(result.slope, fit.whole.solve()[0])
+    expected = np.square(f - slope[:, None] * q - shift[:, None])[judges].sum() / np.square(f - q)[judges].sum()
+    assert result.error == pytest.approx(expected, rel=1e-4) and result.error < 1
+
+
+def test_a_fit_that_does_not_hold_for_others_is_refused(kernels: AffineKernels) -> None:
+    """Samples that judge err in the other direction than the rest."""
+    random = np.random.default_rng(0)
+    f = random.normal(size=(16, 3, 50))
+    q = f + np.where(np.arange(16) % 4 == 3, 0.5, -0.5)[:, None, None]
+    result = looked(kernels, f, q).solve(3)
+    assert result.error == 1
+    assert result.slope.tolist() == [1] * 3 and result.shift.tolist() == [0] * 3
+
+
+def test_a_shift_alone_where_the_slope_does_not_hold(kernels: AffineKernels) -> None:
+    random = np.random.default_rng(0)
+    f = random.normal(size=(16, 3, 50))
+    q = f * np.where(np.arange(16) % 4 == 3, 0.8, 1.25)[:, None, None] - 1
+    result = looked(kernels, f, q).solve(3)
+    assert result.slope.tolist() == [1] * 3
+    np.testing.assert_allclose(result.shift, (f - q).mean((0, 2)), rtol=1e-4)
+
+
+@pytest.mark.parametrize("outlier, refused", [(30.0, True), (0.0, False)])
+def test_the_mean_that_a_clipped_outlier_takes_along_is_not_given_to_all(
+    outlier: float, refused: bool, kernels: AffineKernels
+) -> None:
+    """One token in eight carries a large value that its quantizer clips to a third; squared errors would be lower."""
+    random = np.random.default_rng(0)
+    f = random.normal(size=(16, 3, 64))
+    large = outlier * (np.arange(64) % 8 == 0)
+    q = f + large / 3 + 0.1 + random.normal(0, 0.05, f.shape)
+    f = f + large
+    result = looked(kernels, f, q).solve(3)
+    assert np.square(f - q - (f - q).mean((0, 2))[:, None]).sum() < np.square(f - q).sum()
+    assert (result.error == 1) == refused
+    if not refused:
+        np.testing.assert_allclose(result.shift, -0.1, atol=0.01)
+
+
+def test_one_sample_judges_itself(kernels: AffineKernels) -> None:
+    f = np.random.default_rng(0).normal(size=(1, 3, 50))
+    result = looked(kernels, f, f - 1).solve(3)
+    np.testing.assert_allclose(result.shift, 1, rtol=1e-5)
 
 
 @settings(max_examples=40)
