@@ -26,9 +26,9 @@ from qcompile.qmodel import QModel
 from qcompile.quant.plan import Plan
 from qcompile.quant.plan_file import load_plan, plan_files, plan_folders, save_plan
 from qcompile.report.summary import build_report
-from qcompile.runtime.session import Session, newest_opset
+from qcompile.runtime.session import Session, newest_opset, version
 from qcompile.runtime.trial import refusal_to_stack
-from qcompile.targets.schema import Target
+from qcompile.targets.schema import Target, release
 from qcompile.training.engines import check_engine
 from qcompile.training.work_dir import open_work_dir
 
@@ -147,7 +147,7 @@ def open_model(model: Source, config: Config | None = None, data: Any = None, *,
     A tenth of the samples, at most 64, is held back from calibration to compare the emitted file with the float model.
     """
     config = config or Config()
-    target = Target.load(config.target)
+    target = open_target(config)
     check_engine(config)
     if config.preprocess is not None:
         parse_preprocess(config.preprocess)  # a wrong one is refused even where there is no image
@@ -176,6 +176,20 @@ def open_model(model: Source, config: Config | None = None, data: Any = None, *,
     for text in notes:
         opened.journal.note("open-model", "model", text=text)
     return opened
+
+
+def open_target(config: Config) -> Target:
+    """Return the facts about the target, for the oldest version that the file has to run on."""
+    target, installed = Target.load(config.target), version()
+    asked = installed if config.runtime_version == "installed" else config.runtime_version
+    needed = target.packing_since.get(config.pack)
+    if asked and needed and release(asked) < release(needed):
+        what = f"--pack {config.pack} needs ONNX Runtime {needed} or later"
+        raise InputError(what, where=f"--runtime-version {asked}", remedy="leave one of them out")
+    if asked and release(asked) > release(installed):
+        what = f"--runtime-version {asked} is newer than what is installed, so the file could not be run here"
+        raise InputError(what, where=f"ONNX Runtime {installed}", remedy="install it, or give an older version")
+    return Target.load(config.target, asked or needed)
 
 
 def _reference(source: onnx.ModelProto, notes: list[str]) -> onnx.ModelProto:

@@ -75,6 +75,7 @@ class Config:
     `fuse_top_k` None means as many boundaries as the samples can determine; `fuse` lists the units of each region, by
     name or number.
     `method` None means: rounding to nearest where all bits are 8, else MRECG (`chosen_method`).
+    `runtime_version` is the oldest version of the runtime that the file must run on, such as "1.23.2", or "installed".
     `calibration_method` None means: max for 8 bits, mse below. `threads` 0 means as many as the machine has.
     """
 
@@ -114,6 +115,9 @@ class Config:
     )
     percentile: float = flag(99.99, "Data", "of that method", kind=float, metavar="P", least=50, most=100)
     target: str = flag("ort-cpu", "Output", "runtime to compile for", metavar="NAME")
+    runtime_version: str | None = flag(
+        None, "Output", "oldest one it runs on, or installed [1.19.2]", metavar="VERSION"
+    )
     pack: Packing = flag(
         "auto", "Output", "weights below 8 bits: auto, int4, planes, none", metavar="FORM", choices=get_args(Packing)
     )

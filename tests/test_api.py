@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx
 import pytest
+from networks import network, samples
 from numpy.typing import NDArray
 
 import qcompile
@@ -17,7 +18,9 @@ from qcompile.api import Result, read_plan, write_plan
 from qcompile.errors import nearest
 from qcompile.pipeline import build_placement
 from qcompile.quant.plan import Form
-from qcompile.runtime.session import Session
+from qcompile.runtime.session import Session, version
+from qcompile.simulation import simulate
+from qcompile.targets.schema import release
 
 Data = dict[str, NDArray[Any]]
 W4A4 = Config(w=4, a=4, threads=1)
@@ -205,3 +208,42 @@ def test_passes_of_ones_own_have_a_report(residual_model: onnx.ModelProto) -> No
     result = qcompile.Result.of(model, runs, "mine.onnx")
     assert result.report["model"]["name"] == "mine.onnx"
     assert [row["name"] for row in result.report["passes"]] == [run.name for run in runs]
+
+
+BLOCKS = """net (float[N,3,8,8] image, float[16,3,3,3] W1, float[4,4,3,3] W2) => (float[N,4,P,Q] y) {
+  [first] a = Conv<pads = [1,1,1,1]>(image, W1)  [blocks] b = DepthToSpace<blocksize = 2>(a)  [last] y = Conv(b, W2)
+}"""
+
+
+@pytest.mark.parametrize(("runtime", "form"), [(None, Form.FLOAT), ("installed", Form.CODES)])
+def test_what_later_runtimes_have_is_used_where_these_are_promised(runtime: str | None, form: Form) -> None:
+    if release(version()) < release("1.21"):
+        pytest.skip("the installed ONNX Runtime has no DepthToSpace on uint8")
+    source = network(BLOCKS)
+    config = Config(runtime_version=runtime, threads=1, w=4, method="rtn")
+    result = qcompile.compile(source, config, samples(source))
+    assert result.plan.nodes["blocks"].form is form
+    assert result.report["audit"]["fused"]["missing"] == []
+    assert result.report["target"]["runtime"] == (version() if runtime else "1.19.2")
+    feeds = samples(source, 2, seed=5)
+    reference = simulate(result.qmodel.graph, result.plan, "integer").run(feeds)["y"]
+    np.testing.assert_array_equal(Session(result.model, threads=1).run(feeds)["y"], reference)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"runtime_version": "99.0"}, "is newer than what is installed"),
+        ({"runtime_version": "1.18.0"}, "is too old"),
+        ({"runtime_version": "new"}, "is no version"),
+        ({"runtime_version": "1.20.0", "pack": "int4"}, r"--pack int4 needs ONNX Runtime 1\.23\.0 or later"),
+    ],
+)
+def test_versions_that_cannot_be(residual_model: onnx.ModelProto, settings: dict[str, str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        qcompile.plan_only(residual_model, Config(**settings))  # type: ignore[arg-type]
+
+
+def test_int4_needs_a_later_runtime_without_being_told(residual_model: onnx.ModelProto) -> None:
+    report = qcompile.plan_only(residual_model, Config(w=4, pack="int4")).report
+    assert report["target"]["runtime"] == "1.23.0"

@@ -26,7 +26,7 @@ CODES: Final = (TensorProto.UINT8, TensorProto.INT8)
 KEEP_TYPE: Final = frozenset(
     [
         *("Clip", "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Pad", "ReduceMax"),
-        *("Reshape", "Resize", "Slice", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze"),
+        *("Reshape", "Resize", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze"),
         *("Add", "BitShift", "BitwiseAnd", "BitwiseOr", "Mul", "Sub"),  # take packed weights apart
     ]
 )  # operators whose outputs have the type of their first input, of those that meet codes or packed weights

@@ -55,7 +55,8 @@ class Screen:
             self.show([f"model  {entry['text']}" for entry in model.journal.by("open-model")])
             nodes = node_rows(model)
             self.shown = tables.float_view(nodes)
-            self.show(tables.plan_view(nodes, quantizer_rows(model), model.target.name))
+            target = f"{model.target.name}, ONNX Runtime {model.target.runtime} or later"
+            self.show(tables.plan_view(nodes, quantizer_rows(model), target))
         if not self.quiet and run.name == "check-data":
             for line in first_batch(model):
                 self.out.print(f"first batch  {line}", markup=False, soft_wrap=True)

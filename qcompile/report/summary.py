@@ -37,7 +37,7 @@ def build_report(model: QModel, runs: Sequence[PassRun], name: str = "") -> dict
         "warnings": warnings(model, found),
         "environment": environment(),
         "model": {"name": name, "opset": _opset(model.source)},
-        "target": {"name": model.target.name, "opset": model.target.opset},
+        "target": {"name": model.target.name, "opset": model.target.opset, "runtime": model.target.runtime},
         "recipe": recipe(replace(model.config, method=model.config.chosen_method)),
         "data": data_facts(model),
         "audit": found,

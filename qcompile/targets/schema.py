@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from dataclasses import dataclass
 from importlib import resources
@@ -18,9 +19,13 @@ class Target:
     DequantizeLinear in and QuantizeLinear out, `codes` directly on uint8; `clips` can be absorbed by a quantizer.
     `even_zero_point` names the operators that round after adding the zero point; `float_output` those whose integer
     kernel can give float32; `float_reasons` says why an operator stays float.
+
+    `runtime` is the oldest version that files run on. What needs a later one is counted in where `runtime` is that:
+    `codes_since` names the versions from which operators are `codes`, `packing_since` those of forms of weights.
     """
 
     name: str
+    runtime: str
     opset: int
     ir_version: int
     compute: frozenset[str]
@@ -30,14 +35,31 @@ class Target:
     even_zero_point: frozenset[str]
     float_output: frozenset[str]
     float_reasons: dict[str, str]
+    codes_since: dict[str, str]
+    packing_since: dict[str, str]
 
     @classmethod
-    def load(cls, name: str) -> Target:
-        """Read the table of a target by name."""
+    def load(cls, name: str, runtime: str | None = None) -> Target:
+        """Read the table of a target by name, for files that run on version `runtime` and later ones."""
         tables = (item for item in resources.files(__package__).iterdir() if item.name.endswith(".toml"))
         files = {item.name.removesuffix(".toml").replace("_", "-"): item for item in tables}
         if name not in files:
             raise InputError(f"--target {name} is unknown", remedy=nearest(name, files))
         table: dict[str, Any] = tomllib.loads(files[name].read_text())
         sets = ("compute", "arithmetic", "codes", "clips", "even_zero_point", "float_output")
-        return cls(**table | {key: frozenset(table[key]) for key in sets})
+        table |= {key: frozenset(table[key]) for key in sets}
+        oldest, runtime = table["runtime"], runtime or table["runtime"]
+        if release(runtime) < release(oldest):
+            raise InputError(f"--runtime-version {runtime} is too old", remedy=f"give {oldest} or a later one")
+        late = {op: since for op, since in table["codes_since"].items() if release(since) > release(runtime)}
+        table["codes"] |= table["codes_since"].keys() - late.keys()
+        reasons = {op: f"on uint8 only from ONNX Runtime {since} (--runtime-version)" for op, since in late.items()}
+        return cls(**table | {"runtime": runtime, "float_reasons": table["float_reasons"] | reasons})
+
+
+def release(version: str) -> tuple[int, ...]:
+    """Return the numbers of a version such as 1.23.2, to be compared; raises InputError."""
+    found = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?(?=$|\D)", version)
+    if not found:
+        raise InputError(f"--runtime-version {version} is no version", remedy="give one such as 1.23.2, or installed")
+    return tuple(int(part or 0) for part in found.groups())

@@ -306,7 +306,9 @@ ISLANDS = {  # node, constants, channels of its output, reason
     "Tanh": ("b = Tanh(a)", "", 4, "no integer kernel"),
     "Sub": ("b = Sub(a, a)", "", 4, "no integer kernel"),
     "Softmax": ("b = Softmax<axis = 1>(a)", "", 4, "the integer kernel rounds differently from the operator"),
-    "DepthToSpace": ("b = DepthToSpace<blocksize = 2>(a)", "", 1, "on uint8 only from ONNX Runtime 1.22.1"),
+    "DepthToSpace": (
+        "b = DepthToSpace<blocksize = 2>(a)", "", 1, "on uint8 only from ONNX Runtime 1.21.0 (--runtime-version)",
+    ),
     "linear Resize": (
         'b = Resize<mode = "linear">(a, , s)', "float[4] s = {1,1,2,2}", 4, "linear Resize truncates on uint8",
     ),
