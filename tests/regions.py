@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from networks import CORRECT, Arrays, compiled, samples
 
-from qcompile.emission.fragment import boundary
+from qcompile.emission.fragment import boundary, fragment
 from qcompile.ir import Constant
 from qcompile.passes.partition_units import PartitionUnits
 from qcompile.program.lower import lower
@@ -30,7 +30,11 @@ def whole_region(text: str, count: int = 32, quantized: float = 0.5, **settings:
     constants = {name for name, tensor in model.graph.tensors().items() if isinstance(tensor, Constant)}
     inputs = [value for value in boundary(program.steps)[0] if value.name and value.name not in constants]
     outputs = [value for step in program.steps for value in step.outputs if value.name in exact]
-    builder = RegionBuilder(model.graph, model.plan, shapes, program.tensors, BATCH, shares=(quantized, quantized))
+    names = [value.name for step in program.steps for value in step.outputs]
+    session = Session(fragment(model.graph, model.plan, program.steps, inputs, names), threads=1, fuse_qdq=False)
+    made = session.run({value.name: values["q", value.name][:BATCH] for value in inputs}, names)
+    inner, shares = {name: array.shape for name, array in made.items()}, (quantized, quantized)
+    builder = RegionBuilder(model.graph, model.plan, shapes, inner, program.tensors, BATCH, shares=shares)
     return builder.build(program.steps, inputs, outputs), values
 
 

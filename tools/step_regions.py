@@ -172,5 +172,6 @@ def subject(name: str, samples: int, spool: Spool, seed: int = 0) -> Subject:
     sides.run_float(inside)
     numbers = sides.steps_of(inside)
     steps = [sides.program().steps[number] for number in numbers]
-    builder = RegionBuilder(model.graph, model.plan, sides.sizes(BATCH), sides.tensors, BATCH)
+    inner = sides.inner_shapes(numbers, BATCH)
+    builder = RegionBuilder(model.graph, model.plan, sides.sizes(BATCH), inner, sides.tensors, BATCH)
     return Subject(model, builder.build(steps, sides.inputs_of(steps), sides.outputs_of(numbers)), sides)

@@ -61,6 +61,11 @@ def element_type(tensor: Tensor) -> int:
     return int(TensorProto.FLOAT) if tensor.dtype is None else int(helper.np_dtype_to_tensor_dtype(tensor.dtype))
 
 
+def is_real(tensor: Tensor) -> bool:
+    """Say whether a tensor holds float32, which is what a loss can be computed of."""
+    return element_type(tensor) == TensorProto.FLOAT
+
+
 def boundary(steps: Sequence[Step]) -> tuple[list[Value], set[str]]:
     """Return the values that `steps` read from outside, and the names of those they make."""
     made: set[str] = set()

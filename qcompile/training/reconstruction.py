@@ -206,7 +206,7 @@ class _Run:
         """Train the steps `numbers` of the program, `total` times, and write the result into the plan."""
         config, sides = self.model.config, self.sides
         random = generator(config, f"{self.title}/{name}")
-        batch = min(config.recon_batch or BATCH, len(self.trained_on), self.most_at_once(numbers))
+        batch = sides.batch or min(config.recon_batch or BATCH, len(self.trained_on), self.most_at_once(numbers))
         trainer = open_trainer(self.region(numbers, batch), config)
 
         def feeds() -> dict[str, Array]:
@@ -237,30 +237,22 @@ class _Run:
         store(self.model, trainer.region, state)
 
     def most_at_once(self, numbers: Sequence[int]) -> int:
-        """Return the samples whose largest activation in one step is within bounds; one where they are fed alone."""
-        if self.sides.data.alone:
-            return 1
-        program = self.sides.program().steps
-        nodes = [node for number in numbers if (node := program[number].node)]
-        inner: list[int] = [math.prod(t.shape[1:]) for node in nodes for t in node.outputs if _is_static(t.shape)]
-        outer = [math.prod(shape) for shape in self.sides.sizes(1).values()]
-        return max(2, ELEMENTS // max([*outer, *inner, 1]))
+        """Return the samples whose largest activation in one step is within bounds."""
+        sizes = [*self.sides.sizes(1).values(), *self.sides.inner_shapes(numbers, 1).values()]
+        return max(2, ELEMENTS // max([*map(math.prod, sizes), 1]))
 
     def region(self, numbers: Sequence[int], batch: int) -> Region:
         """Return the steps `numbers` as a region. A quantizer that other steps have used already keeps its scale."""
-        sides, plan = self.sides, self.model.plan
+        sides, graph, plan = self.sides, self.model.graph, self.model.plan
         settled = {key: replace(plan.specs[key], fixed=plan.quantizers[key]) for key in sides.settled()}
         program = sides.program().steps
         steps = [program[number] for number in numbers]
         shapes = sides.sizes(batch)
         fixed = replace(plan, specs=plan.specs | settled)
         shares = QUANTIZED[self.model.config.chosen_method]
-        builder = RegionBuilder(self.model.graph, fixed, shapes, sides.tensors, batch, len(self.trained_on), shares)
+        inner = sides.inner_shapes(numbers, batch)
+        builder = RegionBuilder(graph, fixed, shapes, inner, sides.tensors, batch, len(self.trained_on), shares)
         return builder.build(steps, sides.inputs_of(steps), sides.outputs_of(numbers))
-
-
-def _is_static(shape: Sequence[int | str | None] | None) -> bool:
-    return shape is not None and len(shape) > 1 and all(isinstance(size, int) for size in shape[1:])
 
 
 def store(model: QModel, region: Region, state: Mapping[str, Array]) -> None:

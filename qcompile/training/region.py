@@ -16,7 +16,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from qcompile.emission.fragment import element_type
+from qcompile.emission.fragment import element_type, is_real
 from qcompile.ir import Constant, Graph, Node, Tensor, node_proto
 from qcompile.program.forms import operands
 from qcompile.program.lower import Kind, Step, Value
@@ -26,7 +26,6 @@ from qcompile.quant.plan import Form, Plan
 from qcompile.training.recipe import PULL, VALUES_PER_WEIGHT
 from qcompile.training.recipe import Kind as ParameterKind
 from qcompile.training.rounding import soft_code, soft_start
-from qcompile.training.sizes import Sizes, is_real, sizes_of
 
 Array = NDArray[Any]
 LOSS, RECONSTRUCTION = "region/loss", "region/reconstruction"
@@ -65,8 +64,9 @@ class Region:
 
 @dataclass
 class RegionBuilder:
-    """Writes the steps of one region with pseudo-operators for fake quantization; `shapes` are for `batch` samples.
+    """Writes the steps of one region with pseudo-operators for fake quantization.
 
+    `shapes` of what is fed, and `inner` ones of what steps make, by the names of values, are those of `batch` samples.
     `samples` says how many training draws from: the fewer they are beside the weights, the more these are held where
     they start. `shares` are the probabilities that an element is quantized, where the samples determine the weights and
     where they do not; there are no masks where all are.
@@ -75,6 +75,7 @@ class RegionBuilder:
     graph: Graph
     plan: Plan
     shapes: Mapping[tuple[str, str], tuple[int, ...]]
+    inner: Mapping[str, tuple[int, ...]]
     tensor_of: Mapping[str, str]
     batch: int
     samples: float = math.inf
@@ -89,13 +90,9 @@ class RegionBuilder:
     def __post_init__(self) -> None:
         self.tensors: dict[str, Tensor] = self.graph.tensors()
         self.known: set[str] = set()
-        self.inferred: Sizes = {}  # of tensors of the graph
-        self.sizes: dict[str, tuple[int, ...]] = {}  # of the values that masks lie over
 
     def build(self, steps: Sequence[Step], inputs: Sequence[Value], outputs: Sequence[Value]) -> Region:
         """Return the region that computes `outputs` from `inputs`."""
-        given = {self._tensor(value): self.shapes["q", value.name] for value in inputs}
-        self.inferred = sizes_of(self.graph, steps, given, self.tensor_of)
         aims = [self.shapes["f", self._tensor(value)] for value in self._aims(outputs)]
         self.targets = sum(map(math.prod, aims)) // self.batch
         self.quantized = self.shares[self._values_per_weight(steps) < VALUES_PER_WEIGHT]
@@ -120,7 +117,6 @@ class RegionBuilder:
         codes = self._feed(f"{value.name}/codes", "q", value.name, TensorProto.UINT8)
         scale = self._constant(np.float32(value.quantizer.scale))
         zero = self._constant(np.uint8(value.quantizer.zero_point))
-        self.sizes[value.name] = self.shapes["q", value.name]
         if self.quantized == 1.0 or ("f", tensor) not in self.shapes:
             self._node("DequantizeLinear", [codes, scale, zero], value.name)
             return
@@ -209,8 +205,6 @@ class RegionBuilder:
         if isinstance(tensor, Constant):
             self.constants.append(numpy_helper.from_array(fake_quantize(tensor.values, target.quantizer), target.name))
             return
-        known = self.sizes.get(source.name)
-        self.sizes[target.name] = known if known else self._size(self.tensors[source.name])
         self._fake_quantize(self._read(source), target)
 
     def dequantize(self, step: Step) -> None:
@@ -243,8 +237,6 @@ class RegionBuilder:
         data = [value.name for value in step.inputs] if step.kind is Kind.CODES else []
         rest = [self._read(Value(tensor.name)) if tensor.name else "" for tensor in node.inputs[len(data) :]]
         outputs = [value.name for value in step.outputs]
-        if step.kind is Kind.CODES:
-            self.sizes.update({v.name: self._size(t) for v, t in zip(step.outputs, node.outputs)})
         self.nodes.append(node_proto(node, [*data, *rest], outputs))
 
     # the pieces they share
@@ -264,7 +256,6 @@ class RegionBuilder:
         if target.quantizer is None:
             self._node("Identity", [current], target.name)
         else:
-            self.sizes[target.name] = self._size(end)
             self._fake_quantize(current, target)
 
     def _fake_quantize(self, source: str, target: Value) -> None:
@@ -319,18 +310,9 @@ class RegionBuilder:
         if self.quantized == 1.0:
             return []
         name = f"{of}/mask"
-        self.masks[name] = self.sizes[of]
-        self.inputs.append(helper.make_tensor_value_info(name, TensorProto.BOOL, self.sizes[of]))
+        self.masks[name] = self.inner[of] if of in self.inner else self.shapes["q", of]
+        self.inputs.append(helper.make_tensor_value_info(name, TensorProto.BOOL, self.masks[name]))
         return [name]
-
-    def _size(self, tensor: Tensor) -> tuple[int, ...]:
-        """Return the shape of a tensor of the graph for one batch."""
-        if tensor.name in self.inferred:
-            return self.inferred[tensor.name]
-        shape = (self.batch, *(tensor.shape or ())[1:])
-        if tensor.shape is None or not all(isinstance(size, int) for size in shape):
-            raise UntrainableError(f"the shape of {tensor.name!r} is not static")
-        return shape
 
     def _read(self, value: Value) -> str:
         tensor = self.tensors.get(value.name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,24 +12,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcompile.data.dataset import Dataset
-from qcompile.emission.fragment import boundary, fragment
+from qcompile.emission.fragment import boundary, fragment, is_real
 from qcompile.errors import InputError, QCompileError
 from qcompile.ir import Constant, Graph, Node, captured_names, topological
 from qcompile.program.dag import activation_dag
 from qcompile.program.lower import Kind, Program, Step, Value, lower
+from qcompile.quant.params import Quantizer
 from qcompile.quant.plan import Form, Plan
 from qcompile.runtime.session import Session
 from qcompile.runtime.spool import Spool
-from qcompile.training.sizes import is_real
+from qcompile.training.rows import NO_ROWS, apart, sample_axes, stacked, together
 
 Array = NDArray[Any]
+Arrays = dict[str, Array]
 PART = 16  # samples in one run, at most
 PART_ELEMENTS = 1 << 25  # of the largest tensor in one run: bounds its memory
 FLOAT, QUANTIZED = "f", "q"
-NO_ROWS = "have not one number of rows for every sample"
 FROM = "come from those of"
-NO_ORDER = "are not ordered by sample"
-MIXED = 0.01  # relative squared error beyond which values are those of another sample
 MASKED = 1e18  # values beyond it, which exporters write into attention masks, are no numbers to be near to
 Key = tuple[str, str]
 Places = Sequence[int] | NDArray[np.int64]
@@ -39,13 +38,14 @@ Places = Sequence[int] | NDArray[np.int64]
 class Sides:
     """Values at the border of what has been run, of all samples, kept in `spool`.
 
-    `shapes` maps (side, name) to the shape of what is kept of one sample: its first size counts the rows that the
-    sample has, one or several (tokens that were folded into the batch). Codes are uint8, so the quantized side takes a
-    quarter of the float one; inputs of the model are kept once for both. What nothing later reads is dropped. What no
-    sample changes (shape arithmetic, the codes of constants) is made again wherever it is read. What is not ordered by
-    sample is not kept, and the steps that read it are not run: their pieces are not trained; `lost` maps it to the
-    reason. Samples that are fed alone are run alone, and what they make may have any shape, the same for each. `digest`
-    is a hash of the samples.
+    `shapes` maps (side, name) to the shape of what is kept of one sample, `axes` to the axis that counts them if it is
+    not the first: its size is the rows that a sample has, one or several (tokens that were folded into the batch).
+    Codes are uint8, so the quantized side takes a quarter of the float one; inputs of the model are kept once for both.
+    What nothing later reads is dropped. What no sample changes (shape arithmetic, the codes of constants) is made again
+    wherever it is read. What is not ordered by sample is not kept, and the steps that read it are not run: their pieces
+    are not trained; `lost` maps it to the reason. Samples that are fed alone are run alone, and what they make may have
+    any shape, the same for each. `batch` is the number of samples that training must take at once, None where it may
+    choose. `digest` is a hash of the samples.
     """
 
     graph: Graph
@@ -71,7 +71,10 @@ class Sides:
         largest = max((int(np.prod(sizes)) for sizes in known), default=1)
         self.part = self.data.fixed_batch or max(1, min(PART, PART_ELEMENTS // max(largest, 1)))
         self.shapes: dict[Key, tuple[int, ...]] = {}
+        self.axes: dict[Key, int] = {}
+        self.batch = 1 if self.data.alone else None
         self.lost: dict[Key, str] = {}
+        self.lowered: tuple[list[Quantizer], Program] | None = None
         self._take_in()
 
     def _take_in(self) -> None:
@@ -98,15 +101,18 @@ class Sides:
 
     def rows(self, key: Key, places: Places) -> Array:
         """Return samples of what is kept under (side, name), as a new array; one where they are fed alone."""
-        return self.spool.rows(self._kept(key), places).reshape(stacked(self.shapes[key], len(places)))
+        return together(self.spool.rows(self._kept(key), places), self.axes.get(key, 0))
 
     def sizes(self, batch: int) -> dict[Key, tuple[int, ...]]:
         """Return the shapes of `batch` samples of what is kept."""
-        return {key: stacked(shape, batch) for key, shape in self.shapes.items()}
+        return {key: stacked(shape, batch, self.axes.get(key, 0)) for key, shape in self.shapes.items()}
 
     def program(self) -> Program:
-        """Return the program as the plan stands now."""
-        return lower(self.graph, self.plan)
+        """Return the program as the plan stands now. Large graphs take long to lower; only quantizers change."""
+        quantizers = list(self.plan.quantizers.values())
+        if self.lowered is None or any(now is not then for now, then in zip(quantizers, self.lowered[0])):
+            self.lowered = quantizers, lower(self.graph, self.plan)
+        return self.lowered[1]
 
     def steps_of(self, nodes: Collection[str]) -> list[int]:
         """Return the numbers of these nodes' steps, with the quantizers in front of them that nobody has run.
@@ -259,16 +265,19 @@ class Sides:
 
     def _run(self, side: str, steps: Sequence[Step], outputs: Iterable[str]) -> None:
         names = list(dict.fromkeys(outputs))
-        lost = dict.fromkeys(names, self._what_is_lost_before(side, steps))
-        for part, (places, made) in enumerate(self.run(side, steps, names, range(self.count))):
-            for name, array in made.items():  # a detector keeps more boxes of one image than of another
-                lost[name] = lost[name] or ("" if self._keep((side, name), part, array, len(places)) else NO_ROWS)
-        whole = [name for name in names if not lost[name]]
-        for name, reason in (lost | dict.fromkeys(self._disordered(side, steps, whole), NO_ORDER)).items():
-            if reason:
-                self.lost[side, name] = reason
-                self.shapes.pop((side, name), None)
-                self.spool.drop(self._kept((side, name)))
+        reason = self._what_is_lost_before(side, steps)
+        lost = dict.fromkeys(names, reason) if reason else {}
+        if names and not reason:
+            call = self._caller(side, steps, names)
+            lost = self._find_axes(side, names, call)
+            for part, places in enumerate(self._parts(range(self.count))):
+                for name, array in call(places).items():
+                    if name not in lost and not self._keep((side, name), part, array, len(places)):
+                        lost[name] = NO_ROWS
+        for name, reason in lost.items():
+            self.lost[side, name] = reason
+            self.shapes.pop((side, name), None)
+            self.spool.drop(self._kept((side, name)))
 
     def _what_is_lost_before(self, side: str, steps: Sequence[Step]) -> str:
         """Return what to say of all that `steps` make where something that they read is not kept, else ""."""
@@ -282,59 +291,75 @@ class Sides:
         """Keep one part of the values of `key`; say whether every sample has as many rows, and as in other parts."""
         if not isinstance(array, np.ndarray):
             return False
-        shape = array.shape
-        if not self.data.alone:
-            if not array.ndim or not len(array) or len(array) % samples:
-                return False
-            shape = (len(array) // samples, *array.shape[1:])
-        self.spool.put(self._kept(key), part, array.reshape(samples, *shape))
+        shape, axis = array.shape, self.axes.get(key, 0)
+        if self.data.alone:
+            self.spool.put(self._kept(key), part, array[np.newaxis])
+        elif axis >= array.ndim or not shape[axis] or shape[axis] % samples:
+            return False
+        else:
+            kept = apart(array, samples, axis)
+            shape = kept.shape[1:]
+            self.spool.put(self._kept(key), part, kept)
         return self.shapes.setdefault(key, shape) == shape
 
-    def _disordered(self, side: str, steps: Sequence[Step], names: Sequence[str]) -> list[str]:
-        """Run the first samples in another order; return the names of what they make in another order than this.
+    def _find_axes(self, side: str, names: Sequence[str], call: Callable[[Places], Arrays]) -> dict[str, str]:
+        """Find which axis of what `call` makes counts the samples; return why there is none, by name.
 
-        What has the symbol of the batch for its first size is in order.
+        What has the symbol of the batch for its first size is in order. A model with a fixed batch may take several all
+        the same; where what it makes of them is not what it makes of each, training takes its `batch` from now on.
         """
-        if self.data.alone:
-            return []
-        batch, first = self.graph.inputs[0].shape[0], self.data.fixed_batch or 2
+        symbol, own = self.graph.inputs[0].shape[0], self.data.fixed_batch
         shapes = {name: self.named[self.tensors.get(name, name)].shape for name in names}
         doubtful = [
-            name for name, shape in shapes.items() if not (shape and isinstance(batch, str) and shape[0] == batch)
+            name for name, shape in shapes.items() if own or not shape or shape[0] is None or shape[0] != symbol
         ]
-        if first > self.count:
-            return []
-        return [
-            name
-            for places, made in self.run(side, steps, doubtful, range(first)[::-1])
-            for name, array in made.items()
-            if not _alike(array, self.rows((side, name), places))
-        ]
+        if self.batch or self.count < 2 * (own or 1) or not doubtful:
+            return {}
+        try:
+            axes, lost = sample_axes(call, doubtful, own or 1)
+        except QCompileError:
+            if own is None:
+                raise
+            axes, lost = {}, dict.fromkeys(doubtful, NO_ROWS)
+        if lost and own:
+            self.batch = own
+            return {}
+        self.axes |= {(side, name): axis for name, axis in axes.items() if axis}
+        return lost
+
+    def inner_shapes(self, numbers: Sequence[int], batch: int) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of what these steps make of `batch` samples, by the names of the values."""
+        program = self.program().steps
+        steps = [program[number] for number in numbers]
+        call = self._caller(QUANTIZED, steps, [value.name for step in steps for value in step.outputs if value.name])
+        if self.batch:
+            return {name: array.shape for name, array in call(range(batch)).items() if isinstance(array, np.ndarray)}
+        one, two = call([0]), call([0, 0])  # no size is made that a step would not have
+        return {
+            name: tuple(size + (batch - 1) * (other - size) for size, other in zip(array.shape, two[name].shape))
+            for name, array in one.items()
+            if isinstance(array, np.ndarray)
+        }
 
     def run(
         self, side: str, steps: Sequence[Step], outputs: Iterable[str], samples: Places
-    ) -> Iterator[tuple[Places, dict[str, Array]]]:
-        """Yield part after part of `samples`, with what the steps make of it; nothing if what they read is not kept."""
-        names, inputs = list(dict.fromkeys(outputs)), self.inputs_of(steps)
-        if not names or any((side, value.name) not in self.shapes for value in inputs):
-            return
-        content = fragment(self.graph, self.plan, steps, inputs, names)
-        session = Session(content, threads=self.threads, fuse_qdq=False)
-        for start in range(0, len(samples), self.part):
-            places = samples[start : start + self.part]
-            yield places, session.run({value.name: self.rows((side, value.name), places) for value in inputs}, names)
+    ) -> Iterator[tuple[Places, Arrays]]:
+        """Yield part after part of `samples`, with what the steps make of it."""
+        names = list(dict.fromkeys(outputs))
+        call = self._caller(side, steps, names)
+        for places in self._parts(samples):
+            yield places, call(places)
 
+    def _caller(self, side: str, steps: Sequence[Step], names: Sequence[str]) -> Callable[[Places], Arrays]:
+        """Return what runs steps on the samples at given places."""
+        inputs = self.inputs_of(steps)
+        session = Session(fragment(self.graph, self.plan, steps, inputs, names), threads=self.threads, fuse_qdq=False)
+        return lambda places: session.run(
+            {value.name: self.rows((side, value.name), places) for value in inputs}, names
+        )
 
-def stacked(shape: tuple[int, ...], samples: int) -> tuple[int, ...]:
-    """Return the shape of several samples, each of `shape`, along its first axis."""
-    return (samples * shape[0], *shape[1:]) if shape else ()
-
-
-def _alike(found: Array, expected: Array) -> bool:
-    if found.shape != expected.shape:
-        return False
-    exact = expected.astype(np.float64)
-    return not np.square(found - exact).sum() > MIXED * np.square(exact).sum()  # NaN is alike
+    def _parts(self, samples: Places) -> Iterator[Places]:
+        return (samples[start : start + self.part] for start in range(0, len(samples), self.part))
 
 
 def _of_nodes(steps: Sequence[Step], nodes: Collection[str]) -> set[int]:

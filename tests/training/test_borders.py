@@ -134,29 +134,45 @@ def test_a_model_of_integers_at_its_end_is_trained_layer_by_layer_too() -> None:
     assert [outcome.reason for outcome in reconstruct(model, cut_layers(model.graph))] == [""] * 2
 
 
-SIXTEEN = 16  # tokens: as many as there are samples in one run
+TURNED = """n (float[N,16,8] x, float[8,8] A, float[8,8] B, float[8,4] C) => (float[N,16,4] y)
+  <int64[2] flat = {{-1,8}}, int64[3] back = {{16,-1,8}}> {{
+    [turn] t = Transpose<perm = [1,0,2]>(x)  [first] a = MatMul(t, A)  [relu] b = Relu(a)  {fold}
+    [inner] c = MatMul({start}, B)  [relu2] d = Relu(c)  {restore}
+    [last] e = MatMul({end}, C)  [back] y = Transpose<perm = [1,0,2]>(e)
+}}"""
 
 
-@pytest.mark.parametrize("flat", [False, True], ids=["tokens first", "tokens first, then folded"])
-def test_values_that_are_not_ordered_by_sample_are_not_trained_on(flat: bool) -> None:
-    fold = ("[fold] m = Reshape(b, flat)", "[restore] f = Reshape(d, back)") if flat else ("", "")
-    text = f"""n (float[N,{SIXTEEN},8] x, float[8,8] A, float[8,8] B, float[8,4] C) => (float[N,{SIXTEEN},4] y)
-      <int64[2] flat = {{-1,8}}, int64[3] back = {{{SIXTEEN},-1,8}}> {{
-        [turn] t = Transpose<perm = [1,0,2]>(x)  [first] a = MatMul(t, A)  [relu] b = Relu(a)  {fold[0]}
-        [inner] c = MatMul({"m" if flat else "b"}, B)  [relu2] d = Relu(c)  {fold[1]}
-        [last] e = MatMul({"f" if flat else "d"}, C)  [back] y = Transpose<perm = [1,0,2]>(e)
-    }}"""
-    model = calibrated(text, 71)
-    assert model.data is not None and model.data.count % SIXTEEN == 0  # else their number gives it away
+def test_samples_may_be_counted_by_any_axis() -> None:
+    """Tokens stand in front of the batch here; the pieces are those of the same network the other way round."""
+    turned = calibrated(TURNED.format(fold="", start="b", restore="", end="d"), 71)
+    straight = calibrated(
+        """n (float[N,16,8] x, float[8,8] A, float[8,8] B, float[8,4] C) => (float[N,16,4] y) {
+          [first] a = MatMul(x, A)  [relu] b = Relu(a)  [inner] c = MatMul(b, B)  [relu2] d = Relu(c)
+          [last] y = MatMul(d, C)
+        }""",
+        71,
+    )
+    outcomes = [list(reconstruct(model, units(model))) for model in (turned, straight)]
+    assert [outcome.reason for outcome in outcomes[0]] == [""] * 3
+    errors = [[outcome.before for outcome in row[:2]] for row in outcomes]  # later ones depend on how training went
+    assert errors[0] == pytest.approx(errors[1], rel=1e-3)
+    assert outcomes[0][1].trained
+
+
+def test_values_that_are_not_ordered_by_sample_are_not_trained_on() -> None:
+    """The tokens of all samples follow each other in the batch."""
+    model = calibrated(
+        TURNED.format(fold="[fold] m = Reshape(b, flat)", start="m", restore="[restore] f = Reshape(d, back)", end="f"),
+        71,
+    )
+    assert model.data is not None
     before = copy.deepcopy(model.plan.weights)
     outcomes = list(reconstruct(model, units(model)))
     assert [outcome.what for outcome in outcomes] == ["not trained"] * 3
-    first, second = ("m", "f") if flat else ("b", "d")
-    what = "are not ordered by sample" if flat else "have not one number of rows for every sample"
     assert [outcome.reason for outcome in outcomes] == [
-        f"the values of '{first}', which it makes, {what}",
-        f"the values of '{first}', which it reads, {what}",
-        f"the values of '{second}', which it reads, come from those of '{first}', which {what}",
+        "the values of 'm', which it makes, are not ordered by sample",
+        "the values of 'm', which it reads, are not ordered by sample",
+        "the values of 'f', which it reads, come from those of 'm', which are not ordered by sample",
     ]
     assert [outcome.before for outcome in outcomes] == [None] * 3
     assert all((model.plan.weights[name].codes == weight.codes).all() for name, weight in before.items())

@@ -57,8 +57,9 @@ def first_trainable(spool: Spool, name: str, skip: int = 0, **settings: Any) -> 
 
 def graph_of(model: QModel, sides: Sides, numbers: list[int], quantized: float = 0.5) -> StepGraph:
     steps = [sides.program().steps[k] for k in numbers]
+    inner = sides.inner_shapes(numbers, BATCH)
     builder = RegionBuilder(
-        model.graph, model.plan, sides.sizes(BATCH), sides.tensors, BATCH, shares=(quantized, quantized)
+        model.graph, model.plan, sides.sizes(BATCH), inner, sides.tensors, BATCH, shares=(quantized, quantized)
     )
     return StepGraph(builder.build(steps, sides.inputs_of(steps), sides.outputs_of(numbers)), threads=1)
 
