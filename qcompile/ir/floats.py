@@ -10,6 +10,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto,
 
 from qcompile.errors import InputError
 from qcompile.ir.graph import unique_name
+from qcompile.ir.packed_weights import PACKED
 from qcompile.ir.protos import WEIGHT_READERS, all_graphs, all_nodes, set_nodes, tensor_names, tensor_type
 from qcompile.ir.scopes import rename_inside
 
@@ -41,15 +42,17 @@ def to_float32(light: ModelProto, weights: Weights) -> list[str]:
     return sorted((HALF | DOUBLE)[type_] for type_ in wrong)
 
 
-def computes_in_half(model: ModelProto) -> bool:
-    """Say whether `model` has anything in half precision."""
-    return bool(HALF.keys() & set(_types(model, {})))
+def rounds_inside(model: ModelProto) -> bool:
+    """Say whether ONNX Runtime rounds inner values more than to float32: to half precision, or for MatMulNBits."""
+    levels = (item.i for node in all_nodes(model.graph.node) if node.op_type == PACKED for item in node.attribute
+              if item.name == "accuracy_level")  # fmt: skip
+    return bool(HALF.keys() & set(_types(model, {}))) or any(level > 1 for level in levels)
 
 
-def check_ports(light: ModelProto) -> None:
+def check_ports(light: ModelProto, weights: Weights) -> None:
     """Raise InputError for an input or output of numbers that numpy does not know: nothing can feed or read it."""
     for what, infos in (("input", light.graph.input), ("output", light.graph.output)):
-        for info in infos:
+        for info in (info for info in infos if info.name not in weights):
             name = TensorProto.DataType.Name(tensor_type(info.type).elem_type)
             if name.startswith(NARROW):
                 raise InputError(

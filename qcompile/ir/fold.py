@@ -9,7 +9,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
-from qcompile.ir.graph import Constant, Graph, Node, is_output, node_proto, topological
+from qcompile.ir.graph import Constant, Graph, Node, Tensor, is_output, node_proto, topological
 from qcompile.ir.shapes import kind_of, known_integers, static_dims
 
 UNSTABLE = {
@@ -22,7 +22,7 @@ UNSTABLE = {
     "Dropout",
 }
 GROWING = {"ConstantOfShape", "Expand", "Tile", "Range", "Pad", "Resize", "EyeLike", "OneHot", "Upsample"}
-KEPT = {"QuantizeLinear", "DequantizeLinear"}
+UNPACKING = {"DequantizeLinear", "Cast"}  # weights that are stored in fewer bits, of types that numpy may lack
 ROOM = 1 << 16  # bytes a folded constant may have even if its inputs are smaller
 
 
@@ -64,7 +64,8 @@ def _evaluated(node: Node, opset: int) -> list[NDArray[Any]] | None:
     if not _foldable(node):
         return None
     inputs = {tensor.name: np.asarray(tensor.values) for tensor in node.inputs if tensor.name}
-    room = max(ROOM, 2 * sum(value.nbytes for value in inputs.values()))
+    growth = 8 if node.op in UNPACKING else 2
+    room = max(ROOM, growth * sum(value.nbytes for value in inputs.values()))
     if any(_too_large(node, tensor, room) for tensor in node.outputs):
         return None
     proto = node_proto(node, [t.name for t in node.inputs], [t.name for t in node.outputs])
@@ -91,12 +92,16 @@ def _evaluated(node: Node, opset: int) -> list[NDArray[Any]] | None:
 
 def _foldable(node: Node) -> bool:
     return (
-        node.op not in UNSTABLE | KEPT
+        node.op not in UNSTABLE
         and node.domain in (None, "", "ai.onnx")
         and not vars(node).get("exotic_attributes")
         and not any(isinstance(value, Graph) for value in node.attrs.values())
-        and all((isinstance(tensor, Constant) and kind_of(tensor)) or not tensor.name for tensor in node.inputs)
+        and all(not tensor.name or _readable(node, tensor) for tensor in node.inputs)
     )
+
+
+def _readable(node: Node, tensor: Tensor) -> bool:
+    return isinstance(tensor, Constant) and bool(kind_of(tensor) or node.op in UNPACKING)
 
 
 def _too_large(node: Node, tensor: Any, room: int) -> bool:

@@ -17,6 +17,7 @@ from onnx_graphsurgeon.logger import G_LOGGER  # noqa: TID251
 from qcompile.errors import InputError
 from qcompile.files import Content, read_bytes, write_files
 from qcompile.ir.graph import Constant, Graph, nested_nodes, restore_attributes, restore_types
+from qcompile.ir.packed_weights import PACKED
 from qcompile.ir.protos import (
     ONNX_DOMAINS,
     WEIGHT_READERS,
@@ -28,6 +29,7 @@ from qcompile.ir.protos import (
     is_weight,
     opset,
     size,
+    subgraphs,
 )
 
 MESSAGE_LIMIT = 2**31 - 2**20  # protobuf's limit for one message, with room for everything but the weights
@@ -103,8 +105,15 @@ def _check_opset(model: ModelProto, path: Path, max_opset: int | None) -> None:
 
 
 def _check_float(model: ModelProto, path: Path) -> None:
+    """Refuse a model that computes on integers; weights that are only stored as such are unpacked later."""
+    known = {name for name, _ in _tensors(model)}
     for node in _nodes(model):
-        if node.op_type in QUANTIZED or node.op_type.startswith("QLinear"):
+        read = [name for name in node.input if name]
+        if read and known.issuperset(read) and not any(subgraphs(node)):
+            known.update(node.output)
+        elif node.op_type == PACKED and known.issuperset(read[1:]):
+            continue
+        elif node.op_type in QUANTIZED or node.op_type.startswith("QLinear"):
             raise InputError(
                 f"the model is quantized already: node {node.name or node.output[0]!r} is a {node.op_type}",
                 where=str(path),
@@ -147,7 +156,7 @@ def _location(tensor: TensorProto) -> str:
 def _check_finite(model: ModelProto, path: Path) -> None:
     weights = {name for node in _nodes(model) if node.op_type in WEIGHT_READERS for name in node.input[1:]}
     for name, tensor in _tensors(model):
-        bad = _not_finite(tensor, infinite=name in weights)  # masks and bounds may be infinite, weights not
+        bad = _broken(tensor, layer=name in weights)
         if bad:
             raise InputError(
                 f"weight {name!r} contains {bad}",
@@ -156,19 +165,20 @@ def _check_finite(model: ModelProto, path: Path) -> None:
             )
 
 
-def _not_finite(tensor: TensorProto, *, infinite: bool) -> str:
+def _broken(tensor: TensorProto, *, layer: bool) -> str:
+    """Say what is wrong with a constant. Masks may be infinite, and marks of missing values NaN; weights may not."""
     if tensor.data_type not in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE) or not size(tensor):
         return ""
     try:
         values = numpy_helper.to_array(tensor).reshape(-1)
     except ValueError:
         return "more or fewer values than its shape says"
-    for start in range(0, values.size, CHUNK):
+    for start in range(0, values.size if layer else 0, CHUNK):
         part = values[start : start + CHUNK]
         low, high = part.min(), part.max()  # NaN comes through both; no mask as large as the weights
         if np.isnan(low):
             return "NaN"
-        if infinite and not (np.isfinite(low) and np.isfinite(high)):
+        if not (np.isfinite(low) and np.isfinite(high)):
             return "infinite values"
     return ""
 

@@ -12,7 +12,8 @@ from qcompile.ir.functions import inline
 from qcompile.ir.graph import Graph
 from qcompile.ir.load import import_graph
 from qcompile.ir.opsets import lowered, raised
-from qcompile.ir.protos import densify, hollow, open_sizes, opset
+from qcompile.ir.packed_weights import unpack_weights
+from qcompile.ir.protos import all_nodes, densify, hollow, open_sizes, opset
 from qcompile.ir.scopes import unique_inner_names
 
 
@@ -50,11 +51,14 @@ def plain_model(model: ModelProto) -> ModelProto:
 def _plain(model: ModelProto) -> tuple[ModelProto, dict[str, TensorProto], list[str]]:
     """Return a copy without large weights, those, and notes: no functions, no sparse tensors, float32, unique names."""
     light, weights = hollow(model)
-    check_ports(light)
+    check_ports(light, weights)
     light = inline(light)
     densify(light.graph)
     open_sizes(light.graph)
     unique_inner_names(light)
+    packed = unpack_weights(light, weights) or any(n.op_type == "DequantizeLinear" for n in all_nodes(light.graph.node))
     floats = to_float32(light, weights)
-    notes = [f"what it computes in {' and '.join(floats)} is compiled as float32, its interface is kept"]
-    return light, weights, notes if floats else []
+    notes = ["weights that are stored in few bits are unpacked, and quantized anew"] if packed else []
+    if floats:
+        notes.append(f"what it computes in {' and '.join(floats)} is compiled as float32, its interface is kept")
+    return light, weights, notes

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from qcompile.ir import Graph, activation_inputs, to_model, topological
-from qcompile.ir.floats import computes_in_half
+from qcompile.ir.floats import rounds_inside
 from qcompile.runtime.session import Arrays, Session
 
 ROUNDING = 1e-3  # relative error beyond which float32 that is rounded in another order is not the reason
-HALF_ROUNDING = 0.1  # the same where the source computes in half precision
+HALF_ROUNDING = 0.1  # the same where the source rounds inner values more than that
 NUDGES, NUDGE = 2, 1e-5  # how often, and how far relatively, the feed is moved to see what rounding alone may do
 MARGIN = 10.0  # a difference this many times larger than that is no rounding
 JUMPS = {  # of inputs that are equal but for rounding these may make something else
@@ -37,7 +37,7 @@ def first_difference(
     much, or ties and thresholds decide otherwise on inputs that are equal but for rounding, that means nothing.
     """
     made = Session(to_model(graph), level="off", threads=threads).run(feeds)
-    tolerance = HALF_ROUNDING if computes_in_half(source) else ROUNDING
+    tolerance = HALF_ROUNDING if rounds_inside(source) else ROUNDING
     errors = {name: relative_error(values, made[name]) for name, values in expected.items() if name in made}
     if all(error <= tolerance for error in errors.values()):
         return None

@@ -106,7 +106,7 @@ def test_broken_weights(name: str, value: float, conv: ModelProto, tmp_path: Pat
 
 def test_broken_weights_in_constant_nodes_and_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load_module, "CHUNK", 2)
-    text = "g (float[N,4] x) => (float[N,4] y) { c = Constant<value = float[4] {1, 2, 3, 4}>() y = Add(x, c) }"
+    text = "g (float[N,4] x) => (float[N] y) { c = Constant<value = float[4] {1, 2, 3, 4}>() y = MatMul(x, c) }"
     model = parser.parse_model(f'<ir_version: 8, opset_import: ["": 18]> {text}')
     values = np.array([1, 2, 3, np.nan], dtype=np.float32)
     model.graph.node[0].attribute[0].t.CopyFrom(numpy_helper.from_array(values))
@@ -119,11 +119,25 @@ def test_infinity_in_a_mask_is_fine(model_of: Build, tmp_path: Path) -> None:
     assert load_model(written(model, tmp_path / "model.onnx"))
 
 
+def test_nan_that_marks_missing_values_is_fine(model_of: Build, tmp_path: Path) -> None:
+    text = "g (float[N,4] x, bool[N,4] c, float[4] M) => (float[N,4] y) { y = Where(c, M, x) }"
+    assert load_model(written(set_weight(model_of(text), "M", 0, np.nan), tmp_path / "model.onnx"))
+
+
 def test_quantized_models(tmp_path: Path) -> None:
     text = """g (float[N,4] x) => (float[N,4] y) <float s = {0.1}, uint8 z = {128}> {
         [first] q = QuantizeLinear(x, s, z)  y = DequantizeLinear(q, s, z) }"""
     model = parser.parse_model(f'<ir_version: 8, opset_import: ["": 18]> {text}')
     with pytest.raises(InputError, match="quantized already: node 'first' is a QuantizeLinear"):
+        load_model(written(model, tmp_path / "model.onnx"))
+
+
+def test_quantized_activations_behind_stored_weights(tmp_path: Path) -> None:
+    text = """g (float[N,2] x) => (float[N,2] y) <float s = {0.1}, uint8 z = {128}, int8[2,2] w = {1,2,3,4}> {
+        v = DequantizeLinear(w, s)  [data] q, t, o = DynamicQuantizeLinear(x)  d = DequantizeLinear(q, t, o)
+        y = MatMul(d, v) }"""
+    model = parser.parse_model(f'<ir_version: 8, opset_import: ["": 18]> {text}')
+    with pytest.raises(InputError, match="quantized already: node 'data' is a DynamicQuantizeLinear"):
         load_model(written(model, tmp_path / "model.onnx"))
 
 
