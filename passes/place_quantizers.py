@@ -10,6 +10,7 @@ import numpy as np
 
 from qcompile.errors import InputError, nearest
 from qcompile.ir import Node, Tensor, captured_names, constant_value, consumers, is_inner, is_output, topological
+from qcompile.ir.branches import deciding_inputs
 from qcompile.program.forms import clip_bounds, data_inputs, dictated, integer_form, operands
 from qcompile.qmodel import QModel
 from qcompile.quant.params import ActivationSpec
@@ -74,6 +75,7 @@ class _Placement:
         self.wanted: dict[str, bool] = {}  # whether codes of a node's output are wanted behind it
         self._keep_float()
         self._keep_bias_float()
+        self._name_what_decides()
 
     def _keep_bias_float(self) -> None:
         """Add the bias behind a MatMul in float: its kernel gives float32, and 8 bits of the sum cost accuracy."""
@@ -85,6 +87,14 @@ class _Placement:
             alone = len(self.readers(data[0])) == 1 and not is_output(self.graph, data[0])
             if made_by is not None and made_by.op == "MatMul" and alone and self._is_compute(made_by):
                 self.candidates[node.name] = (Form.FLOAT, "the bias of a MatMul is added to its float32 output")
+
+    def _name_what_decides(self) -> None:
+        """Say of an If which inputs have to be fixed so that its branch is compiled."""
+        for node in self.nodes:
+            if names := deciding_inputs(self.graph, node):
+                options = " ".join(f"--fix {name}=VALUE" for name in names)
+                form, reason = self.candidates[node.name]
+                self.candidates[node.name] = (form, f"{reason}; {options} takes one branch and compiles it")
 
     def _is_compute(self, node: Node) -> bool:
         return self.candidates[node.name][0] is Form.COMPUTE

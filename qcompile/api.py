@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import onnx
 
-from qcompile.config import Config
+from qcompile.config import Config, parse_fix
 from qcompile.data import InputInfo, input_infos, open_dataset, open_evaluation, parse_preprocess, random_dataset
 from qcompile.data.dataset import Dataset
 from qcompile.emission.pack import INT4_OPSET
 from qcompile.errors import InputError, QCompileError
 from qcompile.files import Content, check_outputs, write_files
+from qcompile.ir.freeze import freeze
 from qcompile.ir.load import check_model, load_model, model_files
 from qcompile.ir.prepare import plain_model, prepare
 from qcompile.passmanager import Pass, PassManager, PassRun, Watch
@@ -156,11 +157,14 @@ def open_model(model: Source, config: Config | None = None, data: Any = None, *,
         check_model(source, max_opset=onnx.defs.onnx_opset_version())
     else:
         source = load_model(Path(model), max_opset=onnx.defs.onnx_opset_version())
+    if config.fix:
+        source = freeze(source, map(parse_fix, config.fix))
     with blaming(source):
         oldest = max(target.opset, INT4_OPSET) if config.pack == "int4" else target.opset
         graph = prepare(source, oldest, newest_opset())
         notes: list[str] = vars(graph)["notes"]
         reference = _reference(source, notes)
+        notes += [f"{text} is fixed: it is no input of the file" for text in config.fix]
     inputs = input_infos(graph)
     if not inputs:
         raise InputError("the model has no inputs: nothing to calibrate", remedy="export it with its inputs")

@@ -8,6 +8,7 @@ about it, and what values it takes, stands beside it.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Collection, Mapping
@@ -67,6 +68,7 @@ def bit_count(default: int, text: str, **facts: Any) -> Any:
 class Config:
     """How to compile.
 
+    `fix` holds NAME=VALUE: an input that is a constant of the file and no input any more, or a symbolic size.
     `bits` holds (regular expression on node names, weight bits, input bits), or texts such as "layer1=4,8"; the last
     match wins. `keep_float` holds regular expressions on node names. `residual_bits` are those of a tensor that a
     compute node and a residual Add both read.
@@ -106,6 +108,7 @@ class Config:
     stride_factor: float = flag(
         1.6, "Fusion", "capacity of a strided convolution", kind=float, metavar="X", least=0.01, most=100
     )
+    fix: tuple[str, ...] = flag((), "Data", "freeze an input or a size", metavar="NAME=VALUE")
     preprocess: str | None = flag(None, "Data", "imagenet, imagenet-norm, tf, raw, .toml, key=value", metavar="HOW")
     samples: int | None = flag(None, "Data", "use N samples, drawn at random", kind=int, metavar="N", least=1)
     batch: int | None = flag(None, "Data", "samples in one run", kind=int, metavar="N", least=1)
@@ -146,6 +149,8 @@ class Config:
             parse_size("--memory", self.memory)
         for name in OF_FUSION:
             _check_fusion(self, name, given)
+        for text in self.fix:
+            parse_fix(text)
         for pattern in self.keep_float:
             check_pattern("--keep-float", pattern)
         for pattern, weight_bits, input_bits in self.bits:
@@ -244,6 +249,24 @@ def parse_size(where: str, text: str) -> int:
     if not found or found[2].lower() not in units:
         raise InputError(f"{where} {text!r} is not a size", remedy="give a number and a unit, such as 1GB or 512MB")
     return int(float(found[1]) * units[found[2].lower()])
+
+
+def parse_fix(text: str) -> tuple[str, Any]:
+    """Read NAME=VALUE, VALUE a number, true or false, or a list of such as JSON writes it; raises InputError."""
+    name, _, value = str(text).rpartition("=")
+    try:
+        found = json.loads(value, parse_constant=lambda word: None)
+    except (ValueError, RecursionError):
+        found = None
+    if not name or not is_number(found):
+        remedy = "give NAME=VALUE: an input and a number or a list, or a symbolic size and a number"
+        raise InputError(f"--fix {text!r} is not NAME=VALUE", remedy=remedy)
+    return name, found
+
+
+def is_number(value: Any) -> bool:
+    """Say whether `value` is a number, a truth value, or a list of such."""
+    return all(map(is_number, value)) if isinstance(value, list) else isinstance(value, int | float)
 
 
 def known_keys(values: Mapping[str, Any], *classes: type[Config] | type[Files]) -> dict[str, Any]:

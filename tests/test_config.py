@@ -9,7 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qcompile.config import Config, Files, build_settings, flag_of, parse_size, read_recipe, recipe, recipe_text
+from qcompile.config import (
+    Config,
+    Files,
+    build_settings,
+    flag_of,
+    parse_fix,
+    parse_size,
+    read_recipe,
+    recipe,
+    recipe_text,
+)
 from qcompile.errors import InputError
 
 BITS = st.integers(2, 8)
@@ -21,6 +31,7 @@ CONFIGS = st.builds(
     a=BITS,
     residual_bits=BITS,
     keep_float=st.lists(NAMES, max_size=2).map(tuple),
+    fix=st.lists(st.sampled_from(["sr=16000", "flag=true", "past/k=[[0.5, -1e3]]", "a=b=[]"]), max_size=2).map(tuple),
     bits=st.lists(st.tuples(NAMES, BITS, BITS), max_size=2).map(tuple),
     samples=st.none() | st.integers(1, 99),
     calibration_method=st.sampled_from([None, "mse", "max"]),
@@ -102,6 +113,12 @@ def test_overrides_are_read_from_the_right() -> None:
         ({"bits": ["layer1"]}, "not of the form REGEX=W,A"),
         ({"bits": ["layer1=4,9"]}, "--bits layer1=a 9 is out of range"),
         ({"keep-float": ["("]}, "not a regular expression"),
+        ({"fix": ["rate"]}, "--fix 'rate' is not NAME=VALUE; give NAME=VALUE: an input"),
+        ({"fix": ["=3"]}, "--fix '=3' is not NAME=VALUE"),
+        ({"fix": ["rate=fast"]}, "--fix 'rate=fast' is not NAME=VALUE"),
+        ({"fix": ["rate=NaN"]}, "--fix 'rate=NaN' is not NAME=VALUE"),
+        ({"fix": ["rate=[1, {}]"]}, "is not NAME=VALUE"),
+        ({"fix": "rate=3"}, "--fix takes a list"),
         ({"keep-float": "head"}, "--keep-float takes a list"),
         ({"random-data": 1}, "give true or false"),
         ({"data": 3}, "give a text"),
@@ -112,6 +129,12 @@ def test_wrong_values_are_named(values: dict[str, Any], message: str) -> None:
         build_settings(values)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_fixed_values_are_numbers_and_lists() -> None:
+    assert [parse_fix(text) for text in ("sr=16000", "a=b=[[1, 2.5]]", "on=true")] == [
+        ("sr", 16000), ("a=b", [[1, 2.5]]), ("on", True),
+    ]  # fmt: skip
 
 
 def test_config_alone_knows_no_files() -> None:

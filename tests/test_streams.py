@@ -10,6 +10,7 @@ from networks import network
 
 import qcompile
 from qcompile import Config
+from qcompile.quant.plan import Form
 from qcompile.runtime.session import Session
 
 Feed = dict[str, Any]
@@ -96,6 +97,36 @@ def test_noise_for_models_that_take_one_feed() -> None:
     source = network(STATE)
     result = qcompile.compile(source, Config(random_data=True, threads=1))
     assert decibels(source, result.model, FEED[STATE]) > 20
+
+
+# --- one branch for each rate
+
+RATES = """g (float[N,32] x, int64 rate, float[24,32] W1, float[12,32] W2, float[4,24] W3, float[4,12] W4)
+  => (float[N,4] y) {
+    k = Constant<value = int64 {16000}>()  high = Equal(rate, k)
+    y = If(high) <
+      then_branch = p () => (float[N,4] a) { b = Gemm<transB = 1>(x, W1)  c = Relu(b)  a = Gemm<transB = 1>(c, W3) },
+      else_branch = q () => (float[N,4] d) { e = Gemm<transB = 1>(x, W2)  f = Tanh(e)
+        d = Gemm<transB = 1>(f, W4) }> }"""
+
+
+@pytest.mark.parametrize(("rate", "forms"), [(16000, "compute compute"), (8000, "compute float compute")])
+def test_a_branch_is_compiled_where_the_rate_is_fixed(rate: int, forms: str) -> None:
+    source = network(RATES)
+    data = {"x": normal(COUNT, 32), "rate": np.array(rate)}
+    result = qcompile.compile(source, Config(fix=(f"rate={rate}",), threads=1), data)
+    assert [item.name for item in result.model.graph.input] == ["x"]
+    placed = [str(node.form) for node in result.plan.nodes.values() if node.form is not Form.ABSORBED]
+    assert placed == forms.split()
+    exact = Session(source, threads=1).run({"x": normal(2, 32, seed=1), "rate": np.array(rate)})["y"]
+    found = Session(result.model, threads=1).run({"x": normal(2, 32, seed=1)})["y"]
+    assert np.square(exact).sum() > 300 * np.square(found - exact).sum()  # 25 dB
+
+
+def test_what_to_fix_is_named() -> None:
+    source, data = network(RATES), {"x": normal(COUNT, 32), "rate": np.full(COUNT, 16000)}
+    with pytest.raises(qcompile.InputError, match=r"control flow.*--fix rate=VALUE takes one branch and compiles it"):
+        qcompile.compile(source, Config(threads=1), data)
 
 
 # --- no values
