@@ -17,6 +17,7 @@ from qcompile.runtime.agreement import scores_classes
 from qcompile.runtime.equivalence import first_difference
 from qcompile.runtime.outputs import Kind, Output, describe_outputs
 from qcompile.runtime.session import Session
+from qcompile.runtime.trial import refusal_to_stack
 
 SAMPLES = 16  # enough to see that all outputs are the same, few enough to cost nothing
 
@@ -26,19 +27,25 @@ class CheckData:
     """Note what the first batch looks like, and warn about outputs that no trained model gives on its own kind of data.
 
     NaN and Inf in the outputs are errors: no quantizer could be calibrated on them. So is a float graph that computes
-    something else than its source: an error of ours, before it becomes a file.
+    something else than its source: an error of ours, before it becomes a file. Where the model
+    does not take two samples at a time, they are fed one by one from here on.
     """
 
     name: ClassVar[str] = "check-data"
     requires: ClassVar[tuple[str, ...]] = ("normalize-graph",)
 
     def run(self, model: QModel) -> int:
-        """Change nothing."""
+        """Change nothing but the way in which samples are fed."""
+        some = model.data or model.evaluation
+        if some is None:
+            return 0
+        session = Session(model.source, threads=model.config.threads, fault=InputError)
+        if model.feed_alone is not None and (reason := refusal(session, some)):
+            model.feed_alone(reason)
         if model.data is None:
             return 0
         count = max(SAMPLES // (model.data.fixed_batch or 1), 1)
         feeds = list(islice(model.data.batches(1), count))  # so few at once that activations of large images stay small
-        session = Session(model.source, threads=model.config.threads, fault=InputError)
         runs = [session.run(feed) for feed in feeds]
         outputs = {name: joined([run[name] for run in runs]) for name in runs[0]}
         del session  # before the next one is loaded
@@ -68,6 +75,14 @@ def check_function(model: QModel, feeds: Arrays, expected: Arrays) -> None:
             f"qcompile changed what the model computes: tensor {found[0]!r} has a relative error of {found[1]:.2g}",
             remedy="please report it",
         )
+
+
+def refusal(session: Session, data: Dataset) -> str:
+    """Return why the model cannot take several samples at a time; "" where it can, or says itself how many."""
+    if data.fixed_batch or data.count < 2:
+        return ""
+    pair = next(data.take(0, 2).batches(2))
+    return refusal_to_stack(session, pair) if data.samples_in(pair) == 2 else ""  # not where their shapes differ
 
 
 def summary(data: Dataset, feeds: Sequence[Arrays]) -> list[str]:

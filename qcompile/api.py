@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,6 @@ from qcompile.quant.plan import Plan
 from qcompile.quant.plan_file import load_plan, plan_files, plan_folders, save_plan
 from qcompile.report.summary import build_report
 from qcompile.runtime.session import Session, newest_opset, version
-from qcompile.runtime.trial import refusal_to_stack
 from qcompile.targets.schema import Target, release
 from qcompile.training.engines import check_engine
 from qcompile.training.work_dir import open_work_dir
@@ -168,15 +167,17 @@ def open_model(model: Source, config: Config | None = None, data: Any = None, *,
     inputs = input_infos(graph)
     if not inputs:
         raise InputError("the model has no inputs: nothing to calibrate", remedy="export it with its inputs")
-    samples = _samples(config, data, inputs)
-    labelled = None if evaluation is None else open_evaluation(evaluation, inputs, config.preprocess)
-    if alone := _refusal(source, samples or labelled):
+
+    def open_samples(alone: str) -> None:
         samples = _samples(config, data, inputs, alone)
-        labelled = labelled and open_evaluation(evaluation, inputs, config.preprocess, alone=alone)
-    kept, held_back = (None, None) if samples is None else _split(samples)
-    opened = QModel(graph, reference, target, config, kept, held_back, labelled)
-    if labelled and config.preprocess is not None:
-        opened.evaluation_as = lambda text: open_evaluation(evaluation, inputs, text, alone=alone)
+        opened.data, opened.held_back = (None, None) if samples is None else _split(samples)
+        if evaluation is not None:
+            opened.evaluation = open_evaluation(evaluation, inputs, config.preprocess, alone=alone)
+            if config.preprocess is not None:
+                opened.evaluation_as = lambda text: open_evaluation(evaluation, inputs, text, alone=alone)
+
+    opened = QModel(graph, reference, target, config, feed_alone=open_samples)
+    open_samples("")
     for text in notes:
         opened.journal.note("open-model", "model", text=text)
     return opened
@@ -225,7 +226,7 @@ def blaming(source: onnx.ModelProto, data: Dataset | None = None) -> Iterator[No
         raise
 
 
-def _samples(config: Config, data: Any, inputs: list[InputInfo], alone: str = "") -> Dataset | None:
+def _samples(config: Config, data: Any, inputs: list[InputInfo], alone: str) -> Dataset | None:
     if data is not None and config.random_data:
         raise InputError("both data and --random-data are given", remedy="leave one of them out")
     if config.random_data:
@@ -234,18 +235,6 @@ def _samples(config: Config, data: Any, inputs: list[InputInfo], alone: str = ""
     if data is None:
         return None
     return open_dataset(data, inputs, config.preprocess, config.samples, config.seed, alone=alone)
-
-
-def _refusal(source: onnx.ModelProto, samples: Dataset | None) -> str:
-    """Return why the model cannot take several samples at a time; "" where it can, or says itself how many."""
-    if samples is None or samples.fixed_batch or samples.count < 2:
-        return ""
-    pair = next(samples.take(0, 2).batches(2))
-    if samples.samples_in(pair) < 2:  # of different shapes
-        return ""
-    with suppress(QCompileError):  # what cannot be loaded is told by the passes
-        return refusal_to_stack(Session(source, level="off", threads=1), pair)
-    return ""
 
 
 def _split(samples: Dataset) -> tuple[Dataset, Dataset]:

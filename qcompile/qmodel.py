@@ -43,8 +43,8 @@ class QModel:
     `graph` is the float graph, normalised by the first passes; `source` the model as it was loaded (the float
     reference); `data` the calibration samples (None where only a plan is made); `held_back` samples that calibration
     does not see, to compare the emitted file with the float model; `evaluation` labelled ones,
-    `evaluation_as` opens the same with another preprocessing, where they pass one; `emitted` the file's content once it
-    exists.
+    `evaluation_as` opens the same with another preprocessing, where they pass one; `feed_alone` opens all of them again
+    for a model that takes one at a time, and is told why; `emitted` the file's content once it exists.
     """
 
     graph: Graph
@@ -55,6 +55,7 @@ class QModel:
     held_back: Dataset | None = None
     evaluation: Dataset | None = None
     evaluation_as: Callable[[str], Dataset] | None = None
+    feed_alone: Callable[[str], None] | None = None
     plan: Plan = field(default_factory=Plan)
     journal: Journal = field(default_factory=Journal)
     emitted: onnx.ModelProto | None = None
