@@ -21,7 +21,7 @@ def stacked(shape: tuple[int, ...], samples: int, axis: int = 0) -> tuple[int, .
 
 def apart(array: Array, samples: int, axis: int) -> Array:
     """Return [samples, ...]: each a sample, with as many rows of `axis` as it has."""
-    split = array.reshape(*array.shape[:axis], samples, -1, *array.shape[axis + 1 :])
+    split = array.reshape(*array.shape[:axis], samples, array.shape[axis] // samples, *array.shape[axis + 1 :])
     return np.ascontiguousarray(np.moveaxis(split, axis, 0))
 
 
