@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -218,9 +219,9 @@ def blaming(source: onnx.ModelProto, data: Dataset | None = None) -> Iterator[No
     except Exception as failure:
         try:
             float_model = Session(source, level="off", threads=1, fault=InputError)
-            if data is not None and isinstance(failure, QCompileError):
-                for feeds in data.batches(1):
-                    float_model.run(feeds)
+            samples = data.batches(1) if data is not None else ()
+            for feeds in samples if isinstance(failure, QCompileError) else islice(samples, 1):
+                float_model.run(feeds)
         except InputError as refused:
             raise refused from failure
         raise

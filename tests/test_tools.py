@@ -43,6 +43,15 @@ def test_platforms_are_compared_byte_by_byte(found: bytes, said: str, monkeypatc
     assert said in import_module("check_platforms").difference(b"abc", found)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="runs each case in a fork")
+def test_damaged_files_are_refused_in_one_line_or_give_a_right_file() -> None:
+    counts = [item for kind in ("plans", "models", "data") for item in (f"--{kind}", "12")]
+    command = [sys.executable, str(TOOLS / "check_damage.py"), "--seed", "7", *counts]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert ended.stdout.endswith("faults: 0\n")
+
+
 @pytest.fixture
 def variations(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What the ablation compares."""

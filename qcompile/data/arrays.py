@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,20 +17,32 @@ from qcompile.data.inputs import NOT_STACKED, Arrays, Indices, InputInfo, bind, 
 from qcompile.data.intake import Intake, is_image
 from qcompile.errors import InputError
 
+NPY, ZIP = b"\x93NUMPY", b"PK"  # what such files begin with
+REMEDY = "write the file with numpy.savez"
+
 
 def load_file(path: Path, intake: Intake) -> Mapping[str, NDArray[Any]]:
     """Read the arrays in an .npz that are needed (held once, as stored), or map an .npy into memory."""
     try:
+        with path.open("rb") as file:
+            start = file.read(len(NPY))
+        if not start.startswith((NPY, ZIP)):
+            raise InputError("the file is neither .npy nor .npz inside", where=str(path), remedy=REMEDY)
         loaded = np.load(path, mmap_mode="r", allow_pickle=False)
         if isinstance(loaded, np.ndarray):
             return {"array": loaded}
         with loaded as archive:
             needed = {*bind(archive.files, intake.inputs, intake.where).values(), "labels"}
-            return {name: archive[name] for name in archive.files if name in needed}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(
-            f"cannot read the arrays: {error}", where=str(path), remedy="write the file with numpy.savez"
-        ) from error
+            arrays = {name: archive[name] for name in archive.files if name in needed}
+    except InputError:
+        raise
+    except Exception as error:  # numpy, zipfile, zlib and tokenize each raise their own
+        told = isinstance(error, OSError | ValueError | EOFError | MemoryError | RuntimeError | BadZipFile | zlib.error)
+        why = str(error) if told else "the file is damaged"
+        raise InputError(f"cannot read the arrays: {why}", where=str(path), remedy=REMEDY) from error
+    if others := [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]:
+        raise InputError(f"the member {others[0]!r} is no array", where=str(path), remedy=REMEDY)
+    return arrays
 
 
 def array_dataset(arrays: Mapping[str, NDArray[Any]], intake: Intake) -> Dataset:

@@ -86,7 +86,10 @@ def bind(names: Collection[str], inputs: Sequence[InputInfo], where: str) -> dic
 
 def common_rows(arrays: Arrays, where: str) -> int:
     """Return the number of samples, which has to be the same in every array, and at least 1."""
-    rows = {name: array.shape[0] if array.ndim else 0 for name, array in arrays.items()}
+    if scalars := [name for name, array in arrays.items() if not array.ndim]:
+        what = f"the data for {scalars[0]!r} is a single value, not an array of samples"
+        raise InputError(what, where=where, remedy="put the samples along a first axis")
+    rows = {name: array.shape[0] for name, array in arrays.items()}
     if len(set(rows.values())) > 1:
         has = ", ".join(f"{name!r} {count}" for name, count in rows.items())
         raise RaggedError(f"the arrays do not have the same number of samples: {has}", where=where)
@@ -116,8 +119,9 @@ def fit(array: NDArray[Any], info: InputInfo, samples: Indices, where: str, *, w
         result = array.astype(info.dtype, order="C")
     if both_float and not np.isfinite(result).all():
         rows = np.isfinite(result).reshape(len(samples), -1).all(axis=1)
+        what = f"a value beyond {info.dtype}" if np.isfinite(array).all() else "NaN or Inf"
         raise InputError(
-            f"the data for {info.name!r} has NaN or Inf in sample {samples[np.argmin(rows)]}",
+            f"the data for {info.name!r} has {what} in sample {samples[np.argmin(rows)]}",
             where=where,
             remedy="remove the sample, or repair what made it",
         )
@@ -129,8 +133,9 @@ def check_shape(shape: tuple[int, ...], info: InputInfo, where: str, *, start: i
     pairs = list(zip(shape, info.shape))[start:]
     if len(shape) == len(info.shape) and all(have == want or not isinstance(want, int) for have, want in pairs):
         return
+    shown: Sequence[int | str] = ("N", *shape[1:]) if start else shape  # perhaps a part of the samples was looked at
     raise InputError(
-        f"the model's input {info.name!r} takes {show_shape(info.shape)}, the data is {show_shape(shape)}",
+        f"the model's input {info.name!r} takes {show_shape(info.shape)}, the data is {show_shape(shown)}",
         where=where,
         remedy=shape_remedy(shape, info),
     )

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs  # noqa: TID251  (the one door)
 from google.protobuf.message import DecodeError
-from onnx import ModelProto, NodeProto, TensorProto, external_data_helper, numpy_helper
+from onnx import ModelProto, TensorProto, external_data_helper, numpy_helper
 from onnx_graphsurgeon.ir.tensor import LazyValues  # noqa: TID251
 from onnx_graphsurgeon.logger import G_LOGGER  # noqa: TID251
 
@@ -20,20 +20,19 @@ from qcompile.ir.graph import Constant, Graph, nested_nodes, restore_attributes,
 from qcompile.ir.packed_weights import PACKED
 from qcompile.ir.protos import (
     ONNX_DOMAINS,
-    WEIGHT_READERS,
     all_graphs,
-    all_nodes,
     detach_exotic_attributes,
     detach_exotic_types,
     hollow,
-    is_weight,
+    nodes_of,
     opset,
     size,
     subgraphs,
+    tensors_of,
 )
+from qcompile.ir.sound import check_sound, check_texts
 
 MESSAGE_LIMIT = 2**31 - 2**20  # protobuf's limit for one message, with room for everything but the weights
-CHUNK = 1 << 22
 PAGE = 4096
 QUANTIZED = {
     "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger", "QGemm",
@@ -52,21 +51,21 @@ def load_model(path: Path, *, max_opset: int | None = None) -> ModelProto:
     NaN or infinite weights; each names what it found.
     """
     model = _parse(path)
-    _check_names(model, path)
+    check_texts(model, path)
     _check_opset(model, path, max_opset)
     _check_float(model, path)
     _load_external(model, path)
-    _check_finite(model, path)
+    check_sound(model, path)
     return model
 
 
 def check_model(model: ModelProto, *, max_opset: int | None = None) -> None:
     """Raise InputError for a model in memory that `load_model` would not return."""
     where = Path("the model in memory")
-    _check_names(model, where)
+    check_texts(model, where)
     _check_opset(model, where, max_opset)
     _check_float(model, where)
-    _check_finite(model, where)
+    check_sound(model, where)
 
 
 def _parse(path: Path) -> ModelProto:
@@ -83,17 +82,6 @@ def _parse(path: Path) -> ModelProto:
     return model
 
 
-def _check_names(model: ModelProto, path: Path) -> None:
-    """ONNX wants every tensor made once; a graph in which two nodes make one tensor has no meaning."""
-    given = {tensor.name for tensor in model.graph.initializer} | {item.name for item in model.graph.input}
-    for node in model.graph.node:
-        for name in filter(None, node.output):
-            if name in given:
-                what = f"the model is broken: tensor {name!r} is made twice, the second time by a {node.op_type}"
-                raise InputError(what, where=str(path), remedy="export it again")
-            given.add(name)
-
-
 def _check_opset(model: ModelProto, path: Path, max_opset: int | None) -> None:
     own = opset(model)
     if max_opset is not None and own > max_opset:
@@ -106,8 +94,8 @@ def _check_opset(model: ModelProto, path: Path, max_opset: int | None) -> None:
 
 def _check_float(model: ModelProto, path: Path) -> None:
     """Refuse a model that computes on integers; weights that are only stored as such are unpacked later."""
-    known = {name for name, _ in _tensors(model)}
-    for node in _nodes(model):
+    known = {name for name, _ in tensors_of(model)}
+    for node in nodes_of(model):
         read = [name for name in node.input if name]
         if read and known.issuperset(read) and not any(subgraphs(node)):
             known.update(node.output)
@@ -115,7 +103,7 @@ def _check_float(model: ModelProto, path: Path) -> None:
             continue
         elif node.op_type in QUANTIZED or node.op_type.startswith("QLinear"):
             raise InputError(
-                f"the model is quantized already: node {node.name or node.output[0]!r} is a {node.op_type}",
+                f"the model is quantized already: node {(node.name or ' '.join(node.output))!r} is a {node.op_type}",
                 where=str(path),
                 remedy="give the float model it was made from",
             )
@@ -123,79 +111,44 @@ def _check_float(model: ModelProto, path: Path) -> None:
 
 def _load_external(model: ModelProto, path: Path) -> None:
     remedy = "keep the model and its data files in one folder, as they were exported"
-    for name, tensor in _tensors(model):
-        if not external_data_helper.uses_external_data(tensor):
-            continue
-        info = external_data_helper.ExternalDataInfo(tensor)
-        data = path.parent / info.location
-        if not data.is_file():
-            raise InputError(f"external data file {info.location!r} is missing", where=str(path), remedy=remedy)
-        need = (info.offset or 0) + (info.length or 0)
-        if data.stat().st_size < need:
-            what = f"external data file {info.location!r} is truncated: {data.stat().st_size} of {need} bytes"
-            raise InputError(what, where=f"tensor {name!r} of {path}", remedy=remedy)
+    for name, tensor in tensors_of(model):
+        if external_data_helper.uses_external_data(tensor) and (problem := _missing(tensor, path.parent)):
+            raise InputError(problem, where=f"tensor {name!r} of {path}", remedy=remedy)
     try:
         external_data_helper.load_external_data_for_model(model, str(path.parent))
-    except (OSError, ValueError, onnx.checker.ValidationError) as error:
-        what = f"external data cannot be read: {str(error).strip().splitlines()[0]}"
+    except Exception as error:  # onnx raises its own, and those of Python
+        what = f"external data cannot be read: {[*str(error).strip().splitlines(), ''][0]}"
         raise InputError(what, where=str(path), remedy=remedy) from error
+
+
+def _missing(tensor: TensorProto, folder: Path) -> str:
+    """Say why a tensor's values are not where it says."""
+    given = {entry.key: entry.value for entry in tensor.external_data}
+    location = given.get("location", "")
+    try:
+        offset, length = (int(given.get(key) or 0) for key in ("offset", "length"))
+        if not (folder / location).is_file():
+            return f"external data file {location!r} is missing"
+        found = (folder / location).stat().st_size
+    except (OSError, ValueError) as error:
+        return f"external data cannot be read: {error}"
+    if min(offset, length) < 0:
+        return f"external data cannot stand at {offset}, {length} bytes long"
+    if found < offset + length:
+        return f"external data file {location!r} is truncated: {found} of {offset + length} bytes"
+    return ""
 
 
 def external_files(path: Path) -> list[Path]:
     """Return the files beside a model in which it keeps weights; none where it cannot be read."""
     with suppress(Exception):  # `load_model` says what is wrong with it
         model = onnx.load_model_from_string(read_bytes(path, "model"))
-        return [path.parent / name for _, tensor in _tensors(model) if (name := _location(tensor))]
+        return [path.parent / name for _, tensor in tensors_of(model) if (name := _location(tensor))]
     return []
 
 
 def _location(tensor: TensorProto) -> str:
     return next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
-
-
-def _check_finite(model: ModelProto, path: Path) -> None:
-    weights = {name for node in _nodes(model) if node.op_type in WEIGHT_READERS for name in node.input[1:]}
-    for name, tensor in _tensors(model):
-        bad = _broken(tensor, layer=name in weights)
-        if bad:
-            raise InputError(
-                f"weight {name!r} contains {bad}",
-                where=str(path),
-                remedy="the model is broken: train or export it again",
-            )
-
-
-def _broken(tensor: TensorProto, *, layer: bool) -> str:
-    """Say what is wrong with a constant. Masks may be infinite, and marks of missing values NaN; weights may not."""
-    if tensor.data_type not in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE) or not size(tensor):
-        return ""
-    try:
-        values = numpy_helper.to_array(tensor).reshape(-1)
-    except ValueError:
-        return "more or fewer values than its shape says"
-    for start in range(0, values.size if layer else 0, CHUNK):
-        part = values[start : start + CHUNK]
-        low, high = part.min(), part.max()  # NaN comes through both; no mask as large as the weights
-        if np.isnan(low):
-            return "NaN"
-        if not (np.isfinite(low) and np.isfinite(high)):
-            return "infinite values"
-    return ""
-
-
-def _nodes(model: ModelProto) -> Iterator[NodeProto]:
-    yield from all_nodes(model.graph.node)
-    for function in model.functions:
-        yield from function.node
-
-
-def _tensors(model: ModelProto) -> Iterator[tuple[str, TensorProto]]:
-    """Yield every initializer and the tensor of every Constant node, under the name their readers use."""
-    for graph in all_graphs(model.graph):
-        yield from ((tensor.name, tensor) for tensor in graph.initializer)
-    for node in _nodes(model):
-        if is_weight(node):
-            yield node.output[0], node.attribute[0].t
 
 
 # --- to the graph and back
@@ -263,7 +216,7 @@ def model_files(model: ModelProto, path: Path) -> dict[Path, Content]:
 
 def byte_size(model: ModelProto) -> int:
     """Return how many bytes `model` takes in a file; above protobuf's limit those of its weights alone."""
-    weights = sum(size(tensor) * _itemsize(tensor) for _, tensor in _tensors(model))
+    weights = sum(size(tensor) * _itemsize(tensor) for _, tensor in tensors_of(model))
     return weights if weights >= MESSAGE_LIMIT else model.ByteSize()  # which fails above 2 GB
 
 

@@ -103,7 +103,8 @@ def opset(model: ModelProto) -> int:
 
 def is_weight(node: NodeProto) -> bool:
     """Say whether `node` is a Constant that holds a dense tensor."""
-    return node.op_type == "Constant" and node.domain in ONNX_DOMAINS and [a.name for a in node.attribute] == ["value"]
+    constant = node.op_type == "Constant" and node.domain in ONNX_DOMAINS and len(node.output) == 1
+    return constant and [attribute.name for attribute in node.attribute] == ["value"]
 
 
 def size(tensor: TensorProto) -> int:
@@ -153,6 +154,22 @@ def set_nodes(graph: GraphProto | FunctionProto, nodes: Iterable[NodeProto]) -> 
     copies = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del graph.node[:]
     graph.node.extend(copies)
+
+
+def nodes_of(model: ModelProto) -> Iterator[NodeProto]:
+    """Yield all nodes of a model: those of subgraphs and functions too."""
+    yield from all_nodes(model.graph.node)
+    for function in model.functions:
+        yield from function.node
+
+
+def tensors_of(model: ModelProto) -> Iterator[tuple[str, TensorProto]]:
+    """Yield every initializer and the tensor of every Constant node, under the name their readers use."""
+    for graph in all_graphs(model.graph):
+        yield from ((tensor.name, tensor) for tensor in graph.initializer)
+    for node in nodes_of(model):
+        if is_weight(node):
+            yield node.output[0], node.attribute[0].t
 
 
 def detach_exotic_attributes(model: ModelProto) -> list[list[AttributeProto]]:

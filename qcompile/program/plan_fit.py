@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcompile.ir import Graph, Node, Tensor, constant_value, only_consumer
+from qcompile.program.dag import activation_dag
 from qcompile.program.forms import (
     clip_bounds,
     data_inputs,
@@ -59,11 +60,22 @@ class _Fit:
         return end if end.name in self.plan.groups else None
 
 
+def _units(fit: _Fit) -> Problems:
+    """A unit reads and gives out what its nodes do."""
+    dag = activation_dag(fit.graph)
+    places = {node.name: index for index, node in enumerate(dag.nodes)}
+    yield from (f"unit {unit.name!r} has no node" for unit in fit.plan.units if not unit.nodes)
+    for unit in fit.plan.units:
+        if unknown := [name for name in unit.nodes if name not in places]:
+            yield f"unit {unit.name!r} has the node {unknown[0]!r}, which works on no activation"
+        elif (found := dag.boundary([places[name] for name in unit.nodes])) != (unit.inputs, unit.outputs):
+            yield f"unit {unit.name!r} has the inputs and outputs {found}, in the plan {(unit.inputs, unit.outputs)}"
+
+
 def _names(fit: _Fit) -> Problems:
     """Nodes are those of the graph; tensors exist."""
     yield from (f"node {name!r} is in only one of them" for name in sorted(fit.plan.nodes.keys() ^ fit.nodes.keys()))
-    named = [*fit.plan.groups, *(name for unit in fit.plan.units for name in (*unit.inputs, *unit.outputs))]
-    yield from (f"the model has no tensor {name!r}" for name in named if name not in fit.tensors)
+    yield from (f"the model has no tensor {name!r}" for name in fit.plan.groups if name not in fit.tensors)
     kinds = ((name, fit.tensors[name].dtype) for name in fit.plan.groups)
     yield from (
         f"tensor {name!r} is {np.dtype(kind)}, not float32" for name, kind in kinds if kind not in (None, np.float32)
@@ -179,7 +191,13 @@ def _scales(fit: _Fit) -> Problems:
     for node in fit.of_form(Form.COMPUTE, Form.ARITHMETIC):
         output = fit.output(node)
         products, made = _products(fit, node), fit.scale(output) if output is not None else 1.0
-        if not all(((values >= LEAST) & (values <= LARGEST)).all() for values in (products, products / made)):
+        sums = products * 2.0**31  # the largest that an accumulator holds
+        if (
+            (products < LEAST).any()
+            or (sums > LARGEST).any()
+            or (products / made < LEAST).any()
+            or (sums / made > LARGEST).any()
+        ):
             yield f"the scales around {node.name!r} do not suit each other: their products leave float32"
         bias = fit.plan.biases.get(node.name)
         if bias is not None and not (np.abs(bias) <= products * INT32_MAX).all():
@@ -201,4 +219,13 @@ def _products(fit: _Fit, node: Node) -> NDArray[np.float64]:
     return scales.prod(keepdims=True) if node.op == "Mul" else scales
 
 
-RULES: tuple[Callable[[_Fit], Problems], ...] = (_names, _forms, _quantized, _specs, _input_bits, _weights, _scales)
+RULES: tuple[Callable[[_Fit], Problems], ...] = (
+    _names,
+    _units,
+    _forms,
+    _quantized,
+    _specs,
+    _input_bits,
+    _weights,
+    _scales,
+)

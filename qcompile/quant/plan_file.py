@@ -153,7 +153,7 @@ def _contents(path: Path) -> tuple[Any, Contents]:
         return parse_json(parts[0] if len(parts) > 1 else arrays.pop("plan").tobytes()), arrays
     except Exception as error:  # zipfile, zlib and numpy each raise their own
         remedy = "give a file or folder that --save-plan wrote"
-        raise InputError("not a plan", where=str(path), remedy=remedy) from error
+        raise InputError(f"not a plan: {error or type(error).__name__}", where=str(path), remedy=remedy) from error
 
 
 def to_json(plan: Plan, *, target: str, fingerprint: str) -> dict[str, Any]:
@@ -217,6 +217,8 @@ def _npz(arrays: Contents) -> bytes:
 
 
 def _read_npz(data: bytes) -> Contents:
+    if not data.startswith(b"PK"):  # numpy would speak of pickles
+        raise ValueError("it is no .npz")
     with np.load(io.BytesIO(data), allow_pickle=False) as archive:
         return dict(archive)
 

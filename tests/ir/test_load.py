@@ -14,7 +14,7 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper, parser
 
 from qcompile.errors import InputError
-from qcompile.ir import Constant
+from qcompile.ir import Constant, sound
 from qcompile.ir import load as load_module
 from qcompile.ir.load import load_model, save_model, to_graph, to_model
 from qcompile.ir.prepare import prepare
@@ -105,7 +105,7 @@ def test_broken_weights(name: str, value: float, conv: ModelProto, tmp_path: Pat
 
 
 def test_broken_weights_in_constant_nodes_and_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(load_module, "CHUNK", 2)
+    monkeypatch.setattr(sound, "CHUNK", 2)
     text = "g (float[N,4] x) => (float[N] y) { c = Constant<value = float[4] {1, 2, 3, 4}>() y = MatMul(x, c) }"
     model = parser.parse_model(f'<ir_version: 8, opset_import: ["": 18]> {text}')
     values = np.array([1, 2, 3, np.nan], dtype=np.float32)
@@ -335,3 +335,70 @@ def test_more_than_two_gigabytes(huge: ModelProto, tmp_path: Path) -> None:
     loaded = load_model(tmp_path / "model.onnx")
     first = [np.frombuffer(tensor.raw_data, np.float32, count=1)[0] for tensor in loaded.graph.initializer]
     assert first == list(range(1, 10))
+
+
+def _entry(tensor: TensorProto, key: str) -> Any:
+    return next(entry for entry in tensor.external_data if entry.key == key)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("offset", "-8", "cannot stand at -8"),
+        ("length", "-1", "cannot stand at 0, -1 bytes long"),
+        ("offset", "99999999999999999999999999", "is truncated: "),
+        ("offset", "here", "external data cannot be read: invalid literal"),
+        ("location", "", "external data file '' is missing"),
+        ("location", "loop", "external data file 'loop' is missing"),
+        ("location", "pipe", "external data file 'pipe' is missing"),
+        ("location", "n" * 300, "external data cannot be read: .*File name too long"),
+        ("length", "4", "contains more or fewer values than its shape says"),
+    ],
+)
+def test_absurd_places_of_external_data(conv: ModelProto, tmp_path: Path, key: str, value: str, message: str) -> None:
+    path = tmp_path / "model.onnx"
+    (tmp_path / "loop").symlink_to("loop")
+    os.mkfifo(tmp_path / "pipe")
+    onnx.save(conv, path, save_as_external_data=True, location="w.bin", size_threshold=0)
+    model = onnx.load(path, load_external_data=False)
+    tensor = model.graph.initializer[0]
+    if key not in {entry.key for entry in tensor.external_data}:
+        tensor.external_data.add(key=key)
+    _entry(tensor, key).value = value
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(InputError, match=message) as caught:
+        load_model(path)
+    assert "\n" not in str(caught.value)
+
+
+def _flipped(model: ModelProto, old: bytes, new: bytes) -> bytes:
+    data = model.SerializeToString()
+    assert old in data
+    return data.replace(old, new, 1)
+
+
+def test_names_that_are_no_text(conv: ModelProto, tmp_path: Path) -> None:
+    name = conv.graph.node[0].output[0].encode()
+    (tmp_path / "m.onnx").write_bytes(_flipped(conv, name, bytes([name[0] ^ 0x80]) + name[1:]))
+    with pytest.raises(InputError, match="is not UTF-8 text"):
+        load_model(tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensor: setattr(tensor, "data_type", 0), "unknown element type 0"),
+        (lambda tensor: setattr(tensor, "data_type", 99), "unknown element type 99"),
+        (lambda tensor: tensor.dims.__setitem__(0, -3), r"has the shape \[-3"),
+        (lambda tensor: tensor.dims.append(2), "more or fewer values than its shape says"),
+        (lambda tensor: setattr(tensor, "data_type", TensorProto.INT64), "more or fewer values"),
+        (lambda tensor: setattr(tensor, "raw_data", tensor.raw_data[:-1]), "more or fewer values"),
+    ],
+)
+def test_tensors_that_are_none(
+    conv: ModelProto, tmp_path: Path, change: Callable[[TensorProto], None], message: str
+) -> None:
+    change(conv.graph.initializer[0])
+    (tmp_path / "m.onnx").write_bytes(conv.SerializeToString())
+    with pytest.raises(InputError, match=message):
+        load_model(tmp_path / "m.onnx")

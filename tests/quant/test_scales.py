@@ -143,3 +143,11 @@ def test_dead_and_tiny_channels_keep_a_sane_scale() -> None:
 def test_a_weight_that_is_not_finite_is_refused(bad: float) -> None:
     with pytest.raises(InputError, match="NaN or infinity"):
         quantize_weight(np.array([[1, bad]], np.float32), bits=4, axis=0)
+
+
+def test_a_damaged_weight_as_large_as_float32_allows_has_a_grid() -> None:
+    weight = np.random.default_rng(0).standard_normal((3, 50)).astype(np.float32)
+    huge = weight * np.array([[1], [2.0**120], [1]], np.float32)
+    expected, found = (quantize_weight(item, bits=8, axis=0) for item in (weight, huge))
+    np.testing.assert_array_equal(found.codes, expected.codes)
+    np.testing.assert_array_equal(found.scale, expected.scale * np.array([1, 2.0**120, 1], np.float32))
