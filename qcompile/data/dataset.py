@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qcompile.data.inputs import Arrays, Indices
+from qcompile.data.inputs import TEXT, Arrays, Indices, type_name
 from qcompile.errors import InputError
 
 Reader = Callable[[Indices, int], Iterator[Arrays]]
@@ -156,8 +156,8 @@ def first_batch_summary(batch: Arrays) -> list[str]:
 
 def describe(array: NDArray[Any]) -> str:
     """Return shape, dtype and statistics of an array as text."""
-    if not array.size:
-        return f"{list(array.shape)} {array.dtype}, no values"
+    if not array.size or array.dtype.kind in TEXT:
+        return f"{list(array.shape)} {type_name(array.dtype)}{'' if array.size else ', no values'}"
     mean, std = array.mean(dtype=np.float64), array.std(dtype=np.float64)
     low, high = float(array.min()), float(array.max())
     return f"{list(array.shape)} {array.dtype}, range {low:.4g} .. {high:.4g}, mean {mean:.4g}, std {std:.4g}"

@@ -14,6 +14,7 @@ from qcompile.ir import Graph
 
 Arrays = dict[str, NDArray[Any]]
 Indices = NDArray[np.int64]
+TEXT = "OUS"  # kinds of arrays that hold texts
 NOT_STACKED = "axis 0 of its inputs does not count samples"
 
 
@@ -103,21 +104,22 @@ def fit(array: NDArray[Any], info: InputInfo, samples: Indices, where: str, *, w
     """Return a fresh array of the input's dtype.
 
     `samples` [N] are the numbers of the rows in the source, for messages. A wrong rank, shape (of the first axis only
-    if `whole`) or dtype, NaN and Inf are InputErrors. Floats are cast to the input's float type, integers to a wider
-    integer type.
+    if `whole`) or dtype, NaN and Inf are InputErrors; but -Inf in an array of nothing above 0, a mask that is added, is
+    none. Floats are cast to the input's float type, integers to a wider integer type.
     """
     check_shape(array.shape, info, where, start=0 if whole else 1)
     both_float = array.dtype.kind == info.dtype.kind == "f"
     both_whole = array.dtype.kind in "iub" and info.dtype.kind in "iub" and np.can_cast(array.dtype, info.dtype)
-    if not (both_float or both_whole):
+    both_text = array.dtype.kind in TEXT and info.dtype.kind in TEXT
+    if not (both_float or both_whole or both_text):
         raise InputError(
-            f"the model's input {info.name!r} takes {info.dtype}, the data is {array.dtype}",
+            f"the model's input {info.name!r} takes {type_name(info.dtype)}, the data is {type_name(array.dtype)}",
             where=where,
             remedy="convert the data (uint8 images named `images` are converted by --preprocess)",
         )
     with np.errstate(over="ignore"):  # what overflows becomes Inf, which the next lines report
         result = array.astype(info.dtype, order="C")
-    if both_float and not np.isfinite(result).all():
+    if both_float and not (np.isfinite(result).all() or (result <= 0).all()):
         rows = np.isfinite(result).reshape(len(samples), -1).all(axis=1)
         what = f"a value beyond {info.dtype}" if np.isfinite(array).all() else "NaN or Inf"
         raise InputError(
@@ -126,6 +128,11 @@ def fit(array: NDArray[Any], info: InputInfo, samples: Indices, where: str, *, w
             remedy="remove the sample, or repair what made it",
         )
     return result
+
+
+def type_name(dtype: np.dtype[Any]) -> str:
+    """Return what an array holds, in words that a user knows."""
+    return "text" if dtype.kind in TEXT else str(dtype)
 
 
 def check_shape(shape: tuple[int, ...], info: InputInfo, where: str, *, start: int = 1) -> None:

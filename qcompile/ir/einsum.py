@@ -162,14 +162,15 @@ def _transposed(graph: Graph, node: Node, tensor: Tensor, old: str, new: str) ->
 
 
 def _einsum_of_one(graph: Graph, node: Node) -> bool:
-    """An equation of one operand that sums nothing is Transpose."""
+    """An equation of one operand that sums nothing is Transpose, that of a number nothing at all."""
     found = letters(str(node.attrs["equation"]), [rank_of(tensor) for tensor in node.inputs])
     if found is None or len(node.inputs) != 1:
         return False
     (old,), new = found
     if len(set(old)) != len(old) or sorted(old) != sorted(new):
         return False
-    node.op, node.attrs = "Transpose", {"perm": [old.index(c) for c in new]}
+    perm = [old.index(c) for c in new]
+    node.op, node.attrs = ("Transpose", {"perm": perm}) if perm else ("Identity", {})
     return True
 
 

@@ -9,7 +9,7 @@ from onnx import ModelProto
 
 from qcompile.errors import InputError
 from qcompile.ir.legacy import GRIDS_NAMED, keep_meaning, name_grids
-from qcompile.ir.protos import all_nodes, opset, subgraphs
+from qcompile.ir.protos import ONNX_DOMAINS, all_nodes, opset, subgraphs
 
 OLDEST_OPSET = 13  # below it Squeeze, ReduceSum, Softmax ... have another form than the rewrites expect
 GROUP_NORM_REDEFINED = 21  # a scale per channel instead of one per group; the converter leaves the node as it is
@@ -20,8 +20,12 @@ PLACE = re.compile(r"^\S+:\d+: .* failed: ")  # in the source of onnx
 def raised(light: ModelProto, target: int) -> ModelProto:
     """Return `light` at opset `target`, or as it is where a model of OLDEST_OPSET or more cannot be converted.
 
-    Raises InputError for an older model that cannot be converted.
+    A model of other domains alone has no opset, so it gets that one. Raises InputError for an older model that cannot
+    be converted.
     """
+    if not any(item.domain in ONNX_DOMAINS for item in light.opset_import):
+        light.opset_import.append(onnx.helper.make_opsetid("", target))
+        return light
     own, nodes = opset(light), all_nodes(light.graph.node)
     if own < GROUP_NORM_REDEFINED <= target and any(node.op_type == "GroupNormalization" for node in nodes):
         target = GROUP_NORM_REDEFINED - 1

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qcompile.data import Dataset, InputInfo, open_dataset, open_evaluation
+from qcompile.data import Dataset, InputInfo, first_batch_summary, open_dataset, open_evaluation
 from qcompile.errors import InputError
 
 FLOAT = np.dtype(np.float32)
@@ -133,7 +133,7 @@ def test_a_dataset_passes_through() -> None:
 
 
 def broken_at(sample: int, value: float) -> np.ndarray:
-    array = np.zeros((6, 3, 4, 5), np.float64)
+    array = np.ones((6, 3, 4, 5), np.float64)
     array[sample, 0, 1, 2] = value
     return array
 
@@ -150,7 +150,7 @@ def broken_at(sample: int, value: float) -> np.ndarray:
         ({"image": READY.transpose(0, 2, 3, 1)}, NCHW, "transpose the data from NHWC to NCHW"),
         ({"image": READY}, NHWC, "transpose the data from NCHW to NHWC"),
         ({"image": READY.astype(np.int64)}, NCHW, "takes float32, the data is int64"),
-        ({"image": READY.astype("U8")}, NCHW, "takes float32, the data is <U8"),
+        ({"image": READY.astype("U8")}, NCHW, "takes float32, the data is text"),
         ({"x": np.zeros((2, 2))}, [InputInfo("x", ("N", 2), np.dtype(np.int64))], "takes int64, the data is float64"),
         (
             {"x": np.zeros((2, 2), np.int64)},
@@ -172,6 +172,21 @@ def test_wrong_arrays_are_named(arrays: dict[str, np.ndarray], inputs: list[Inpu
     with pytest.raises(InputError, match=message) as caught:
         open_dataset(arrays, inputs, None)
     assert "\n" not in str(caught.value)
+
+
+def test_masks_that_are_added_hold_minus_infinity() -> None:
+    mask = np.where(np.arange(12).reshape(6, 2) % 5, np.float32(0), -np.inf)
+    dataset = open_dataset({"mask": mask}, [InputInfo("mask", ("N", 2), FLOAT)], None)
+    np.testing.assert_array_equal(next(dataset.batches(6))["mask"], mask)
+
+
+def test_texts_pass_as_they_are() -> None:
+    inputs = [InputInfo("word", ("N",), np.dtype(object))]
+    dataset = open_dataset({"word": np.array(["one", "two"])}, inputs, None)
+    assert next(dataset.batches(2))["word"].tolist() == ["one", "two"]
+    assert first_batch_summary(next(dataset.batches(2))) == ["word: [2] text"]
+    with pytest.raises(InputError, match="'word' takes text, the data is int64"):
+        open_dataset({"word": np.arange(2)}, inputs, None)
 
 
 def test_broken_sample_keeps_its_number_in_a_random_part() -> None:
@@ -201,7 +216,7 @@ def test_broken_sample_keeps_its_number_in_a_random_part() -> None:
             "an image of 4x5 is smaller than crop=6x6 .*add resize",
         ),
         (PIXELS[..., :1], [InputInfo("x", ("N", 1, 4, 5), FLOAT)], "imagenet-norm", "one channel.*mean=0.5"),
-        (PIXELS, NCHW, "rae", "did you mean 'raw'"),
+        (PIXELS, NCHW, "imagenet-nrm", "did you mean 'imagenet-norm'"),
     ],
 )
 def test_wrong_images_are_named(

@@ -105,6 +105,16 @@ def test_one_operand(as_qmodel: AsQModel) -> None:
     assert [node.op for node in normalised("btd->bd", [], as_qmodel).graph.nodes] == ["Einsum"]
 
 
+def test_a_number(as_qmodel: AsQModel) -> None:
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, []) for name in "xy"]
+    nodes = [helper.make_node("Einsum", ["x"], ["a"], equation="->"), helper.make_node("Neg", ["a"], ["y"])]
+    graph = helper.make_graph(nodes, "g", ports[:1], ports[1:])
+    model = as_qmodel(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8))
+    NormalizeGraph().run(model)
+    assert [node.op for node in model.graph.nodes] == ["Neg"]
+    assert Session(to_model(model.graph), level="off", threads=1).run({"x": np.array(3, np.float32)})["y"] == -3
+
+
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_equation(as_qmodel: AsQModel, data: st.DataObject) -> None:

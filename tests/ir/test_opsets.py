@@ -216,3 +216,12 @@ def test_an_operator_that_is_too_new_is_named(model_of: Build) -> None:
 def test_a_conversion_to_the_same_opset_changes_nothing(model_of: Build) -> None:
     model = model_of("g (float[N,3] x) => (float[N,3] y) { y = Relu(x) }", opset=18)
     assert [node.op_type for node in converted(model, 18).graph.node] == ["Relu"]
+
+
+def test_a_model_of_other_domains_alone_needs_no_conversion() -> None:
+    node = helper.make_node("Scaler", ["x"], ["y"], domain="ai.onnx.ml", offset=[1.0], scale=[2.0])
+    ports = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["N", 3]) for name in "xy"]
+    graph = helper.make_graph([node], "g", ports[:1], ports[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("ai.onnx.ml", 2)], ir_version=8)
+    done = Session(to_model(prepare(model, 18)), level="off", threads=1).run({"x": np.ones((2, 3), np.float32)})
+    np.testing.assert_array_equal(done["y"], np.zeros((2, 3), np.float32))
