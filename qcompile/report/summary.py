@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import re
 import shlex
@@ -164,14 +165,34 @@ def warnings(model: QModel, found: Mapping[str, Any]) -> list[str]:
     if (speed := found.get("speed")) and speed["speedup"] < 1:
         why = "; see the float nodes for why" if found["float_nodes"] else ""
         texts.append(f"the file is slower than its float model: {speed_text(speed)}{why}")
-    for name, figures in ((found.get("agreement") or {}).get("outputs") or {}).items():
-        if differs(figures):
-            text = f"{name!r} differs much from the float model ({agreement_text(figures)})"
-            texts.append(f"{text}{worst_text(found)}; {advice(model, found)}")
+    if text := difference_text(outputs_of(found)):
+        texts.append(f"{text}{worst_text(found)}; {advice(model, found)}")
     texts += training_warnings(training_rows(model))
     for row in found.get("fused", {}).get("missing", []):
         texts.append(f"node {row['node']!r} should run on an integer kernel, but does not: {row['rule']}")
     return texts
+
+
+def outputs_of(found: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return the figures of agreement of every output; `found` is the audit."""
+    return dict((found.get("agreement") or {}).get("outputs") or {})
+
+
+def distance(figures: Mapping[str, Any]) -> tuple[bool, float]:
+    """Return what sorts outputs by agreement, the farthest from the float model's first."""
+    sqnr = figures["sqnr_db"]
+    return not differs(figures), sqnr if sqnr is not None else math.inf
+
+
+def difference_text(outputs: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return which outputs are far from the float model's, the farthest with its figures; "" if none is."""
+    far = sorted(
+        (name for name, figures in outputs.items() if differs(figures)), key=lambda name: distance(outputs[name])
+    )
+    if not far:
+        return ""
+    first = f"{far[0]!r} differs much from the float model ({agreement_text(outputs[far[0]])})"
+    return f"{first}, and so do {shortened([repr(name) for name in far[1:]])}" if len(far) > 1 else first
 
 
 def training_rows(model: QModel) -> list[dict[str, Any]]:
@@ -240,9 +261,10 @@ def verdict(model: QModel, found: Mapping[str, Any]) -> str:
         parts.append(f"{text} the float speed" if speed["speedup"] >= 1 else f"SLOWER than float: {text}")
     if top1 := found.get("top1"):
         parts.append(f"top-1 {top1['emitted']:.2f} % (float {top1['float']:.2f} %, {top1['samples']} samples)")
-    elif (agreement := found.get("agreement")) and agreement["outputs"]:
-        name, figures = next(iter(agreement["outputs"].items()))
-        parts.append(f"{agreement_text(figures)} on {name!r}")
+    elif outputs := outputs_of(found):
+        name = min(outputs, key=lambda name: distance(outputs[name]))
+        most = f", the farthest of {len(outputs)}" if len(outputs) > 1 else ""
+        parts.append(f"{agreement_text(outputs[name])} on {name!r}{most}")
     if text := training_text(training_rows(model)):
         parts.append(text)
     return ", ".join(parts)

@@ -18,6 +18,7 @@ from qcompile.report.summary import (
     SCHEMA_VERSION,
     advice,
     agreement_text,
+    difference_text,
     pattern,
     precision,
     shortened,
@@ -34,7 +35,7 @@ Data = dict[str, NDArray[np.float32]]
 
 @pytest.fixture
 def result(residual_model: onnx.ModelProto, residual_data: Data) -> qcompile.Result:
-    return qcompile.compile(residual_model, qcompile.Config(w=4, a=4, threads=1), residual_data)
+    return qcompile.compile(residual_model, qcompile.Config(w=4, a=4, steps=2, threads=1), residual_data)
 
 
 def test_the_schema_is_one() -> None:
@@ -159,6 +160,20 @@ def test_a_far_output_is_warned_about_with_flags_to_copy(result: qcompile.Result
         " the layers that err most by themselves: 'branch' 12.3 dB, 'stem' 15.0 dB;"
         " try --bits '^(branch)$=8,8', or --keep-float '^(stem)$', or --w 6, or --a 6, or more samples than 36"
     )
+
+
+def test_of_several_outputs_the_farthest_has_figures(result: qcompile.Result) -> None:
+    near, far = (
+        {**FIGURES, "kind": "values", "sqnr_db": 40.0},
+        {**FIGURES, "kind": "values", "same": None, "sqnr_db": 9.0},
+    )
+    outputs = {"a": near, "b": {**far, "sqnr_db": 15.0}, "c": far}
+    found = {**AUDIT, "agreement": {"samples": 4, "outputs": outputs}}
+    text = agreement_text(far)
+    assert verdict(result.qmodel, found).endswith(f"{text} on 'c', the farthest of 3")
+    (warning,) = (line for line in warnings(result.qmodel, found) if "differs" in line)
+    assert warning.startswith(f"'c' differs much from the float model ({text}), and so do 'b'; try ")
+    assert difference_text({"a": near}) == ""
 
 
 @pytest.mark.parametrize(
