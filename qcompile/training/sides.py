@@ -15,7 +15,7 @@ from qcompile.data.dataset import Dataset
 from qcompile.emission.fragment import boundary, fragment, is_real
 from qcompile.errors import InputError, QCompileError
 from qcompile.ir import Constant, Graph, Node, captured_names, topological
-from qcompile.program.dag import activation_dag
+from qcompile.program.dag import SHAPE_SOURCES
 from qcompile.program.lower import Kind, Program, Step, Value, lower
 from qcompile.quant.params import Quantizer
 from qcompile.quant.plan import Form, Plan
@@ -57,10 +57,7 @@ class Sides:
     def __post_init__(self) -> None:
         self.named = tensors = self.graph.tensors()
         self.constants = {name for name, tensor in tensors.items() if isinstance(tensor, Constant)}
-        self.flowing = {node.name for node in activation_dag(self.graph).nodes}
-        self.fixed = self.constants | {
-            tensor.name for node in self.graph.nodes if node.name not in self.flowing for tensor in node.outputs
-        }
+        self.flowing, self.fixed = self._by_sample()
         self.floats = [_as_float(node, tensors.keys()) for node in topological(self.graph)]
         self.steps_done: set[int] = set()
         self.floats_done: set[int] = set()
@@ -76,6 +73,16 @@ class Sides:
         self.lost: dict[Key, str] = {}
         self.lowered: tuple[list[Quantizer], Program] | None = None
         self._take_in()
+
+    def _by_sample(self) -> tuple[set[str], set[str]]:
+        """Return the nodes that samples flow into or that have trained weights, and the tensors that none changes."""
+        flowing, moving = set[str](), {tensor.name for tensor in self.graph.inputs}
+        for node in topological(self.graph):
+            read = {tensor.name for tensor in node.inputs} | captured_names(node)
+            if node.op not in SHAPE_SOURCES and (node.name in self.plan.weights or not moving.isdisjoint(read)):
+                flowing.add(node.name)
+                moving.update(tensor.name for tensor in node.outputs)
+        return flowing, self.named.keys() - moving
 
     def _take_in(self) -> None:
         found = hashlib.blake2b(digest_size=16)
