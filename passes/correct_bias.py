@@ -75,6 +75,11 @@ class _Correction:
         self.nodes = topological(model.graph)
         self.floats = [Step(Kind.FLOAT, self._read(node), values(node.outputs), node) for node in self.nodes]
         self.layers = [k for k, step in enumerate(self.steps) if self._correctable(step)]
+        fleeting = set(vars(model.graph).get("exotic_types", {}))
+        self.makers = {
+            side: {value.name: step for step in steps for value in step.outputs if value.name in fleeting}
+            for side, steps in (("f", self.floats), ("q", self.steps))
+        }
         self.kernels = AffineKernels(model.config.threads)
         self._spool_inputs()
 
@@ -135,18 +140,30 @@ class _Correction:
 
     def _forget(self, side: str, later: Sequence[Step]) -> None:
         """Drop what no later step of one side reads."""
-        needed = {f"{side}:{value.name}" for step in later for value in step.reads}
+        needed = {f"{side}:{name}" for name in self._needed(side, later)[0]}
         for name in [name for name in self.spool.names() if name.startswith(f"{side}:") and name not in needed]:
             self.spool.drop(name)
 
+    def _needed(self, side: str, steps: Sequence[Step]) -> tuple[set[str], list[Step]]:
+        """Return the names of the arrays that `steps` read, and the steps that make what they read besides.
+
+        Sequences cannot be kept: what they are made of is, and they are made again.
+        """
+        names, again = {value.name for step in steps for value in step.reads}, list[Step]()
+        while fleeting := names & self.makers[side].keys():
+            found = [step for step in map(self.makers[side].__getitem__, sorted(fleeting)) if step not in again]
+            again = [*found, *again]
+            names = names - fleeting | {value.name for step in found for value in step.reads}
+        return names, again
+
     def _segment(self, side: str, steps: Sequence[Step], later: Sequence[Step], wanted: set[str]) -> Any:
         """Return a function batch -> outputs that runs `steps` on spooled values and spools what `later` reads."""
-        inputs, made = boundary(steps)
+        again = [step for step in self._needed(side, steps)[1] if step not in steps]
+        inputs, made = boundary([*again, *steps])
         inputs = [value for value in inputs if value.name and value.name not in self.constants]
-        needed = {value.name for step in later for value in step.reads}
-        keep = sorted(made & needed)
+        keep = sorted(made & self._needed(side, later)[0])
         outputs = sorted(wanted | set(keep))
-        content = fragment(self.model.graph, self.model.plan, steps, inputs, outputs)
+        content = fragment(self.model.graph, self.model.plan, [*again, *steps], inputs, outputs)
         session = Session(content, threads=self.model.config.threads, fuse_qdq=False)
 
         def run(batch: int) -> dict[str, Array]:

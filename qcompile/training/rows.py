@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
+NO_ARRAY = "are a sequence, no array"
 NO_ROWS = "have not one number of rows for every sample"
 NO_ORDER = "are not ordered by sample"
 MIXED = 0.01  # relative squared error beyond which values are those of another sample

@@ -21,7 +21,7 @@ from qcompile.quant.params import Quantizer
 from qcompile.quant.plan import Form, Plan
 from qcompile.runtime.session import Session
 from qcompile.runtime.spool import Spool
-from qcompile.training.rows import NO_ROWS, apart, sample_axes, stacked, together
+from qcompile.training.rows import NO_ARRAY, NO_ROWS, apart, sample_axes, stacked, together
 
 Array = NDArray[Any]
 Arrays = dict[str, Array]
@@ -61,6 +61,7 @@ class Sides:
         self.floats = [_as_float(node, tensors.keys()) for node in topological(self.graph)]
         self.steps_done: set[int] = set()
         self.floats_done: set[int] = set()
+        self.sequences = vars(self.graph).get("exotic_types", {}).keys()
         self.inputs = {tensor.name for tensor in self.graph.inputs}
         self.results = {tensor.name for tensor in self.graph.outputs}
         known = [[size for size in tensor.shape[1:] if isinstance(size, int)] for tensor in tensors.values()
@@ -273,8 +274,9 @@ class Sides:
     def _run(self, side: str, steps: Sequence[Step], outputs: Iterable[str]) -> None:
         names = list(dict.fromkeys(outputs))
         reason = self._what_is_lost_before(side, steps)
-        lost = dict.fromkeys(names, reason) if reason else {}
-        if names and not reason:
+        lost = dict.fromkeys(names, reason) if reason else {name: NO_ARRAY for name in names if name in self.sequences}
+        names = [name for name in names if name not in lost]
+        if names:
             call = self._caller(side, steps, names)
             lost = self._find_axes(side, names, call)
             for part, places in enumerate(self._parts(range(self.count))):

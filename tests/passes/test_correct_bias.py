@@ -102,6 +102,26 @@ def test_layer_without_a_bias_gets_one() -> None:
     assert {"first", "head"} <= plan.biases.keys() and "first" not in compiled(RESIDUAL, CALIBRATE, **W4A4).plan.biases
 
 
+@pytest.mark.parametrize(
+    "middle",
+    [
+        "parts = SplitToSequence<axis=1>(r, two)  p = SequenceAt(parts, one)",
+        "all = SplitToSequence<axis=1>(r, two)  parts = SequenceInsert(all, r)  p = SequenceAt(parts, one)",
+    ],
+)
+def test_sequences_between_layers_change_no_number(middle: str) -> None:
+    """What stands between two layers is kept from one to the next; a sequence cannot be, and is made again."""
+    text = """net (float[N,3,5,5] x, float[4,3,3,3] A, float[4] B, float[3,2,1,1] C)
+        => (float[N,3,P,P] y, float[N,2,P,P] z) <
+        int64 one = {1}, int64 two = {2}, int64[1] from = {2}, int64[1] to = {4}, int64[1] axis = {1}> {
+        [first] a = Conv(x, A, B)  [relu] r = Relu(a)  MIDDLE  [second] y = Conv(p, C)  [last] z = Sigmoid(p) }"""
+    plans = [
+        compiled(text.replace("MIDDLE", part), CORRECT, **W4A4).plan
+        for part in (middle, "p = Slice(r, from, to, axis)")
+    ]
+    assert numbers(plans[0]) == numbers(plans[1])
+
+
 def perturbed(text: str, node: str, slope: float, shift: float, **settings: Any) -> tuple[Plan, Plan]:
     """Return the corrected plans of a network whose layer `node` was made wrong in two ways before the correction."""
     plans = []
