@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from qcompile.config import Config
 from qcompile.data.dataset import Dataset, first_batch_summary
 from qcompile.errors import InputError, QCompileError
 from qcompile.qmodel import Arrays, QModel
@@ -27,8 +28,8 @@ class CheckData:
     """Note what the first batch looks like, and warn about outputs that no trained model gives on its own kind of data.
 
     NaN and Inf in the outputs are errors: no quantizer could be calibrated on them. So is a float graph that computes
-    something else than its source: an error of ours, before it becomes a file. Where the model
-    does not take two samples at a time, they are fed one by one from here on.
+    something else than its source: an error of ours, before it becomes a file. Where the model does not take
+    two samples at a time, they are fed one by one from here on.
     """
 
     name: ClassVar[str] = "check-data"
@@ -47,10 +48,17 @@ class CheckData:
         count = max(SAMPLES // (model.data.fixed_batch or 1), 1)
         feeds = list(islice(model.data.batches(1), count))  # so few at once that activations of large images stay small
         runs = [session.run(feed) for feed in feeds]
-        outputs = {name: joined([run[name] for run in runs]) for name in runs[0]}
         del session  # before the next one is loaded
         check_function(model, feeds[0], runs[0])
         model.journal.note(self.name, "first batch", inputs=summary(model.data, feeds))
+        for text in void_batches(model.config, model.data):
+            model.journal.note(self.name, "warning", text=text)
+        self.check_outputs(model, {name: joined([run[name] for run in runs]) for name in runs[0]})
+        return 0
+
+    def check_outputs(self, model: QModel, outputs: Arrays) -> None:
+        """Raise InputError, or warn, where outputs of the float model on `model.data` show that something is wrong."""
+        assert model.data is not None
         described = describe_outputs(model.graph, labelled=model.evaluation is not None)
         for name, values in outputs.items():
             if values.dtype.kind == "f" and not np.isfinite(values).all():
@@ -64,7 +72,14 @@ class CheckData:
                 model.journal.note(self.name, "warning", text=text)
         if model.evaluation is not None and model.evaluation.labels is not None:
             check_labels(model.evaluation.labels, outputs)
-        return 0
+
+
+def void_batches(config: Config, data: Dataset) -> list[str]:
+    """Return a line for each setting of a number of samples that has no effect, since they are fed one by one."""
+    given = {"--batch": config.batch, "--recon-batch": config.recon_batch} if data.alone else {}
+    return [
+        f"{name} has no effect: one sample in each run, since {data.alone}" for name, count in given.items() if count
+    ]
 
 
 def check_function(model: QModel, feeds: Arrays, expected: Arrays) -> None:

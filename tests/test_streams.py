@@ -93,6 +93,22 @@ def test_training_needs_feeds_of_one_size() -> None:
         qcompile.compile(network(JOINT), Config(w=4, a=4, steps=20, threads=1), DATA[JOINT])
 
 
+def test_evaluation_and_batches_of_feeds() -> None:
+    mean = "m = MatMul(s, W2)  y = ReduceMean<axes = [1], keepdims = 0>(m)"
+    source = network(WRITTEN.replace("y = MatMul(s, W2)", mean).replace("float[P,Q,4] y", "float[P,4] y"), opset=17)
+    session, images = Session(source, threads=1), DATA[WRITTEN]["x"]
+    labels = np.array([session.run({"x": image[None]})["y"].argmax() for image in images])
+    labels[0] = (labels[0] + 1) % 4
+    result = qcompile.compile(
+        source, Config(batch=8, threads=1), {"x": images}, evaluation={"x": images, "labels": labels}
+    )
+    top1 = result.report["audit"]["top1"]
+    assert top1["samples"] == COUNT and top1["float"] == pytest.approx(100 * (COUNT - 1) / COUNT)
+    assert "--batch has no effect: one sample in each run, since it cannot run two" in " ".join(
+        result.report["warnings"]
+    )
+
+
 def test_noise_for_models_that_take_one_feed() -> None:
     source = network(STATE)
     result = qcompile.compile(source, Config(random_data=True, threads=1))
