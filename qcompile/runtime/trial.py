@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from qcompile.errors import QCompileError
 from qcompile.runtime.session import Arrays, Session
 
+FAILING = re.compile(r"while running (\w+) node")
 ALIKE = 1e-6  # relative squared difference up to which two runs give the same; rounding stays far below
 
 
@@ -25,7 +27,8 @@ def refusal_to_stack(session: Session, pair: Arrays) -> str:
     try:
         both = session.run(pair)
     except QCompileError as error:
-        return f"it cannot run two at once ({error.what.partition(': ')[2]})"
+        failing = FAILING.search(error.what)
+        return f"it cannot run two at once{f': its {failing[1]} fails' if failing else ''}"
     mixed = [name for name, found in both.items() if _differs(found, [single[name] for single in singles])]
     return f"two at once change each other's output {mixed[0]!r}" if mixed else ""
 

@@ -47,3 +47,11 @@ def check(case: Case, symbolic: str) -> None:
         products = [(found[name] * direction).ravel() for name, direction in directions.items()]
         size = max(float(np.abs(np.concatenate(products)).sum()), 1e-2)  # what the float32 errors are relative to
         assert abs(sum(float(part.sum()) for part in products) - expected) <= TOLERANCE * size
+
+
+@pytest.mark.parametrize("op", ["Sqrt", "ReduceL2"])
+def test_nothing_has_the_slope_nothing(op: str) -> None:
+    """A band of a spectrum in which nothing happens must not make all gradients NaN."""
+    case = Case(op, (np.array([[0, 4], [0, 0]], np.float32), None)[: 1 if op == "Sqrt" else 2], {})
+    found = gradients_of(case, [np.ones((2, 2) if op == "Sqrt" else (1, 1), np.float32)])
+    np.testing.assert_allclose(found["x0"], [[0, 0.25 if op == "Sqrt" else 1], [0, 0]])

@@ -14,7 +14,11 @@ from qcompile.runtime.trial import refusal_to_stack
     ("body", "shape", "expected"),
     [
         ("y = Relu(x)", (1, 3), ""),
-        ("one = Constant<value = int64[2] {1, 3}>() y = Reshape(x, one)", (1, 3), "it cannot run two at once"),
+        (
+            "one = Constant<value = int64[2] {1, 3}>() y = Reshape(x, one)",
+            (1, 3),
+            "it cannot run two at once: its Reshape fails",
+        ),
         (
             "one = Constant<value = int64[2] {1, -1}>() y = Reshape(x, one)",
             (1, 3),

@@ -15,6 +15,7 @@ from qcompile.autodiff.tape import Node, Tape
 Unary = Callable[[Tape, Value, Value, Value], Value]  # (tape, x, y, dy) -> dx
 Binary = Callable[[Tape, Value, Value, Value, Value], tuple[Value, Value]]  # (tape, a, b, y, dy) -> da, db unreduced
 
+TINY = 1e-30  # the root of 0, where nothing has happened yet (a silent band of a spectrum), has the slope 0
 UNARY: dict[str, Unary] = {
     "Abs": lambda g, x, y, dy: g.mul(dy, g.sign(x)),
     "Cos": lambda g, x, y, dy: g.neg(g.mul(dy, g.sin(x))),
@@ -25,7 +26,7 @@ UNARY: dict[str, Unary] = {
     "Neg": lambda g, x, y, dy: g.neg(dy),
     "Reciprocal": lambda g, x, y, dy: g.neg(g.mul(dy, g.mul(y, y))),
     "Sin": lambda g, x, y, dy: g.mul(dy, g.cos(x)),
-    "Sqrt": lambda g, x, y, dy: g.div(g.mul(dy, 0.5), y),
+    "Sqrt": lambda g, x, y, dy: g.div(g.mul(dy, g.mul(g.sign(y), 0.5)), g.max(y, TINY)),
 }
 
 BINARY: dict[str, Binary] = {
