@@ -247,3 +247,45 @@ def test_versions_that_cannot_be(residual_model: onnx.ModelProto, settings: dict
 def test_int4_needs_a_later_runtime_without_being_told(residual_model: onnx.ModelProto) -> None:
     report = qcompile.plan_only(residual_model, Config(w=4, pack="int4")).report
     assert report["target"]["runtime"] == "1.23.0"
+
+
+OUTPUTS = {
+    "pixels": (
+        """net (float[N,3,8,8] image, float[8,3,3,3] W1, float[12,8,3,3] W2) => (float[N,3,P,Q] y) {
+        [a] a = Conv<pads = [1,1,1,1]>(image, W1) [r] r = Relu(a) [b] b = Conv<pads = [1,1,1,1]>(r, W2)
+        [d] y = DepthToSpace<blocksize = 2>(b) }""",
+        "values",
+    ),
+    "boxes": (
+        """net (float[N,3,8,8] image, float[8,3,3,3] W1, float[8,8,1,1] W2) => (float[N,72,4] y)
+        <int64[3] shape = {0, -1, 4}> {
+        [a] a = Conv(image, W1) [r] r = Relu(a) [b] b = Conv(r, W2)
+        [t] t = Transpose<perm = [0,2,3,1]>(b) [s] y = Reshape(t, shape) }""",
+        "values",
+    ),
+    "hidden channels": (
+        """net (float[N,6,16] x, float[16,32] W1, float[32,16] W2) => (float[N,6,16] y) {
+        [a] a = MatMul(x, W1) [r] r = Relu(a) [b] y = MatMul(r, W2) }""",
+        "values",
+    ),
+    "a segmentation": (
+        """net (float[N,3,8,8] image, float[8,3,3,3] W1, float[3,8,1,1] W2) => (float[N,3,P,Q] y) {
+        [a] a = Conv(image, W1) [r] r = Relu(a) [b] b = Conv(r, W2) [s] y = Softmax<axis = 1>(b) }""",
+        "classes",
+    ),
+    "decisions": (
+        """net (float[N,3,8,8] image, float[8,3,3,3] W1, float[3,8,1,1] W2) => (int64[N,1,P,Q] y) {
+        [a] a = Conv(image, W1) [r] r = Relu(a) [b] b = Conv(r, W2) [s] y = ArgMax<axis = 1>(b) }""",
+        "decisions",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", OUTPUTS)
+def test_the_report_judges_an_output_by_what_it_is(case: str) -> None:
+    text, kind = OUTPUTS[case]
+    source = network(text)
+    report = qcompile.compile(source, Config(threads=1), samples(source)).report
+    assert report["audit"]["agreement"]["outputs"]["y"]["kind"] == kind
+    assert ("same class" in report["verdict"]) is (kind != "values")
+    assert ("relative error" in report["verdict"]) is (kind == "values")
