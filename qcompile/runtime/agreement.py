@@ -19,6 +19,7 @@ LEAST_SQNR, LEAST_COSINE = 20.0, 0.95  # of values: dB, and the mean over sample
 PREVAILS = 0.5  # share of the float model's decisions from which on a class is the background
 FEWEST_FOREGROUND = 10  # decisions beside the background, for a share of them to mean something
 SURE, VARIED = 0.5, 3  # a head scores classes where half of its samples are so sure of one, and say so many
+ELEMENTS = 1 << 22  # that are compared at once: bounds the memory
 MARKER = 1e30  # what is larger marks a place (masked scores) and is no value
 
 
@@ -49,6 +50,16 @@ class Agreement:
         self.samples += rows
         if keep is not None and (keep.shape != reference.shape[:2] or keep.all()):
             keep = None
+        if not reference.ndim or len(reference) != rows:  # the batch is not the first axis
+            self._add(reference, values, keep, rows=1)
+            return
+        step = max(1, ELEMENTS * rows // max(reference.size, 1))
+        for place in (slice(start, start + step) for start in range(0, rows, step)):
+            part = reference[place]
+            self._add(part, values[place], keep[place] if keep is not None else None, rows=len(part))
+
+    def _add(self, reference: Array, values: Array, keep: Array | None, *, rows: int) -> None:
+        """Add some samples: `rows`, along axis 0."""
         kind, axis = self.output.kind, self.output.axis
         if axis is not None and reference.size:
             self._decide(*decisions(reference, values, axis, keep))
@@ -57,7 +68,7 @@ class Agreement:
         elif axis is None and kind is not Kind.VALUES:
             self._decide(*(array[keep] if keep is not None else array for array in (reference, values)))
         if kind is not Kind.DECISIONS:
-            self._measure(reference, values, rows, keep)
+            self._measure(reference.astype(np.float64), values.astype(np.float64), keep, rows)
 
     def _decide(self, reference: Array, values: Array) -> None:
         """Count equal decisions, by class."""
@@ -69,20 +80,17 @@ class Agreement:
         for counts, decided in ((self.said, reference), (self.agreed, reference[hits])):
             counts.update(dict(zip(*(part.tolist() for part in np.unique(decided, return_counts=True)), strict=True)))
 
-    def _measure(self, reference: Array, values: Array, rows: int, keep: Array | None) -> None:
+    def _measure(self, one: Array, two: Array, keep: Array | None, rows: int) -> None:
         """Add up sizes and differences, and the cosine of each sample."""
-        one, two = reference.astype(np.float64), values.astype(np.float64)
         usable = np.maximum(np.abs(one), np.abs(two)) < MARKER
         if keep is not None:
             usable &= keep.reshape(keep.shape + (1,) * (one.ndim - 2))
-        one, two = (np.where(usable, array, 0.0) for array in (one, two))
-        difference = one - two
+        one, two = (np.where(usable, array, 0.0).reshape(rows, -1) for array in (one, two))
+        difference = np.abs(one - two)
         self.noise += float(np.vdot(difference, difference))
         self.size += float(np.abs(one).sum())
-        self.error += float(np.abs(difference).sum())
-        self.largest = max(self.largest, float(np.abs(difference).max(initial=0.0)))
-        by_sample = rows if one.ndim and len(one) == rows else 1  # else the batch is not the first axis
-        one, two = one.reshape(by_sample, -1), two.reshape(by_sample, -1)
+        self.error += float(difference.sum())
+        self.largest = max(self.largest, float(difference.max(initial=0.0)))
         squares, others = (one * one).sum(1), (two * two).sum(1)
         self.signal += float(squares.sum())
         some = squares > 0  # a sample of zeros has no direction

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from qcompile.runtime import agreement
 from qcompile.runtime.agreement import Agreement, differs, kept_positions
 from qcompile.runtime.outputs import Kind, Output
 
@@ -48,6 +49,14 @@ def test_figures_in_batches(reference: np.ndarray, values: np.ndarray, batch: in
     if cosines and min(np.abs(one[one != 0])) > 1e-100:
         assert figures["cosine"] == pytest.approx(np.mean(cosines), rel=1e-9, abs=1e-9)
         assert figures["least_cosine"] == pytest.approx(min(cosines), rel=1e-9, abs=1e-9)
+
+
+def test_large_batches_are_compared_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    exact, other = RANDOM.normal(size=(2, 7, 5, 4))
+    keep = RANDOM.integers(0, 2, (7, 5)).astype(bool)
+    whole = figures(CLASSES, exact, other, keep=keep)
+    monkeypatch.setattr(agreement, "ELEMENTS", 45)  # two samples
+    assert figures(CLASSES, exact, other, keep=keep) == pytest.approx(whole)
 
 
 def test_equal_outputs() -> None:
@@ -197,3 +206,10 @@ def test_a_batch_on_another_axis_is_one_sample() -> None:
     found = Agreement(Output())
     found.add(values, values, samples=2)
     assert (found.samples, len(found.cosines)) == (2, 1)
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (3, 0), (3, 0, 4)])
+def test_nothing_to_compare(shape: tuple[int, ...]) -> None:
+    for output in (Output(), Output(Kind.CLASSES, -1), Output(Kind.WHOLE)):
+        found = figures(output, np.zeros(shape), np.zeros(shape), samples=3)
+        assert (found["same"], found["sqnr_db"], found["cosine"]) == (None, None, None) and not differs(found)
