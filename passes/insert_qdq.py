@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from qcompile.emission.origin import tell_origin
 from qcompile.emission.qdq import Emitter
 from qcompile.program.lower import lower
 from qcompile.qmodel import QModel
+
+WIDE = 8
 
 
 @dataclass(frozen=True)
@@ -22,4 +25,9 @@ class InsertQDQ:
         program = lower(model.graph, model.plan)
         packing = "planes" if model.config.pack == "auto" else model.config.pack
         model.emitted = Emitter(model.graph, model.plan, program, packing).model()
+        tell_origin(model.emitted, model)
+        weights = model.plan.weights.values()
+        if model.config.pack in ("int4", "planes") and all(weight.bits == WIDE for weight in weights):
+            text = f"--pack {model.config.pack} has no effect: all weights have {WIDE} bits"
+            model.journal.note(self.name, "warning", text=text)
         return len(program.steps)

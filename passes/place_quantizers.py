@@ -8,13 +8,14 @@ from typing import ClassVar
 
 import numpy as np
 
+from qcompile.config import recipe_hash
 from qcompile.errors import InputError, nearest
 from qcompile.ir import Node, Tensor, captured_names, constant_value, consumers, is_inner, is_output, topological
 from qcompile.ir.branches import deciding_inputs
 from qcompile.program.forms import clip_bounds, data_inputs, dictated, integer_form, operands
 from qcompile.qmodel import QModel
 from qcompile.quant.params import ActivationSpec
-from qcompile.quant.plan import Form, NodePlan, narrow_key
+from qcompile.quant.plan import ENDS, Form, NodePlan, narrow_key
 
 WIDE = 8  # the container of every activation code is uint8
 
@@ -36,6 +37,7 @@ class PlaceQuantizers:
 
     def run(self, model: QModel) -> int:
         """Fill `plan.nodes`, `plan.groups` and `plan.specs`; return the number of compute nodes on integers."""
+        model.plan.recipe = recipe_hash(model.config)
         placement = _Placement(model)
         placement.decide_forms()
         placement.absorb_clips()
@@ -177,9 +179,7 @@ class _Placement:
         for node in compute:
             edge = config.first_last_bits if node.name in ends else None
             weight_bits = (edge or config.w) if constant_value(node.inputs[1]) is not None else 0
-            plan.nodes[node.name] = NodePlan(
-                Form.COMPUTE, "first or last" if edge else "", weight_bits, edge or config.a
-            )
+            plan.nodes[node.name] = NodePlan(Form.COMPUTE, ENDS if edge else "", weight_bits, edge or config.a)
         for pattern, weight_bits, input_bits in config.bits:
             matching = [node.name for node in compute if re.search(pattern, node.name)]
             if not matching:
@@ -192,6 +192,17 @@ class _Placement:
                     weight_bits=weight_bits if old.weight_bits else 0,
                     input_bits=input_bits,
                 )
+        self._tell_unused(compute)
+
+    def _tell_unused(self, compute: list[Node]) -> None:
+        """Warn where the bits that were asked for are those of no layer."""
+        plain = [self.model.plan.nodes[node.name] for node in compute]
+        plain = [placed for placed in plain if not placed.reason]  # neither an end nor named by --bits
+        for flag in ("w", "a"):
+            bits = getattr(self.model.config, flag)
+            if bits < WIDE and not plain:
+                text = f"--{flag} {bits} has no effect: every layer is the first, the last, float or named by --bits"
+                self.model.journal.note(PlaceQuantizers.name, "warning", text=text)
 
     def _first_and_last(self, compute: set[str]) -> set[str]:
         """Return the compute nodes with no compute node before them, or none behind."""

@@ -31,6 +31,7 @@ from qcompile.training.work_dir import has_state
 INTERRUPTED = 130
 ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 WIDTH = 100
+RANGES = ("calibration_method", "percentile")  # so have these
 DECIDING = ("Precision", "Fusion")  # groups of flags whose effect a saved plan holds
 GROUPS = ("Precision", "Fusion", "Data", "Output", "Recipe", "Run")
 EXAMPLES = """\
@@ -267,7 +268,7 @@ def check_request(files: Files, given: Mapping[str, Any], *, plan_only: bool) ->
             "--plan decides without numbers, so there is nothing to save", remedy="leave --plan or --save-plan out"
         )
     decided = [item.name for item in fields(Config) if flag_of(item).group in DECIDING]
-    if files.load_plan and (asked := [name for name in ("precision", *decided) if name in given]):
+    if files.load_plan and (asked := [name for name in ("precision", *decided, *RANGES) if name in given]):
         what = f"--{asked[0].replace('_', '-')} has no effect: the plan decides it"
         raise InputError(what, where=files.load_plan, remedy="leave it or --load-plan out")
 

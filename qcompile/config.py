@@ -8,6 +8,7 @@ about it, and what values it takes, stands beside it.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -33,6 +34,8 @@ FUSING = ("mrecg", "mrecg-brecq")
 OF_FUSION = ("fuse", "fuse_top_k", "fuse_by", "score_steps", "max_fused", "stride_factor")
 OF_TRAINING = ("effort", "steps", "recon_batch", "engine", "device", "memory", "work_dir", "resume")
 BITS = (2, 8)
+PLACES = ("memory", "work-dir", "resume")  # keys of a recipe that change nothing in the result
+COSTS = (*PLACES, "threads")
 UNITS = {"B": 1, "kB": 1000, "MB": 1000**2, "GB": 1000**3, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 AUTO = "auto"
 ACCEPTED: dict[type, tuple[type, ...]] = {int: (int,), float: (int, float), str: (str,), bool: (bool,)}
@@ -149,6 +152,9 @@ class Config:
             parse_size("--memory", self.memory)
         for name in OF_FUSION:
             _check_fusion(self, name, given)
+        if "percentile" in given and self.calibration_method != "percentile":
+            what = f"--percentile {self.percentile:g} has no effect: ranges are not chosen by it"
+            raise InputError(what, remedy="add --calibration-method percentile, or leave it out")
         for text in self.fix:
             parse_fix(text)
         for pattern in self.keep_float:
@@ -279,7 +285,14 @@ def known_keys(values: Mapping[str, Any], *classes: type[Config] | type[Files]) 
                 f"unknown recipe key {key!r}", remedy=nearest(key, {item.replace("_", "-") for item in known})
             )
         result[name] = value
-    return {**_precision(result.pop("precision")), **result} if "precision" in result else result
+    if "precision" not in result:
+        return result
+    both = _precision(text := result.pop("precision"))
+    for name in both.keys() & result.keys():
+        if both[name] != result[name]:
+            what = f"--{name} {result[name]} contradicts --precision {text}"
+            raise InputError(what, remedy="leave one of them out")
+    return both | result
 
 
 def _precision(text: Any) -> dict[str, int]:
@@ -363,6 +376,12 @@ def recipe(*settings: Config | Files) -> dict[str, Any]:
     return {
         key: list(value) if isinstance(value, tuple) else value for key, value in values.items() if value is not None
     }
+
+
+def recipe_hash(config: Config) -> str:
+    """Return a hash of the settings that decide what is computed: not of places, or of what it may cost."""
+    decides = {key: value for key, value in recipe(config).items() if key not in COSTS}
+    return hashlib.sha256(tomli_w.dumps(decides).encode()).hexdigest()
 
 
 def recipe_text(*settings: Config | Files) -> str:

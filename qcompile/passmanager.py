@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 from qcompile.errors import QCompileError
+from qcompile.ir import Variable
 from qcompile.ir.verify import verify
 from qcompile.memory import peak_memory, release_freed_memory
 from qcompile.qmodel import QModel
+from qcompile.quant.plan import Form
 
 
 class Pass(Protocol):
@@ -36,6 +38,24 @@ class PassRun:
     seconds: float
     cpu_seconds: float
     peak_bytes: int
+
+
+def verify_bits(model: QModel, *, after: str) -> None:
+    """Raise QCompileError where a compute node has other bits than its quantizers: they would have no effect."""
+    plan = model.plan
+    for node in model.graph.nodes:
+        placed = plan.nodes.get(node.name)
+        if placed is None or placed.form is not Form.COMPUTE:
+            continue
+        data = [item.name for item in node.inputs[:2] if isinstance(item, Variable) and item.name in plan.groups]
+        keys = [key for name in data if (key := plan.key(name, placed.input_bits)) in plan.specs]
+        found = [("input", placed.input_bits, plan.specs[key].bits) for key in keys]
+        if node.name in plan.weights:
+            found.append(("weight", placed.weight_bits, plan.weights[node.name].bits))
+        for what, asked, bits in found:
+            if asked != bits:
+                text = f"pass {after!r} leaves node {node.name!r} with {asked} {what} bits, but a quantizer of {bits}"
+                raise QCompileError(text, remedy="put it before place-quantizers, or change the quantizers in it too")
 
 
 Watch = Callable[[PassRun, QModel], None]
@@ -66,6 +86,7 @@ class PassManager:
             release_freed_memory()
             changed = item.run(model)
             verify(model.graph, after=item.name)
+            verify_bits(model, after=item.name)
             wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
             runs.append(PassRun(item.name, changed, wall, cpu, peak_memory()))
             if watch is not None:

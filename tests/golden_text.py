@@ -17,7 +17,7 @@ def golden_text(model: onnx.ModelProto) -> str:
     """Return the file as text, without what calibration's last digits change: weights, biases, all but three digits."""
     nodes = onnx.ModelProto()
     nodes.CopyFrom(model)
-    del nodes.graph.initializer[:]
+    del nodes.graph.initializer[:], nodes.metadata_props[:]  # hashes, the version
     rows = [row(tensor) for tensor in sorted(model.graph.initializer, key=lambda tensor: tensor.name)]
     text = re.sub(r"[ \t]+$", "", onnx.printer.to_text(nodes), flags=re.MULTILINE).rstrip()
     return "\n".join([text, "", "initializers", *rows, ""])

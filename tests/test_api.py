@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -116,6 +116,35 @@ def test_a_users_pass_takes_its_place(residual_model: onnx.ModelProto, residual_
     PassManager(passes).run(opened, watch=lambda run, model: seen.append(run.name))
     assert opened.plan.nodes["branch"].weight_bits == 8
     assert seen == [item.name for item in passes]
+
+
+@dataclass(frozen=True)
+class Narrow:
+    """A user's pass that comes too late: the quantizers are placed."""
+
+    field: str
+
+    name: ClassVar[str] = "narrow"
+    requires: ClassVar[tuple[str, ...]] = ()
+
+    def run(self, model: QModel) -> int:
+        model.plan.nodes["branch"] = replace(model.plan.nodes["branch"], **{self.field: 2})
+        return 1
+
+
+@pytest.mark.parametrize(
+    ("place", "field", "found"), [("place-quantizers", "input_bits", 8), ("calibrate", "weight_bits", 4)]
+)
+def test_bits_that_would_have_no_effect_are_an_error(
+    residual_model: onnx.ModelProto, residual_data: Data, place: str, field: str, found: int
+) -> None:
+    config = Config(w=4, a=4, method="rtn", threads=1)
+    passes = list(build(config))
+    passes.insert(1 + next(index for index, item in enumerate(passes) if item.name == place), Narrow(field))
+    what = field.replace("_bits", "")
+    text = f"pass 'narrow' leaves node 'branch' with 2 {what} bits, but a quantizer of {found}; put it before place"
+    with pytest.raises(QCompileError, match=text):
+        PassManager(passes).run(qcompile.open_model(residual_model, config, residual_data))
 
 
 def test_labels_give_top1(residual_model: onnx.ModelProto, residual_data: Data) -> None:

@@ -34,7 +34,7 @@ CONFIGS = st.builds(
     fix=st.lists(st.sampled_from(["sr=16000", "flag=true", "past/k=[[0.5, -1e3]]", "a=b=[]"]), max_size=2).map(tuple),
     bits=st.lists(st.tuples(NAMES, BITS, BITS), max_size=2).map(tuple),
     samples=st.none() | st.integers(1, 99),
-    calibration_method=st.sampled_from([None, "mse", "max"]),
+    calibration_method=st.just("percentile"),
     percentile=st.floats(50, 100),
     random_data=st.booleans(),
     method=st.just("mrecg"),
@@ -86,6 +86,11 @@ def test_precision_is_both_bits(layers: list[dict[str, Any]], expected: tuple[in
     assert (config.w, config.a) == expected
 
 
+def test_precision_may_say_again_what_w_says() -> None:
+    config, _ = build_settings({"precision": "w4a6", "w": 4})
+    assert (config.w, config.a) == (4, 6)
+
+
 def test_residual_bits_follow_the_inputs_in_the_end() -> None:
     assert build_settings({"residual-bits": "a"}, {"a": 3})[0].residual_bits == 3
     assert build_settings({"residual-bits": "a"})[0].residual_bits == 8
@@ -104,10 +109,17 @@ def test_overrides_are_read_from_the_right() -> None:
         ({"w": "four"}, "give a whole number"),
         ({"w": True}, "give a whole number"),
         ({"seed": -1}, "give 0 or more"),
+        (
+            {"percentile": 99.9},
+            "--percentile 99.9 has no effect: ranges are not chosen by it; add --calibration-method percentile",
+        ),
+        ({"percentile": 99.9, "calibration_method": "mse"}, "--percentile 99.9 has no effect"),
         ({"percentile": 20}, "--percentile 20 is out of range; give 50 to 100"),
         ({"precison": "w4a4"}, "did you mean 'precision'?"),
         ({"precision": "4/4"}, "not of the form w4a4"),
         ({"precision": "w9a4"}, "--w 9 is out of range"),
+        ({"precision": "w4a4", "w": 8}, "--w 8 contradicts --precision w4a4; leave one of them out"),
+        ({"precision": "w4a4", "a": 2}, "--a 2 contradicts --precision w4a4"),
         ({"calibration-method": "ms"}, "did you mean 'mse'?"),
         ({"residual-bits": "b"}, "give 2 to 8, or a"),
         ({"bits": ["layer1"]}, "not of the form REGEX=W,A"),

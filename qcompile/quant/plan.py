@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -10,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcompile.quant.params import ActivationSpec, Quantizer, WeightQuantizer
+
+ENDS = "first or last"  # the reason of layers that have the bits of these
 
 
 class Form(StrEnum):
@@ -67,6 +70,7 @@ class Plan:
     bits)`. `weights` and `biases` are keyed by node name; biases are float32 [C], rounded to int32 only on emission.
     `capacities` (in bits) and `losses` (squared error after training relative to the squared values) are by unit.
     `regions` lists the names of the units that are trained together, in order; empty means every unit by itself.
+    `recipe` is a hash of the settings that decided.
     """
 
     nodes: dict[str, NodePlan] = field(default_factory=dict)
@@ -80,6 +84,7 @@ class Plan:
     boundaries: list[Boundary] = field(default_factory=list)
     losses: dict[str, float] = field(default_factory=dict)
     regions: list[tuple[str, ...]] = field(default_factory=list)
+    recipe: str = ""
 
     def form(self, node: str) -> Form:
         """Return the form of a node; a node that no pass has placed is float."""
@@ -91,6 +96,15 @@ class Plan:
         root = self.groups[tensor]
         narrow = narrow_key(root, bits) if bits is not None else ""
         return narrow if narrow in self.specs else root
+
+    def precision(self) -> str:
+        """Return the bits of the layers between the first and the last, as w4a4; of a mixture how many have which."""
+        layers = [node for node in self.nodes.values() if node.weight_bits]
+        inner = [node for node in layers if node.reason != ENDS] or layers
+        counts = Counter(f"w{node.weight_bits}a{node.input_bits}" for node in inner).most_common()
+        if len(counts) > 1:
+            return f"mixed ({', '.join(f'{count} {bits}' for bits, count in counts)})"
+        return counts[0][0] if counts else "float"
 
     def narrow_keys(self, tensor: str) -> list[str]:
         """Return the keys of the narrow quantizers that stand behind the one of `tensor`."""

@@ -89,6 +89,7 @@ SCHEMA = record(
     boundaries={"type": "array", "items": _BOUNDARY},
     losses=_table(_POSITIVE),
     regions={"type": "array", "items": _NAMES},
+    recipe={"type": "string"},
 )
 
 
@@ -176,6 +177,7 @@ def to_json(plan: Plan, *, target: str, fingerprint: str) -> dict[str, Any]:
         "boundaries": [asdict(boundary) for boundary in plan.boundaries],
         "losses": plan.losses,
         "regions": [list(region) for region in plan.regions],
+        "recipe": plan.recipe,
     }
 
 
@@ -199,6 +201,7 @@ def from_json(document: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -
         boundaries=[Boundary(**row) for row in document["boundaries"]],
         losses=dict(document["losses"]),
         regions=[tuple(region) for region in document["regions"]],
+        recipe=document["recipe"],
     )
 
 

@@ -6,7 +6,6 @@ import math
 import platform
 import re
 import shlex
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib import metadata
@@ -253,7 +252,7 @@ def pattern(names: Sequence[str]) -> str:
 
 def verdict(model: QModel, found: Mapping[str, Any]) -> str:
     """Return one line: what came out, in size, speed and accuracy."""
-    parts = [f"{precision(model)} for {model.target.name}"]
+    parts = [f"{model.plan.precision()} for {model.target.name}"]
     if size := found.get("size"):
         parts.append(f"{100 * size['emitted'] / size['float']:.0f} % of the float size")
     if speed := found.get("speed"):
@@ -268,14 +267,6 @@ def verdict(model: QModel, found: Mapping[str, Any]) -> str:
     if text := training_text(training_rows(model)):
         parts.append(text)
     return ", ".join(parts)
-
-
-def precision(model: QModel) -> str:
-    """Return the bits that most compute nodes between the first and the last have, as w4a4."""
-    compute = [node for node in model.plan.nodes.values() if node.weight_bits]
-    inner = [node for node in compute if node.reason != "first or last"] or compute
-    common = Counter((node.weight_bits, node.input_bits) for node in inner).most_common(1)
-    return "w{}a{}".format(*common[0][0]) if common else "float"
 
 
 def speed_text(speed: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 import jsonschema
 
-from qcompile.config import recipe
+from qcompile.config import PLACES, recipe
 from qcompile.errors import InputError
 from qcompile.files import parse_json, read_bytes, remove_leftovers, write_files
 from qcompile.program.plan_fit import plan_misfit
@@ -31,7 +31,6 @@ STATE = "qcompile-state.json"  # names that nobody else gives: the folder may ho
 PLAN = "qcompile-plan-{}.npz"
 VALUES = "qcompile-values"  # folder for what does not fit into memory
 LOCK = "qcompile-lock"
-PLACES = ("memory", "work-dir", "resume")  # settings that change nothing in the result
 Entry = dict[str, Any]
 _NUMBER = {"type": ["number", "null"]}
 _OUTCOME = {

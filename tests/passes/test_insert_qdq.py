@@ -27,6 +27,13 @@ def test_packing(pack: str, form: str) -> None:
     assert form in {tensor.name for tensor in model.emitted.graph.initializer}
 
 
+@pytest.mark.parametrize(("pack", "told"), [("auto", 0), ("none", 0), ("planes", 1), ("int4", 1)])
+def test_packing_that_has_no_effect_is_told(pack: str, told: int) -> None:
+    model = compiled(CHAIN, EMIT, pack=pack)
+    texts = [entry["text"] for entry in model.journal.by("insert-qdq") if entry["what"] == "warning"]
+    assert texts == [f"--pack {pack} has no effect: all weights have 8 bits"] * told
+
+
 def test_running_it_again_writes_the_plan_as_it_is_then() -> None:
     """A pass of the user's may change the plan behind the first run."""
     model = compiled(CHAIN, EMIT)

@@ -331,7 +331,7 @@ def test_float_island_has_its_reason(node: str, constants: str, channels: int, w
     }}"""
     result = plan_only(network(text), Config(w=4, a=4))
     assert reason(result.plan, "island") == why
-    notes = [entry for entry in result.qmodel.journal.by("place-quantizers") if entry["node"] == "island"]
+    notes = [entry for entry in result.qmodel.journal.by("place-quantizers") if entry.get("node") == "island"]
     assert notes == [{"pass": "place-quantizers", "what": "kept float", "node": "island", "reason": why}]
     assert bits(result.plan) == {"x": 8, "a": 8, "b": 8, "y": 8}
 
@@ -474,3 +474,19 @@ def test_placing_twice_gives_the_same_plan() -> None:
     before = (dict(model.plan.nodes), dict(model.plan.groups), dict(model.plan.specs))
     assert PLACE[-1].run(model) == 3
     assert before == (model.plan.nodes, model.plan.groups, model.plan.specs)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"w": 4, "a": 4}, []),
+        ({"w": 4, "keep_float": ("conv2",)}, ["--w 4 has no effect"]),
+        ({"w": 4, "a": 2, "keep_float": ("conv2",)}, ["--w 4 has no effect", "--a 2 has no effect"]),
+        ({"w": 4, "a": 4, "bits": (("conv2", 3, 3),)}, ["--w 4 has no effect", "--a 4 has no effect"]),
+        ({"keep_float": ("conv2",)}, []),
+    ],
+)
+def test_bits_that_no_layer_has_are_told(settings: dict[str, Any], told: list[str]) -> None:
+    journal = compiled(CHAIN, PLACE, method="rtn", **settings).journal
+    texts = [entry["text"] for entry in journal.by("place-quantizers") if entry["what"] == "warning"]
+    assert [text.partition(":")[0] for text in texts] == told

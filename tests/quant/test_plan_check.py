@@ -55,6 +55,17 @@ def example() -> Plan:
     )
 
 
+def test_precision_is_that_of_the_inner_layers() -> None:
+    plan = Plan()
+    assert plan.precision() == "float"
+    plan.nodes = {name: NodePlan(Form.COMPUTE, "first or last", 8, 8) for name in ("first", "last")}
+    assert plan.precision() == "w8a8"
+    plan.nodes |= {name: NodePlan(Form.COMPUTE, "", 4, 4) for name in ("a", "b", "c")}
+    assert plan.precision() == "w4a4"
+    plan.nodes["c"] = NodePlan(Form.COMPUTE, "--bits c", 6, 8)
+    assert plan.precision() == "mixed (2 w4a4, 1 w6a8)"
+
+
 def test_a_plan_without_a_problem() -> None:
     assert plan_problem(example()) == ""
 

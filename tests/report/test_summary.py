@@ -20,7 +20,6 @@ from qcompile.report.summary import (
     agreement_text,
     difference_text,
     pattern,
-    precision,
     shortened,
     speed_text,
     training_text,
@@ -126,14 +125,6 @@ def test_a_node_without_its_kernel_is_named(result: qcompile.Result) -> None:
     assert any(
         "'conv7'" in text and "two quantizers" in text for text in warnings(result.qmodel, {**AUDIT, "fused": missing})
     )
-
-
-def test_precision_is_that_of_the_inner_nodes(result: qcompile.Result) -> None:
-    assert precision(result.qmodel) == "w4a4"
-    del result.qmodel.plan.nodes["branch"]
-    assert precision(result.qmodel) == "w8a8"
-    result.qmodel.plan.nodes.clear()
-    assert precision(result.qmodel) == "float"
 
 
 @pytest.mark.parametrize(
