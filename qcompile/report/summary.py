@@ -23,6 +23,7 @@ from qcompile.runtime.outputs import Kind
 
 SCHEMA_VERSION = 1
 ENOUGH_SAMPLES = 256
+EXACT = 35.0  # dB that a layer may err by itself without being worth more bits
 WIDE = 1.2  # upper quartile of measured speeds by the lower: beyond it the spread is told
 BY_HEART = 2.0  # times the error on the samples of training that a region has on others: it has learnt those by heart
 LIBRARIES = ("qcompile", "onnx", "onnxruntime", "numpy")
@@ -227,8 +228,8 @@ def shortened(names: Sequence[str], most: int = 4) -> str:
 def advice(model: QModel, found: Mapping[str, Any]) -> str:
     """Return what to try next for accuracy, most promising first, in flags that can be copied."""
     config, steps = model.config, []
-    worst = [model.plan.nodes[row["node"]] for row in found.get("worst_layers", [])]
-    names = [row["node"] for row in found.get("worst_layers", [])]
+    names = [row["node"] for row in found.get("worst_layers", []) if row["sqnr_db"] < EXACT]
+    worst = [model.plan.nodes[name] for name in names]
     wide = [name for name, node in zip(names, worst) if node.weight_bits in (0, 8) and node.input_bits == 8]
     narrow = [name for name in names if name not in wide]
     if config.chosen_method == "rtn" and not config.random_data and min(config.w, config.a) < 8:

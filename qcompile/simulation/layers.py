@@ -40,6 +40,7 @@ def layer_errors(
     """Return {layer: SQNR of its output in dB}, the worst first; infinite where it makes no error.
 
     The float graph runs, and beside it every layer on the float graph's own values: no error comes from another layer.
+    What rounds an output to less than 8 bits is counted where it is read, since those are the reader's bits.
     """
     model, layers = beside(graph, plan)
     session = Session(model, threads=threads, fuse_qdq=False)
@@ -71,13 +72,15 @@ def beside(graph: Graph, plan: Plan) -> tuple[onnx.ModelProto, list[_Layer]]:
             origin = source if isinstance(tensors.get(source), Constant) else program.tensors[value.name]
             steps[value.name] = Step(Kind.QUANTIZE, (Value(origin),), (value,))
         target = step.outputs[0]
-        output = replace(target, name=f"{target.name}{BESIDE}")
+        wide = target.quantizer is not None and target.quantizer.bits == 8
+        output = Value(f"{target.name}{BESIDE}", target.quantizer if wide else None)
         steps[output.name] = replace(step, outputs=(output,))
-        if target.quantizer is not None:
-            steps[f"{output.name}/real"] = Step(Kind.DEQUANTIZE, (output,), (Value(f"{output.name}/real"),))
-            layers.append(_Layer(step.node.name, program.tensors[target.name], f"{output.name}/real"))
+        if wide:
+            real = Value(f"{output.name}/real")
+            steps[real.name] = Step(Kind.DEQUANTIZE, (output,), (real,))
+            layers.append(_Layer(step.node.name, program.tensors[target.name], real.name))
         else:
-            layers.append(_Layer(step.node.name, target.name, output.name))
+            layers.append(_Layer(step.node.name, step.node.outputs[0].name, output.name))
     emitter = Emitter(graph, plan, Program(tuple(steps.values()), program.tensors), packing="none", fake=True)
     names = [name for layer in layers for name in (*layer.sums, layer.rounded)]
     outputs = [onnx.ValueInfoProto(name=name) for name in names]

@@ -144,11 +144,11 @@ def test_agreement_says_what_its_kind_means(figures: dict[str, Any], text: str) 
 
 def test_a_far_output_is_warned_about_with_flags_to_copy(result: qcompile.Result) -> None:
     """The stem has 8 bits, the branch 4."""
-    worst = [{"node": "branch", "sqnr_db": 12.34}, {"node": "stem", "sqnr_db": 15.0}]
-    (text,) = (text for text in warnings(result.qmodel, {**AUDIT, "worst_layers": worst}) if "differs" in text)
+    rows = [{"node": node, "sqnr_db": sqnr} for node, sqnr in (("branch", 12.34), ("stem", 15.0), ("logits", 41.0))]
+    (text,) = (text for text in warnings(result.qmodel, {**AUDIT, "worst_layers": rows}) if "differs" in text)
     assert text == (
         "'y' differs much from the float model (same class 75.0 %, SQNR 20.0 dB, cosine 0.9950 (least 0.9000));"
-        " the layers that err most by themselves: 'branch' 12.3 dB, 'stem' 15.0 dB;"
+        " the layers that err most by themselves: 'branch' 12.3 dB, 'stem' 15.0 dB, 'logits' 41.0 dB;"
         " try --bits '^(branch)$=8,8', or --keep-float '^(stem)$', or --w 6, or --a 6, or more samples than 36"
     )
 

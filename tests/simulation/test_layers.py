@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from networks import CALIBRATE, NETWORKS, RESIDUAL, compiled, samples
+from networks import CALIBRATE, CHAIN, NETWORKS, RESIDUAL, compiled, samples
 
 from qcompile.calibration.collect import tap
 from qcompile.ir import to_model
@@ -42,6 +42,16 @@ def test_the_first_layer_errs_as_it_does_in_the_model() -> None:
     noise = ((reference - dequantize(codes, value.quantizer)) ** 2).sum()
     expected = 10 * np.log10((reference**2).sum() / noise)
     assert layer_errors(model.graph, model.plan, [feeds])["stem"] == pytest.approx(expected, abs=1e-3)  # float32 sums
+
+
+def test_narrow_outputs_count_where_they_are_read() -> None:
+    """The first layer of a chain has 8 bits, what the second reads 2: that is the second one's error."""
+    wide, narrow = (
+        layer_errors(model.graph, model.plan, [samples(model.source, 4)])
+        for model in (compiled(CHAIN, CALIBRATE, w=8, a=bits) for bits in (8, 2))
+    )
+    assert narrow["conv1"] > wide["conv1"] - 1 > 30
+    assert narrow["conv2"] < 15 < 30 < wide["conv2"]
 
 
 def test_a_bad_layer_is_the_worst_and_the_others_err_as_before() -> None:
