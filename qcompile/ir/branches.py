@@ -90,6 +90,8 @@ def hand_over(graph: Graph, made: Iterable[Tensor], results: Iterable[Tensor], m
     own = {id(node) for node in moved}
     renamed: dict[int, Tensor] = {}
     for tensor, result in zip(made, results):
+        if not result.name:
+            continue
         source = renamed.get(id(tensor), tensor)
         maker = producer(source)
         if maker is not None and id(maker) in own and source is tensor:

@@ -7,6 +7,7 @@ import onnx
 
 from qcompile.ir.branches import inline_branch
 from qcompile.ir.graph import Constant, Graph, Node, Tensor, is_output, replace_uses
+from qcompile.ir.loops import unroll
 from qcompile.ir.rewrites import bypass, constant_operand, new_constant, optional_input, rule, scalar
 from qcompile.ir.shapes import Dim, kind_of, known_integers, rank_of, shape_of, size_of
 
@@ -185,6 +186,7 @@ def merge_equal_constants(graph: Graph) -> int:
 
 SIMPLIFY = (
     rule("branch inlined", "If", inline_branch),
+    rule("loop unrolled", "Loop", unroll),
     rule("identity removed", "Identity", _identity),
     rule("dropout removed", "Dropout", _dropout),
     rule("no-op cast removed", "Cast", _cast),

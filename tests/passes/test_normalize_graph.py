@@ -87,6 +87,14 @@ REWRITES = {
     "concat with nothing": (
         LINE + "<int64[1] z = {0}, int64[1] a = {1}>"
         "{ e = Slice(x, z, z, a) c = Concat<axis = 1>(e, x, e) y = Relu(c) }", ROWS, "Relu"),
+    "If with a constant condition": (
+        LINE + "<bool yes = {1}> { y = If(yes) <then_branch = t () => (float[N,6] a) { a = Relu(x) },"
+        " else_branch = e () => (float[N,6] b) { b = Neg(x) }> }", ROWS, "Relu"),
+    "Loop of two trips": (
+        "g (float[N,6] x, float[6,6] W) => (float[N,6] y) <int64 m = {2}> { y = Loop(m, , x) <body = b"
+        " (int64 i, bool c, float[N,6] s) => (bool d, float[N,6] t)"
+        " { d = Identity(c) p = MatMul(s, W) t = Tanh(p) }> }",
+        ROWS, "MatMul Tanh MatMul Tanh"),
     "constants through Constant, Identity, Transpose": (
         "g (float[N,6] x, float[4,6] W) => (float[N,4] y)"
         "{ i = Identity(W) t = Transpose<perm = [1, 0]>(i) b = Constant<value = float[4] {1,2,3,4}>()"
