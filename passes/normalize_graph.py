@@ -18,6 +18,7 @@ from qcompile.ir.canonical import CANONICAL
 from qcompile.ir.fold import fold_constants
 from qcompile.ir.names import name_nodes
 from qcompile.ir.rewrites import rewrite, sweep
+from qcompile.ir.shape_reads import read_shapes_of_inputs
 from qcompile.ir.shapes import infer_shapes, trace_shapes
 from qcompile.ir.simplify import SIMPLIFY, merge_equal_constants
 from qcompile.qmodel import QModel
@@ -47,6 +48,7 @@ class NormalizeGraph:
             counts["constants folded"] += fold_constants(graph)
             counts["dead nodes removed"] += sweep(graph)
             counts += rewrite(graph, (*SIMPLIFY, *CANONICAL))
+            counts["shapes read from inputs"] += read_shapes_of_inputs(graph)
             if counts.total() == before:
                 break
             infer_shapes(graph)
