@@ -108,6 +108,9 @@ class _Placement:
                 raise no_match("--keep-float", pattern, self.nodes)
             for name in matching:
                 self.candidates[name] = (Form.FLOAT, f"--keep-float {pattern}")
+        for name, reason in self.model.kept_float.items():
+            if self.candidates[name][0] is not Form.FLOAT:
+                self.candidates[name] = (Form.FLOAT, reason)
 
     def readers(self, tensor: Tensor) -> list[Node]:
         """Return the nodes that read `tensor`; for a subgraph that does, the control-flow node it belongs to."""

@@ -27,6 +27,7 @@ Effort = Literal["fast", "default", "max"]
 CalibrationMethod = Literal["mse", "percentile", "entropy", "max"]
 FuseBy = Literal["data-free", "data-dependent", "loss"]
 Packing = Literal["auto", "int4", "planes", "none"]
+Placement = Literal["auto", "fast", "all"]
 Engine = Literal["auto", "ort", "ort-training"]
 Device = Literal["cpu", "cuda"]
 FUSING = ("mrecg", "mrecg-brecq")
@@ -72,6 +73,8 @@ class Config:
     """How to compile.
 
     `fix` holds NAME=VALUE: an input that is a constant of the file and no input any more, or a symbolic size.
+    `placement`: "all" puts on integers whatever has a kernel; "fast" measures and keeps float what is faster there;
+    "auto" does so where all bits are 8 and the file came out slower than the float model.
     `bits` holds (regular expression on node names, weight bits, input bits), or texts such as "layer1=4,8"; the last
     match wins. `keep_float` holds regular expressions on node names. `residual_bits` are those of a tensor that a
     compute node and a residual Add both read.
@@ -99,6 +102,9 @@ class Config:
     residual_bits: int = bit_count(8, "sums that a compute node reads too; a: as --a", words=("a",))
     bits: tuple[tuple[str, int, int], ...] = flag((), "Precision", "bits of nodes of that name", metavar="REGEX=W,A")
     keep_float: tuple[str, ...] = flag((), "Precision", "leave nodes of that name float", metavar="REGEX")
+    placement: Placement = flag(
+        "auto", "Precision", "float where faster: auto, fast, all", metavar="NAME", choices=get_args(Placement)
+    )
     fuse_top_k: int | None = flag(
         None, "Fusion", "join N pairs of neighbouring units [auto]", kind=int, metavar="N", least=0, words=(AUTO,)
     )
@@ -146,6 +152,8 @@ class Config:
             if name in given:
                 flag_name = f"--{name.replace('_', '-')}"
                 raise InputError(f"{flag_name} is for methods that train", remedy="add --method mrecg, or leave it out")
+        if self.placement == "fast" and self.chosen_method != "rtn":
+            raise InputError("--placement fast is for rounding to nearest", remedy="add --method rtn, or leave it out")
         if self.resume and self.work_dir is None:
             raise InputError("--resume without a state to go on from", remedy="name its folder with --work-dir")
         if self.memory is not None:

@@ -8,6 +8,7 @@ from qcompile.passes.check_data import CheckData
 from qcompile.passes.correct_bias import CorrectBias
 from qcompile.passes.equalize_layers import EqualizeLayers
 from qcompile.passes.fit_filters import FitFilters
+from qcompile.passes.float_where_faster import FloatWhereFaster
 from qcompile.passes.fold_batch_norm import FoldBatchNorm
 from qcompile.passes.fuse_regions import FuseRegions
 from qcompile.passes.insert_qdq import InsertQDQ
@@ -26,15 +27,19 @@ from qcompile.passmanager import Pass
 from qcompile.quant.plan import Plan
 
 PREPARE: tuple[Pass, ...] = (NormalizeGraph(), FoldBatchNorm(), RotateChannels(), EqualizeLayers(), PartitionUnits())
+NUMBERS: tuple[Pass, ...] = (Calibrate(), FitFilters(), CorrectBias())
+EMIT: tuple[Pass, ...] = (SettleScales(), InsertQDQ(), Validate())
 
 
 def build(config: Config, plan: Plan | None = None) -> tuple[Pass, ...]:
     """Return the passes that compile a model; with a `plan` that was made before, decisions are taken from it."""
     look: tuple[Pass, ...] = (CheckData(), TryPreprocessing())
-    decide: tuple[Pass, ...] = (*place(config), *look, Calibrate(), FitFilters(), CorrectBias(), *train(config))
     if plan is not None:
-        decide = (UsePlan(plan), *look)
-    return (*PREPARE, *decide, SettleScales(), InsertQDQ(), Validate())
+        return (*PREPARE, UsePlan(plan), *look, *EMIT)
+    decide: tuple[Pass, ...] = (*PREPARE, *place(config), *look, *NUMBERS)
+    if config.chosen_method == "rtn":
+        return (*decide, *EMIT, FloatWhereFaster(PlaceQuantizers(), (*NUMBERS, *EMIT)))
+    return (*decide, *train(config), *EMIT)
 
 
 def build_placement(config: Config) -> tuple[Pass, ...]:

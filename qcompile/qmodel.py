@@ -44,7 +44,8 @@ class QModel:
     reference); `data` the calibration samples (None where only a plan is made); `held_back` samples that calibration
     does not see, to compare the emitted file with the float model; `evaluation` labelled ones,
     `evaluation_as` opens the same with another preprocessing, where they pass one; `feed_alone` opens all of them again
-    for a model that takes one at a time, and is told why; `emitted` the file's content once it exists.
+    for a model that takes one at a time, and is told why; `kept_float` names nodes that a pass wants float, with its
+    reason; `emitted` the file's content once it exists.
     """
 
     graph: Graph
@@ -58,6 +59,7 @@ class QModel:
     feed_alone: Callable[[str], None] | None = None
     plan: Plan = field(default_factory=Plan)
     journal: Journal = field(default_factory=Journal)
+    kept_float: dict[str, str] = field(default_factory=dict)
     emitted: onnx.ModelProto | None = None
 
     @cached_property

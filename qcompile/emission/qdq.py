@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from qcompile.emission import pack
 from qcompile.emission.bias import integer_bias
 from qcompile.emission.composites import COMPOSITES
 from qcompile.emission.constants import Constants
-from qcompile.emission.spelling import Operators, reshape_in_front, spelling
+from qcompile.emission.spelling import Operators, repeats, reshape_in_front, spelling
 from qcompile.ir import (
     Constant,
     Graph,
@@ -155,6 +156,9 @@ class Emitter:
             low, high = quantize(np.array(bounds, np.float32), source.quantizer)
             self.nodes.append(self.clip(source.name, int(low), int(high), outputs[0], node.name))
             return
+        if gathered := [] if self.fake else repeats(node):
+            self._gather(node, source.name, gathered, outputs[0])
+            return
         if node.op == "Pad" and node.attrs.get("mode", "constant") == "constant":
             zero = self.constants.scalar(source.quantizer.zero_point, np.uint8)
             rest = [self._input(node.inputs[1]), zero, *map(self._input, node.inputs[3:])]  # not the float 0
@@ -162,6 +166,14 @@ class Emitter:
             rest = self._rest(node)
         others = [value.name for value in step.inputs[1:]]
         self.nodes.append(node_proto(node, [self._in_place(node, source.name), *others, *rest], outputs))
+
+    def _gather(self, node: Node, codes: str, places: list[NDArray[np.int64]], output: str) -> None:
+        """Write a Resize that repeats rows and columns, in channels-last: columns first, they are fewer then."""
+        codes = self._add("Transpose", [codes], codes, perm=[0, 2, 3, 1])
+        for axis in (2, 1):
+            index = self.constants.add(places[axis - 1], f"{node.name}_places")
+            codes = self._add("Gather", [codes, index], codes, axis=axis)
+        self.nodes.append(helper.make_node("Transpose", [codes], [output], node.name, perm=[0, 3, 1, 2]))
 
     def keep(self, step: Step) -> None:
         """A float operator, as it stands or in another spelling."""

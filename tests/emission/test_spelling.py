@@ -7,6 +7,7 @@ import pytest
 from networks import EMIT, compiled, network, samples
 
 from qcompile.emission.check import check
+from qcompile.emission.spelling import REPEATING
 from qcompile.quant.plan import Form
 from qcompile.runtime.fused import is_integer, optimized_nodes
 from qcompile.runtime.session import Session
@@ -128,3 +129,29 @@ def test_float_prelu_is_written_without_its_slow_kernel(slopes: str, operators: 
     feeds = samples(source)
     found, expected = (Session(file, threads=1).run(feeds)["y"] for file in (model.emitted, source))
     assert np.mean((found - expected) ** 2) < 0.001 * np.mean(expected**2)
+
+
+GRIDS = ["half_pixel", "asymmetric", "pytorch_half_pixel", "align_corners"]
+ROUNDINGS = ["round_prefer_floor", "round_prefer_ceil", "floor", "ceil"]
+
+
+@pytest.mark.parametrize("scales", ["1, 1, 2, 2", "1, 1, 3, 4", "1, 1, 1, 5", "1, 1, 1.5, 2", "1, 2, 2, 2"])
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+@pytest.mark.parametrize("grid", GRIDS)
+def test_nearest_neighbours_that_are_repeats_are_gathered(grid: str, rounding: str, scales: str) -> None:
+    """What is written is what the Resize of the graph does, code for code."""
+    source = network(
+        f"""net (float[N,3,5,7] x, float[4,3,1,1] W, float[4,4,1,1] V) => (float[N,4,P,Q] y, float[N,C,R,S] u)
+      <float[4] s = {{{scales}}}, int64[1] zero = {{0}}, int64[1] four = {{4}}, int64[1] one = {{1}}> {{
+      a = Conv(x, W) u = Resize<coordinate_transformation_mode = "{grid}", nearest_mode = "{rounding}">(a, , s)
+      c = Slice(u, zero, four, one) y = Conv(c, V) }}"""
+    )
+    model = compiled(source, EMIT, w=8, a=8)
+    assert model.emitted is not None
+    gathered = "Resize" not in {node.op_type for node in model.emitted.graph.node}
+    assert gathered == ((grid, rounding) in REPEATING and scales in ("1, 1, 2, 2", "1, 1, 3, 4", "1, 1, 1, 5"))
+    feeds = samples(source, 2)
+    found = Session(model.emitted, threads=1).run(feeds)
+    for name, values in simulate(model.graph, model.plan, "integer").run(feeds).items():
+        if name in found:
+            np.testing.assert_array_equal(found[name], values)
