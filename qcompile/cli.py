@@ -121,6 +121,7 @@ class Command(click.Command):
         options = [item for item in self.params if isinstance(item, Option)]
         for group in GROUPS:
             rows = [record for item in options if item.group == group and (record := item.get_help_record(ctx))]
+            rows += [("-h, --help", "print this")] if group == "Run" else []
             with formatter.section(group):
                 formatter.write_dl(rows, col_max=40)
 

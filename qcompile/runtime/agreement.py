@@ -18,7 +18,8 @@ LEAST_SAME = 0.9  # share of equal decisions, or of equal integers
 LEAST_SQNR, LEAST_COSINE = 20.0, 0.95  # of values: dB, and the mean over samples
 PREVAILS = 0.5  # share of the float model's decisions from which on a class is the background
 FEWEST_FOREGROUND = 10  # decisions beside the background, for a share of them to mean something
-SURE, VARIED = 0.5, 3  # a head scores classes where half of its samples are so sure of one, and say so many
+SURE, VARIED = 0.5, 3  # a head scores classes where half of its samples are so sure of one, and say so many,
+TOGETHER = 1.0  # and where its values do not rise and fall together: 1 is the variance of a mean of independent ones
 ELEMENTS = 1 << 22  # that are compared at once: bounds the memory
 MARKER = 1e30  # what is larger marks a place (masked scores) and is no value
 
@@ -35,7 +36,7 @@ class Agreement:
     error: float = 0.0  # sum of absolute differences
     largest: float = 0.0  # difference
     cosines: list[float] = field(default_factory=list)  # by sample
-    sureness: list[float] = field(default_factory=list)  # of a head, by sample: the largest probability
+    head: list[Array] = field(default_factory=list)  # the reference [N, C] of a head, in parts
     decisions: int = 0
     equal: int = 0
     said: Counter[int] = field(default_factory=Counter)  # by class: how often the reference decides for it
@@ -64,7 +65,7 @@ class Agreement:
         if axis is not None and reference.size:
             self._decide(*decisions(reference, values, axis, keep))
             if kind is Kind.HEAD:
-                self.sureness += largest_probability(reference, axis).reshape(-1).tolist()
+                self.head.append(reference.astype(np.float32))
         elif axis is None and kind is not Kind.VALUES:
             self._decide(*(array[keep] if keep is not None else array for array in (reference, values)))
         if kind is not Kind.DECISIONS:
@@ -103,8 +104,7 @@ class Agreement:
         """What the output is, now that its values are known."""
         if self.output.kind is not Kind.HEAD:
             return self.output.kind
-        sure = bool(self.sureness) and float(np.median(self.sureness)) >= SURE
-        return Kind.CLASSES if sure and len(self.said) >= VARIED else Kind.VALUES
+        return Kind.CLASSES if self.head and looks_like_scores(np.concatenate(self.head)) else Kind.VALUES
 
     def foreground(self) -> tuple[float, int] | None:
         """Return the share of equal decisions among those where not both models say the class that prevails, and how
@@ -163,10 +163,16 @@ def decisions(reference: Array, values: Array, axis: int, keep: Array | None) ->
     return decided[0][keep], decided[1][keep]
 
 
-def largest_probability(scores: Array, axis: int) -> Array:
-    """Return the largest of the probabilities that a Softmax along `axis` makes of scores."""
-    above = scores.astype(np.float64) - scores.max(axis, keepdims=True)
-    return np.asarray(1 / np.exp(above).sum(axis))
+def looks_like_scores(values: Array) -> bool:
+    """Say whether outputs [N, C] are scores that a Softmax makes probabilities of, rather than an embedding or numbers.
+
+    Then most samples are sure of one class, they say several, and since training by cross-entropy moves scores against
+    each other, their mean varies less than that of independent values, while coordinates and the like move together.
+    """
+    probabilities = 1 / np.exp(values - values.max(1, keepdims=True)).sum(1)
+    varied = len(np.unique(values.argmax(1))) >= VARIED
+    together = values.mean(1).var() * values.shape[1] / max(values.var(0).mean(), np.finfo(np.float32).tiny)
+    return bool(varied and np.median(probabilities) >= SURE and together < TOGETHER)
 
 
 def kept_positions(output: Output, feeds: Mapping[str, Array]) -> Array | None:

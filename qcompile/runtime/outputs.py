@@ -1,8 +1,8 @@
 """What the outputs of a graph are, as the graph says it: what they are compared by depends on that.
 
 Scores of classes are what a Softmax makes, what a Softmax or an ArgMax reads, and what is named logits. Other outputs
-of rank 2 behind a global pool may be scores too, or an embedding, or coordinates: there the values decide
-(`Agreement`).
+of rank 2 behind a global pool, or what stands for one, may be scores, an embedding or coordinates: there the values
+decide (`looks_like_scores`).
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ DECIDING = (*SOFTMAX, "ArgMax", "Hardmax")  # their readers decide between class
 LEAVING = ("Identity", "Cast", "Log", "Dropout")  # each value stays in its place
 RESHAPING = ("Reshape", "Squeeze", "Unsqueeze", "Flatten")
 PRODUCTS = ("Gemm", "MatMul")
-POOLS = ("GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "ReduceMax")
+POOLS = ("GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "ReduceMax", "Gather", "Slice")  # of a token, the latter
 BETWEEN = (  # a global pool and the last layer
     *LEAVING, *RESHAPING, *PRODUCTS, "Conv", "Add", "Mul", "Relu", "Clip", "HardSwish", "HardSigmoid", "Sigmoid",
-    "Tanh", "BatchNormalization", "Transpose",
+    "Tanh", "BatchNormalization", "LayerNormalization", "Transpose",
 )  # fmt: skip
 FEWEST, FARTHEST = 10, 12  # classes of a head that has no name, nodes between it and the pool
 LOGITS = re.compile(r"(?<![a-z])logits?(?![a-z])")
@@ -151,7 +151,7 @@ def by_product(tensor: Tensor) -> bool:
 
 
 def behind_pool(output: Tensor) -> bool:
-    """Say whether `output` comes from a Gemm or MatMul not far behind a global pool."""
+    """Say whether `output` comes from a Gemm or MatMul not far behind a global pool, a flattened map, or one token."""
     tensors = list(spine(output))
     last = producer(tensors[-1])
     if last is not None and last.op == "Add":
@@ -163,10 +163,15 @@ def behind_pool(output: Tensor) -> bool:
         node = producer(tensor)
         if node is None or node.op not in (*BETWEEN, *POOLS):
             return False
-        if node.op in POOLS:
+        if node.op in POOLS or is_flattening(node):
             return rank(node.inputs[0]) in (3, 4, 5, None)
         tensor = next(item for item in node.inputs if isinstance(item, Variable))
     return False
+
+
+def is_flattening(node: Node) -> bool:
+    """Say whether a node makes one vector of all positions of a map or of tokens."""
+    return node.op in RESHAPING and (rank(node.inputs[0]) or 0) > 2 and rank(node.outputs[0]) == 2
 
 
 # --- padding

@@ -130,7 +130,9 @@ def test_decisions_themselves() -> None:
 
 def test_a_sure_and_varied_head_scores_classes() -> None:
     decided = RANDOM.integers(0, 20, 64)
-    found = figures(HEAD, 10 * np.eye(20)[decided], 9 * np.eye(20)[decided])
+    scores = 10 * np.eye(20)[decided] + RANDOM.normal(size=(64, 20))
+    scores -= scores.mean(1, keepdims=True)
+    found = figures(HEAD, scores, 0.9 * scores)
     assert (found["kind"], found["same"]) == ("classes", 1.0)
 
 
@@ -139,10 +141,11 @@ def test_a_sure_and_varied_head_scores_classes() -> None:
     [
         RANDOM.normal(size=(64, 512)) / 512**0.5,  # an embedding
         RANDOM.normal(size=(64, 512)),
+        1000 + 500 * RANDOM.normal(size=(64, 1)) + 50 * RANDOM.normal(size=(64, 24)),  # a level, and hours around it
         np.linspace(0, 112, 98) + RANDOM.normal(size=(64, 98)) / 10,  # coordinates: the last is always the largest
     ],
 )
-def test_embeddings_and_coordinates_score_none(values: np.ndarray) -> None:
+def test_embeddings_coordinates_and_forecasts_score_none(values: np.ndarray) -> None:
     found = figures(HEAD, values, 1.01 * values)
     assert (found["kind"], found["same"], found["foreground"]) == ("values", None, None)
     assert found["sqnr_db"] == pytest.approx(40) and found["relative_error"] == pytest.approx(0.01)

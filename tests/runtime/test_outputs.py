@@ -13,7 +13,15 @@ from qcompile.ir.shapes import infer_shapes
 from qcompile.runtime.outputs import Kind, Output, describe_outputs
 
 IMAGE, TOKENS = "float[N,3,8,8] x", "int64[N,T] ids, int64[N,T] attention_mask"
-WEIGHTS = {"w10": (3, 10), "w64": (3, 64), "w4": (3, 4), "b10": (10,), "k": (3, 3, 1, 1), "e": (50, 16)}
+WEIGHTS = {
+    "w10": (3, 10),
+    "w12": (12, 10),
+    "w64": (3, 64),
+    "w4": (3, 4),
+    "b10": (10,),
+    "k": (3, 3, 1, 1),
+    "e": (50, 16),
+}
 
 
 def described(inputs: str, outputs: str, body: str, *, labelled: bool = False) -> dict[str, Output]:
@@ -74,6 +82,18 @@ CASES = {
     "whole numbers": (IMAGE, "int64[4] y", "y = Shape(x)", Output(Kind.WHOLE)),
     "booleans": (IMAGE, "bool[N,3,8,8] y", "y = Greater(x, x)", Output(Kind.WHOLE)),
     "a classifier or an embedding": (IMAGE, "float[N,10] y", POOLED + "y = Gemm(f, w10, b10)", Output(Kind.HEAD, 1)),
+    "a flattened map": (
+        "float[N,3,2,2] x",
+        "float[N,10] y",
+        "f = Flatten(x) y = MatMul(f, w12)",
+        Output(Kind.HEAD, 1),
+    ),
+    "one token": (
+        "float[N,5,3] x",
+        "float[N,10] y",
+        "i = Constant<value = int64 {0}>() t = Gather<axis = 1>(x, i) y = Gemm(t, w10, b10)",
+        Output(Kind.HEAD, 1),
+    ),
     "few numbers behind a pool": (IMAGE, "float[N,4] y", POOLED + "y = MatMul(f, w4)", Output()),
     "no pool": ("float[N,3] x", "float[N,10] y", "y = Gemm(x, w10, b10)", Output()),
     "named logits": (
