@@ -4,7 +4,7 @@
     python tools/bench_step.py --regions a,b,c,d --repeats 50
 
 Columns: `plain` and `blocked` are our step graph, on ordinary and on ONNX Runtime's blocked layout; `torch` is the code
-that papers publish, channels-last; `tuned` is torch as an expert would write it.
+that papers publish, channels-last; `tuned` is torch as an expert would write it. Means of ratios are geometric.
 
 W4A4, batch 32, one thread on both sides. Each side draws its samples and masks, takes the step and keeps its state. All
 sides take turns in one process; a figure is the median of the process's CPU time. Before that every region is checked:
@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from step_regions import BATCH, SPECS, Subject, subject
@@ -137,23 +138,24 @@ def measure(name: str, repeats: int) -> tuple[dict[str, float], str]:
 
 def table(names: Sequence[str], repeats: int) -> Table:
     """Time the regions; ratios are ours over theirs."""
-    title = f"one training step, W4A4, batch {BATCH}, one thread: CPU ms, median of {repeats}; ratios ours / theirs"
-    ratios = [f"{form} / {side}" for form in FORMS for side in (TORCH, TUNED)]
-    result = Table("region", "", *FORMS, TORCH, TUNED, *ratios, "loss differs by", title=title)
+    ratios = [f"{form}\n/{side}" for form in FORMS for side in (TORCH, TUNED)]
+    result = Table("", *FORMS, TORCH, TUNED, *ratios, "losses\ndiffer", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    result.title = f"one training step, W4A4, batch {BATCH}, one thread: CPU ms, median of {repeats}"
+    result.caption = "\n".join(f"{name}: {SPECS[name].what}" for name in names)
     rows: dict[str, list[float]] = {}
     for name in names:
         found, difference = measure(name, repeats)
         rows[name] = [found[form] / found[side] for form in FORMS for side in (TORCH, TUNED)]
         cells = [f"{found[side]:.1f}" for side in (*FORMS, TORCH, TUNED)]
-        result.add_row(name, SPECS[name].what, *cells, *(f"{ratio:.2f}" for ratio in rows[name]), difference)
+        result.add_row(name, *cells, *(f"{ratio:.2f}" for ratio in rows[name]), difference)
     result.add_section()
     blank = [""] * (len(FORMS) + 2)
-    for what, chosen in (("all", names), ("a to d", SMALL)):
+    for what, chosen in (("mean", names), ("mean a-d", SMALL)):
         if rows.keys() >= set(chosen):
             means = [geometric_mean(column) for column in zip(*(rows[name] for name in chosen))]
-            result.add_row(f"mean of {what}", "geometric", *blank, *(f"{mean:.2f}" for mean in means))
+            result.add_row(what, *blank, *(f"{mean:.2f}" for mean in means))
     worst = [max(column) for column in zip(*rows.values())]
-    result.add_row("worst", "", *blank, *(f"{ratio:.2f}" for ratio in worst))
+    result.add_row("worst", *blank, *(f"{ratio:.2f}" for ratio in worst))
     return result
 
 

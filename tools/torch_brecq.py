@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from assets import CASES
 from onnx import numpy_helper
 from torch import Tensor, nn
+from torch_regions import clip
 
 from qcompile.training.recipe import FIRST_STRETCH, PULL, Kind, settings_at
 
@@ -84,7 +85,7 @@ class Activation(Switched):
 
     def fake(self, x: Tensor, scale: Tensor) -> Tensor:
         low = self.low.item()
-        return torch.clamp(rounded(x / scale), low, low + (1 << self.bits) - 1) * scale
+        return clip(rounded(x / scale), low, low + (1 << self.bits) - 1) * scale
 
     def forward(self, x: Tensor) -> Tensor:
         if self.mode is Mode.OBSERVE:

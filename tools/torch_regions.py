@@ -19,6 +19,7 @@ from onnx import GraphProto, NodeProto, helper, numpy_helper
 from step_regions import BATCH, Subject
 from torch import Tensor, nn
 
+from qcompile.quant.params import largest_code
 from qcompile.training.recipe import Kind, Settings
 from qcompile.training.region import STRETCH
 from qcompile.training.rounding import own_scale
@@ -32,6 +33,30 @@ def channels_last(array: Array) -> Tensor:
     """Return a copy of an array as a tensor; images and filters in channels-last memory."""
     tensor = torch.from_numpy(np.array(array))
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
+
+
+class Clip(torch.autograd.Function):
+    """clip(codes, low, high) of rounded values, with a gradient at the bounds."""
+
+    @staticmethod
+    def forward(ctx: Any, codes: Tensor, low: float, high: float) -> Tensor:
+        ctx.save_for_backward(codes)
+        ctx.bounds = low - 0.5, high + 0.5  # the codes are integers
+        return torch.clamp(codes, low, high)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        return torch.ops.aten.hardtanh_backward(dy, *ctx.saved_tensors, *ctx.bounds), None, None
+
+
+def passes_at_bounds() -> bool:
+    """Say whether torch.clamp has a gradient where the value is a bound: up to 2.13."""
+    bound = torch.zeros((), requires_grad=True)
+    torch.clamp(bound, 0, 1).backward()  # type: ignore[no-untyped-call]
+    return bool(bound.grad)
+
+
+clip: Layer = torch.clamp if passes_at_bounds() else Clip.apply
 
 
 def soft(variable: Tensor, stretch: float) -> Tensor:
@@ -180,7 +205,7 @@ class Plain(TorchRegion):
         def quantize(x: Tensor, scale: Tensor, mask: Tensor | None) -> Tensor:
             place = x / scale
             rounded = (place.round() - place).detach() + place
-            return self.mix(x, torch.clamp(rounded, low, high) * scale, mask)
+            return self.mix(x, clip(rounded, low, high) * scale, mask)
 
         return quantize
 
@@ -191,7 +216,7 @@ class Plain(TorchRegion):
         given = np.asarray(layer.inputs[1].values, np.float32)
         exact, step = channels_last(given), channels_last(quantizer.along(own_scale(given, quantizer) * quantizer.step))
         offset = channels_last(quantizer.along((quantizer.offset / quantizer.step).astype(np.float32)))
-        highest = (1 << quantizer.bits) - 2  # of the code below
+        highest = largest_code(quantizer.bits) - 1  # of the code below
 
         def quantize(variable: Tensor, scale: Tensor, base: Tensor, stretch: float) -> Tensor:
             low = torch.clamp(torch.floor(exact / step - offset), 0, highest)
