@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import networkx as nx
 import numpy as np
 
 from qcompile.ir import Graph, Node, only_consumer, topological
-from qcompile.ir.affine import CONVOLUTIONS, MATRICES, Layer, open_layer
+from qcompile.ir.affine import CONVOLUTIONS, MATRICES, Kept, Layer, open_layer
 from qcompile.qmodel import QModel
+from qcompile.simulation.trial import Place, change_where_better
 
 HOMOGENEOUS = {"Relu", "LeakyRelu"}  # f(s x) = s f(x) for s > 0; a Clip is not
 PARTNERS = {op: ops for ops in (CONVOLUTIONS, MATRICES) for op in ops}  # channels stand in the same dimension
@@ -28,6 +30,10 @@ class EqualizeLayers:
     the first layer is divided and the second multiplied by s_i = sqrt(r1_i / r2_i). The function stays the same where
     only a positively homogeneous activation stands between. Pairs share layers, so this repeats until it settles.
 
+    Equal weights are no end in themselves: the values between get ranges that may differ more, and have one scale. So,
+    where there are samples and a placement, every chain is tried with and without (`qcompile.simulation.trial`), and
+    put back where the output of its last layer errs more. `untouched`: chains that a plan says to leave alone.
+
     References: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", 2019, section
     4.1.
     """
@@ -35,10 +41,13 @@ class EqualizeLayers:
     name: ClassVar[str] = "equalize-layers"
     requires: ClassVar[tuple[str, ...]] = ("fold-batch-norm",)
 
+    untouched: frozenset[str] | None = None
+
     def run(self, model: QModel) -> int:
         """Equalize; return the number of pairs whose weights changed."""
         pairs = list(_pairs(model.graph))
-        changed = sum(_equalize_chain(model, chain) for chain in _chains(pairs))
+        places = [_place(model, chain) for chain in _chains(pairs)]
+        changed = change_where_better(model, self.name, places, self.untouched)
         if pairs:
             model.journal.note(self.name, "layers equalized", pairs=len(pairs), changed=changed)
         return changed
@@ -59,8 +68,23 @@ def _chains(pairs: list[tuple[Node, Node]]) -> Iterator[list[tuple[Node, Node]]]
         yield [pair for pair in pairs if pair[0].name in names]
 
 
-def _equalize_chain(model: QModel, chain: list[tuple[Node, Node]]) -> int:
-    """Equalize the layers of one chain; return the number of pairs whose weights changed."""
+def _place(model: QModel, chain: list[tuple[Node, Node]]) -> Place:
+    """Return a chain as a place: its layers, and the activations between them."""
+    layers = {node.name for pair in chain for node in pair}
+    between = {node.name for first, second in chain for node in _between(model.graph, first, second)}
+    return Place(chain[0][0].name, frozenset(layers | between), partial(_equalize_chain, model, chain))
+
+
+def _between(graph: Graph, first: Node, second: Node) -> Iterator[Node]:
+    """Yield the activations between two consecutive layers."""
+    node = only_consumer(graph, first.outputs[0])
+    while node is not None and node is not second:
+        yield node
+        node = only_consumer(graph, node.outputs[0])
+
+
+def _equalize_chain(model: QModel, chain: list[tuple[Node, Node]]) -> tuple[int, list[Kept]]:
+    """Equalize the layers of one chain; return the number of pairs whose weights changed, and what they were."""
     layers = {
         node.name: opened
         for node in {id(node): node for pair in chain for node in pair}.values()
@@ -82,10 +106,11 @@ def _equalize_chain(model: QModel, chain: list[tuple[Node, Node]]) -> int:
             node=chain[0][0].name,
             reason="the scaled weights overflow float16",
         )
-        return 0
+        return 0, []
+    kept = [Kept.of(layer.node) for layer in touched]
     for layer in touched:
         layer.write(model.graph)
-    return len(changed)
+    return len(changed), kept
 
 
 def _next_layer(graph: Graph, node: Node) -> Node | None:

@@ -66,12 +66,11 @@ class FloatWhereFaster:
         if not kept:
             model.journal.note(self.name, "nothing is faster in float")
             return 0
-        before = (model.plan, model.emitted, model.journal.entries)
+        before = (model.plan, model.emitted, model.journal.entries, model.kept_float)
         self._redo(model, kept)
         faster = measured(model.journal)
         if faster is None or faster["speedup"] <= speed["speedup"]:
-            model.plan, model.emitted, model.journal.entries = before
-            model.kept_float = {}
+            model.plan, model.emitted, model.journal.entries, model.kept_float = before
             model.journal.note(self.name, "nothing is faster in float")
             return 0
         for stretch in stretches(choice, pieces):
@@ -83,7 +82,8 @@ class FloatWhereFaster:
         passes = (self.place, *self.again)
         names = {item.name for item in passes}
         model.journal.entries = [entry for entry in model.journal.entries if entry["pass"] not in names]
-        model.kept_float, model.plan = kept, Plan(units=model.plan.units)
+        model.kept_float = {**model.kept_float, **kept}
+        model.plan = Plan(units=model.plan.units, untouched=model.plan.untouched)
         for item in passes:
             item.run(model)
 
@@ -170,7 +170,7 @@ class Trials:
     def file(self, choice: Choice) -> onnx.ModelProto:
         """Return that file: its times are right, its values are not."""
         model, done = self.model, self.model.plan
-        kept = {name: REASON for keep, piece in zip(choice, self.pieces) if keep for name in piece}
+        kept = {name: REASON for keep, piece in zip(choice, self.pieces) if keep for name in piece} | model.kept_float
         trial = replace(model, plan=Plan(units=done.units), journal=Journal(), kept_float=kept)
         with suppress(InputError):  # nothing is left on integers, as it should be
             self.place.run(trial)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import networkx as nx
@@ -11,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcompile.ir import Graph, Node, Tensor, consumers, is_inner, is_output, producer
-from qcompile.ir.affine import LAYERS, MATRICES, Layer, open_layer
+from qcompile.ir.affine import LAYERS, MATRICES, Kept, Layer, open_layer
 from qcompile.qmodel import QModel
+from qcompile.simulation.trial import Place, change_where_better
 
 SUMS = {"Add", "Sub"}
 FEWEST = 2  # channels that are rotated
@@ -27,18 +29,22 @@ class RotateChannels:
     no few large ones set the scale for the others. Streams are the linear bottlenecks of MobileNets and EfficientNets,
     over all blocks of a stage, and whatever stands between two layers without an activation.
 
+    Where there are samples and a placement, every stream is tried with and without (`qcompile.simulation.trial`), and
+    put back where the outputs of its readers err more. `untouched`: streams that a plan says to leave alone.
+
     References: Ashkboos et al., "QuaRot: Outlier-Free 4-Bit Inference in Rotated LLMs", 2024, for transformers.
     """
 
     name: ClassVar[str] = "rotate-channels"
     requires: ClassVar[tuple[str, ...]] = ("fold-batch-norm",)
 
+    untouched: frozenset[str] | None = None
+
     def run(self, model: QModel) -> int:
         """Rotate; return the number of streams."""
         if any(model.journal.by(self.name)):
             return 0  # it has run: a second rotation would undo the first
-        opened = (_open_stream(model.graph, tensors) for tensors in _linked(model.graph))
-        rotated = sum(stream is not None and _rotate(model, stream) for stream in opened)
+        rotated = change_where_better(model, self.name, list(_places(model)), self.untouched)
         if rotated:
             model.journal.note(self.name, "streams rotated", streams=rotated)
         return rotated
@@ -50,6 +56,36 @@ class _Stream:
 
     makers: list[Layer]
     readers: list[Layer]
+
+
+def _places(model: QModel) -> Iterator[Place]:
+    """Yield the streams as places, those that share a layer as one."""
+    streams: dict[str, list[Tensor]] = {}
+    shared: nx.Graph[tuple[str, str]] = nx.Graph()
+    for tensors in _linked(model.graph):
+        if (stream := _open_stream(model.graph, tensors)) is not None:
+            streams[tensors[0].name] = tensors
+            ends = [*stream.makers, *stream.readers]
+            shared.add_edges_from((("stream", tensors[0].name), ("layer", layer.node.name)) for layer in ends)
+    for linked in sorted(map(sorted, nx.connected_components(shared))):
+        names = [name for kind, name in linked if kind == "stream"]
+        together = [streams[name] for name in names]
+        yield Place(names[0], _stretch(together), partial(_rotate_all, model, together))
+
+
+def _stretch(streams: Sequence[Sequence[Tensor]]) -> frozenset[str]:
+    """Return the nodes that make or read the tensors of streams."""
+    tensors = [tensor for stream in streams for tensor in stream]
+    made_by = {node.name for tensor in tensors if (node := producer(tensor)) is not None}
+    return frozenset(made_by | {node.name for tensor in tensors for node in consumers(tensor)})
+
+
+def _rotate_all(model: QModel, streams: Sequence[Sequence[Tensor]]) -> tuple[int, list[Kept]]:
+    """Rotate streams; return how many were rotated, and what their layers were."""
+    names = _stretch(streams)
+    kept = [Kept.of(node) for node in model.graph.nodes if node.name in names and node.op in LAYERS]
+    opened = (_open_stream(model.graph, tensors) for tensors in streams)
+    return sum(stream is not None and _rotate(model, stream) for stream in opened), kept
 
 
 def rotation(channels: int) -> NDArray[np.float64]:

@@ -26,7 +26,7 @@ from qcompile.passes.validate import Validate
 from qcompile.passmanager import Pass
 from qcompile.quant.plan import Plan
 
-PREPARE: tuple[Pass, ...] = (NormalizeGraph(), FoldBatchNorm(), RotateChannels(), EqualizeLayers(), PartitionUnits())
+PREPARE: tuple[Pass, ...] = (NormalizeGraph(), FoldBatchNorm(), PartitionUnits())
 NUMBERS: tuple[Pass, ...] = (Calibrate(), FitFilters(), CorrectBias())
 EMIT: tuple[Pass, ...] = (SettleScales(), InsertQDQ(), Validate())
 
@@ -35,8 +35,8 @@ def build(config: Config, plan: Plan | None = None) -> tuple[Pass, ...]:
     """Return the passes that compile a model; with a `plan` that was made before, decisions are taken from it."""
     look: tuple[Pass, ...] = (CheckData(), TryPreprocessing())
     if plan is not None:
-        return (*PREPARE, UsePlan(plan), *look, *EMIT)
-    decide: tuple[Pass, ...] = (*PREPARE, *place(config), *look, *NUMBERS)
+        return (*PREPARE, *change_channels(frozenset(plan.untouched)), UsePlan(plan), *look, *EMIT)
+    decide: tuple[Pass, ...] = (*PREPARE, *place(config), *look, *change_channels(), *NUMBERS)
     if config.chosen_method == "rtn":
         return (*decide, *EMIT, FloatWhereFaster(PlaceQuantizers(), (*NUMBERS, *EMIT)))
     return (*decide, *train(config), *EMIT)
@@ -44,7 +44,7 @@ def build(config: Config, plan: Plan | None = None) -> tuple[Pass, ...]:
 
 def build_placement(config: Config) -> tuple[Pass, ...]:
     """Return the passes that decide what would be done, without any data; regions that need losses stay open."""
-    return (*PREPARE, *place(config))
+    return (*PREPARE, *place(config), *change_channels())
 
 
 def place(config: Config) -> tuple[Pass, ...]:
@@ -53,6 +53,11 @@ def place(config: Config) -> tuple[Pass, ...]:
         return (PlaceQuantizers(),)
     score: tuple[Pass, ...] = (PlaceQuantizers(), ScoreCapacity())
     return score if _needs_losses(config) else (*score, FuseRegions())
+
+
+def change_channels(untouched: frozenset[str] | None = None) -> tuple[Pass, ...]:
+    """Return the passes that change weights and not the function; a plan says what they leave `untouched`."""
+    return (RotateChannels(untouched), EqualizeLayers(untouched))
 
 
 def train(config: Config) -> tuple[Pass, ...]:

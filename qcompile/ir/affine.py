@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,6 +95,29 @@ class Layer:
                 node.op, node.attrs = "Gemm", {}
             _put(graph, node, 2, stored[1])
         return True
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A node as it stands, with the values of its constants: what `restore` puts back, to the bit."""
+
+    node: Node
+    op: str
+    attrs: dict[str, Any]
+    inputs: list[Tensor]
+    values: list[tuple[Constant, NDArray[Any]]]
+
+    @classmethod
+    def of(cls, node: Node) -> Kept:
+        """Return the node as it stands."""
+        constants = [tensor for tensor in node.inputs if isinstance(tensor, Constant)]
+        return cls(node, node.op, dict(node.attrs), list(node.inputs), [(c, np.asarray(c.values)) for c in constants])
+
+    def restore(self) -> None:
+        """Undo whatever `Layer.write` has done to the node since."""
+        self.node.op, self.node.attrs, self.node.inputs = self.op, dict(self.attrs), list(self.inputs)
+        for constant, values in self.values:
+            constant.values = values
 
 
 @dataclass(frozen=True)

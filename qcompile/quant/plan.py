@@ -69,6 +69,7 @@ class Plan:
     are keyed by that tensor; a second, narrower quantizer in front of compute nodes has the key `narrow_key(tensor,
     bits)`. `weights` and `biases` are keyed by node name; biases are float32 [C], rounded to int32 only on emission.
     `capacities` (in bits) and `losses` (squared error after training relative to the squared values) are by unit.
+    `untouched` names the places where rotating or equalising channels was tried and made an error larger.
     `regions` lists the names of the units that are trained together, in order; empty means every unit by itself.
     `recipe` is a hash of the settings that decided.
     """
@@ -83,6 +84,7 @@ class Plan:
     capacities: dict[str, float] = field(default_factory=dict)
     boundaries: list[Boundary] = field(default_factory=list)
     losses: dict[str, float] = field(default_factory=dict)
+    untouched: list[str] = field(default_factory=list)
     regions: list[tuple[str, ...]] = field(default_factory=list)
     recipe: str = ""
 

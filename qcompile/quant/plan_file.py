@@ -88,6 +88,7 @@ SCHEMA = record(
     capacities=_table(_POSITIVE),
     boundaries={"type": "array", "items": _BOUNDARY},
     losses=_table(_POSITIVE),
+    untouched=_NAMES,
     regions={"type": "array", "items": _NAMES},
     recipe={"type": "string"},
 )
@@ -176,6 +177,7 @@ def to_json(plan: Plan, *, target: str, fingerprint: str) -> dict[str, Any]:
         "capacities": plan.capacities,
         "boundaries": [asdict(boundary) for boundary in plan.boundaries],
         "losses": plan.losses,
+        "untouched": plan.untouched,
         "regions": [list(region) for region in plan.regions],
         "recipe": plan.recipe,
     }
@@ -200,6 +202,7 @@ def from_json(document: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -
         capacities=dict(document["capacities"]),
         boundaries=[Boundary(**row) for row in document["boundaries"]],
         losses=dict(document["losses"]),
+        untouched=list(document["untouched"]),
         regions=[tuple(region) for region in document["regions"]],
         recipe=document["recipe"],
     )

@@ -28,12 +28,13 @@ from qcompile import Config, InputError, PassManager, QModel, open_model
 from qcompile.calibration.observers import Histogram
 from qcompile.calibration.ranges import choose, grids
 from qcompile.emission.bias import LARGEST, integer_bias
-from qcompile.passes.calibrate import Calibrate, calibration_method
+from qcompile.passes.calibrate import Calibrate
 from qcompile.program.forms import HARD_SIGMOID, weight_axis
 from qcompile.quant.params import ActivationSpec, Quantizer
 from qcompile.quant.plan import Form
 from qcompile.quant.scales import quantize_weight
 from qcompile.runtime.session import Session
+from qcompile.simulation.numbers import calibration_method
 
 
 def seen(model: QModel, tensors: list[str]) -> Arrays:

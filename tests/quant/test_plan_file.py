@@ -35,6 +35,7 @@ def example() -> Plan:
         capacities={"stem": 48.0, "head": 0.0},
         boundaries=[Boundary("stem", "head", -48.0, homogeneous=False, inner=True)],
         losses={"stem": 1 / 3},
+        untouched=["a"],
         regions=[("stem", "head")],
     )
 
@@ -44,7 +45,18 @@ def test_a_plan_comes_back_whole(tmp_path: Path, name: str) -> None:
     plan = example()
     save_plan(plan, tmp_path / name, **MADE_FOR)
     loaded = load_plan(tmp_path / name, **MADE_FOR)
-    for field in ("nodes", "groups", "specs", "quantizers", "units", "capacities", "boundaries", "losses", "regions"):
+    for field in (
+        "nodes",
+        "groups",
+        "specs",
+        "quantizers",
+        "units",
+        "capacities",
+        "boundaries",
+        "losses",
+        "untouched",
+        "regions",
+    ):
         assert getattr(loaded, field) == getattr(plan, field)
     one, two = loaded.weights["/layer1/conv"], plan.weights["/layer1/conv"]
     assert (one.bits, one.axis) == (two.bits, two.axis)

@@ -1,0 +1,102 @@
+"""Numbers for a placed plan: activation ranges from samples, weights by rounding to nearest."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import replace
+
+import numpy as np
+
+from qcompile.calibration.collect import observe
+from qcompile.calibration.observers import Histogram, MinMax
+from qcompile.calibration.ranges import choose
+from qcompile.calibration.sharing import share_concats
+from qcompile.config import CalibrationMethod, Config
+from qcompile.data.dataset import Dataset
+from qcompile.emission.bias import with_room_for_bias
+from qcompile.ir import Constant, Graph, Node, constant_value, to_model, topological
+from qcompile.program.forms import float_bias, least_output_scale, weight_axis
+from qcompile.program.lower import absorbed_end
+from qcompile.quant.params import ActivationSpec, Quantizer
+from qcompile.quant.plan import Form, Plan
+from qcompile.quant.scales import quantize_weight
+
+NOTHING = Quantizer(8, 1.0, 0)
+
+
+def choose_numbers(
+    graph: Graph,
+    plan: Plan,
+    config: Config,
+    data: Dataset,
+    *,
+    only: Collection[str] | None = None,
+    label: str = "calibrate",
+) -> list[str]:
+    """Fill `plan.quantizers`, `plan.weights` and `plan.biases`; return the Concats whose inputs share a quantizer.
+
+    With `only`, a set of node names, everything else gets quantizers that mean nothing, and no weights.
+    """
+    nodes = [node for node in topological(graph) if only is None or node.name in only]
+    roots = set(plan.groups.values()) if only is None else _roots(graph, plan, nodes)
+    observers = {root: Histogram(root) if _searches(config, plan, root) else MinMax(root) for root in sorted(roots)}
+    _observe(graph, config, data, observers, label)
+    shared = list(share_concats(nodes, plan, observers))
+    for key, spec in plan.specs.items():
+        root = key if key in observers else key.rpartition("@")[0]
+        method = calibration_method(config, spec)
+        known = root in observers
+        plan.quantizers[key] = choose(observers[root], spec, method, config.percentile) if known else NOTHING
+    _widen_for_kernels(nodes, plan)
+    for node in nodes:
+        placed = plan.nodes[node.name]
+        if placed.form is not Form.COMPUTE or not placed.weight_bits:
+            continue
+        weight = constant_value(node.inputs[1])
+        assert weight is not None
+        quantized = quantize_weight(weight, bits=placed.weight_bits, axis=weight_axis(node))
+        bias = float_bias(node)
+        if bias is not None:
+            plan.biases[node.name] = bias
+            given = plan.quantizers[plan.key(node.inputs[0].name, placed.input_bits)]
+            quantized = with_room_for_bias(quantized, bias, given.scale)
+        plan.weights[node.name] = quantized
+    return shared
+
+
+def _roots(graph: Graph, plan: Plan, nodes: Iterable[Node]) -> set[str]:
+    """Return the tensors whose quantizers some nodes read or make."""
+    around = {tensor.name for node in nodes for tensor in node.inputs}
+    around |= {absorbed_end(graph, plan, tensor).name for node in nodes for tensor in node.outputs}
+    return {plan.groups[name] for name in around if name in plan.groups}
+
+
+def _widen_for_kernels(nodes: Iterable[Node], plan: Plan) -> None:
+    """Raise an output scale that the kernel of its operator would refuse."""
+    for node in nodes:
+        output = plan.groups.get(node.outputs[0].name) if node.outputs else None
+        if plan.form(node.name) is Form.ARITHMETIC and output is not None:
+            given, made = plan.quantizers[plan.key(node.inputs[0].name)], plan.quantizers[output]
+            least = float(np.float32(least_output_scale(node, given.scale)))
+            plan.quantizers[output] = replace(made, scale=max(made.scale, least))
+
+
+def _searches(config: Config, plan: Plan, root: str) -> bool:
+    """Say whether any quantizer of this group needs more than the range."""
+    keys = (root, *plan.narrow_keys(root))
+    return any(calibration_method(config, plan.specs[key]) != "max" for key in keys)
+
+
+def _observe(graph: Graph, config: Config, data: Dataset, observers: dict[str, Histogram | MinMax], label: str) -> None:
+    """Show every observer its tensor: constants at once, activations over all samples."""
+    tensors = graph.tensors()
+    constants = {name for name in observers if isinstance(tensors[name], Constant)}
+    for name in constants:
+        observers[name].update(np.asarray(tensors[name].values, np.float32))
+    live = {name: observer for name, observer in observers.items() if name not in constants}
+    observe(to_model(graph), live.items(), data, batch=config.batch, threads=config.threads, label=label)
+
+
+def calibration_method(config: Config, spec: ActivationSpec) -> CalibrationMethod:
+    """Return the method for one tensor: as configured, else max at 8 bits and mse below."""
+    return config.calibration_method or ("max" if spec.bits == 8 else "mse")

@@ -1,0 +1,108 @@
+"""Trials: what stretches of the graph would err by with plain numbers from a few samples, judged on a few others."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from qcompile.data.dataset import Dataset
+from qcompile.errors import QCompileError
+from qcompile.ir.affine import Kept
+from qcompile.qmodel import QModel
+from qcompile.quant.plan import Plan
+from qcompile.simulation.numbers import choose_numbers
+from qcompile.simulation.stretches import OutputError, stretch_errors
+
+ELEMENTS = 1 << 20  # of all inputs of a trial, half of them to choose numbers, half to judge
+MOST = 32  # samples
+
+
+def trial(
+    model: QModel, stretches: Sequence[Collection[str]], plan: Plan | None = None
+) -> list[list[OutputError]] | None:
+    """Return the errors of each stretch of `model` with fresh numbers for its plan, or for `plan`; neither is changed.
+
+    None without samples, before placement, and where a trial fails.
+    """
+    plan = plan or model.plan
+    if model.data is None or not stretches or not plan.nodes:
+        return None
+    tried = replace(copied(plan), quantizers={}, weights={}, biases={})
+    config, (some, others) = model.config, _shares(model.data, model.config.seed)
+    try:
+        choose_numbers(model.graph, tried, config, some, only=frozenset().union(*stretches), label="try")
+        return stretch_errors(model.graph, tried, stretches, others.batches(1), threads=config.threads)
+    except QCompileError:
+        return None
+
+
+def copied(plan: Plan) -> Plan:
+    """Return a plan whose decisions about nodes and quantizers may be changed."""
+    return replace(plan, nodes=dict(plan.nodes), groups=dict(plan.groups), specs=dict(plan.specs))
+
+
+def at_8_bits(plan: Plan) -> Plan:
+    """Return the plan with 8 bits for all that is on integers."""
+    nodes = {
+        name: replace(node, weight_bits=8 if node.weight_bits else 0, input_bits=8 if node.input_bits else 0)
+        for name, node in plan.nodes.items()
+    }
+    return replace(plan, nodes=nodes, specs={key: replace(spec, bits=8) for key, spec in plan.specs.items()})
+
+
+def _shares(data: Dataset, seed: int) -> tuple[Dataset, Dataset]:
+    """Return a few samples to choose numbers from and a few to judge by; the same where there is only one."""
+    elements = sum(array.size for array in next(data.batches(1)).values()) // (data.fixed_batch or 1)
+    few = data.sample(int(np.clip(ELEMENTS // max(elements, 1), 2, MOST)), seed)
+    step = data.fixed_batch or 1
+    pieces = np.repeat(np.arange(few.count // step), step)
+    if few.count < 2 * step:
+        return few, few
+    return few.select(np.flatnonzero(pieces % 2 == 0)), few.select(np.flatnonzero(pieces % 2 == 1))
+
+
+@dataclass(frozen=True)
+class Place:
+    """A place where weights may be changed without changing the function.
+
+    `stretch` names the nodes whose numbers depend on it; `change` does it and returns how much it changed, and what was
+    there before.
+    """
+
+    name: str
+    stretch: frozenset[str]
+    change: Callable[[], tuple[int, list[Kept]]]
+
+
+def change_where_better(model: QModel, by: str, places: Sequence[Place], untouched: Collection[str] | None) -> int:
+    """Change all places, and put back those whose stretch errs more then, with a note; return how much changed.
+
+    `untouched` names the places that are known to be better as they are; None: trials say which, where there are
+    samples. They become part of the plan.
+    """
+    left = model.plan.untouched if untouched is None else untouched
+    places = [place for place in places if place.name not in left]
+    stretches = [place.stretch for place in places]
+    before = trial(model, stretches) if untouched is None else None
+    changes = [place.change() for place in places]
+    after = trial(model, stretches) if before and any(count for count, _ in changes) else None
+    if before is None or after is None:
+        return sum(count for count, _ in changes)
+    changed = 0
+    for place, (count, kept), old, new in zip(places, changes, map(total, before), map(total, after)):
+        if count and new > old:
+            for item in kept:
+                item.restore()
+            model.plan.untouched.append(place.name)
+            model.journal.note(by, "undone", node=place.name, before=old, after=new, reason="its layers erred more")
+        else:
+            changed += count
+    return changed
+
+
+def total(errors: Iterable[OutputError]) -> float:
+    """Return the sum of the relative errors of all outputs of a stretch."""
+    return sum(error.share for error in errors if error.axis < 0 and not math.isnan(error.share))
