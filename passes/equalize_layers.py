@@ -104,7 +104,7 @@ def _equalize_chain(model: QModel, chain: list[tuple[Node, Node]]) -> tuple[int,
             EqualizeLayers.name,
             "not equalized",
             node=chain[0][0].name,
-            reason="the scaled weights overflow float16",
+            reason="the scaled weights overflow",
         )
         return 0, []
     kept = [Kept.of(layer.node) for layer in touched]

@@ -145,7 +145,7 @@ def _rotate(model: QModel, stream: _Stream) -> bool:
         layer.turn_inputs(turn)
     layers = {layer.node.name: layer for layer in (*stream.makers, *stream.readers)}
     if any(layer.stored() is None for layer in layers.values()):
-        reason = "the rotated weights overflow float16"
+        reason = "the rotated weights overflow"
         model.journal.note(RotateChannels.name, "not rotated", node=next(iter(layers)), reason=reason)
         return False
     for layer in layers.values():

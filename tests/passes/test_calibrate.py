@@ -72,7 +72,8 @@ def test_absorbed_bounds_hold_for_what_is_observed_before_or_behind_them() -> No
 @pytest.mark.parametrize("method", ["max", "mse", "percentile", "entropy"])
 def test_methods(method: str) -> None:
     """Each quantizer is what `choose` makes of all the values at once; the method is that of the configuration."""
-    model = compiled(CHAIN, CALIBRATE, w=4, a=4, calibration_method=method, percentile=99.0)
+    percentile = {"percentile": 99.0} if method == "percentile" else {}
+    model = compiled(CHAIN, CALIBRATE, w=4, a=4, calibration_method=method, **percentile)
     values = seen(model, list(model.plan.specs))
     for key, spec in model.plan.specs.items():
         observed = Histogram(key)

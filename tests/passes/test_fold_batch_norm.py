@@ -196,11 +196,13 @@ def test_the_source_model_keeps_its_weights(model_of: Build, as_qmodel: AsQModel
     assert source.SerializeToString() == before
 
 
-def test_a_fold_that_overflows_float16_is_not_done(model_of: Build, as_qmodel: AsQModel) -> None:
+def test_a_fold_that_overflows_is_not_done(model_of: Build, as_qmodel: AsQModel) -> None:
     source = model_of(
-        "g (float16[N,4,H,W2] x, float16[4,4,1,1] W) => (float16[N,4,P,Q] y) <float16 s = {31571}>"  # the bits of 60000
-        "{ a = Conv(x, W) y = Mul(a, s) }"
+        "g (float[N,4,H,W2] x, float[4,4,1,1] W) => (float[N,4,P,Q] y) <float s = {3.0e38}> { a = Conv(x, W) y = Mul(a, s) }"
     )
+    for tensor in source.graph.initializer:
+        if tensor.name == "W":
+            tensor.CopyFrom(numpy_helper.from_array(np.full((4, 4, 1, 1), 10, np.float32), "W"))
     model = normalized(source, as_qmodel)
     assert FoldBatchNorm().run(model) == 0
 
