@@ -198,7 +198,8 @@ def test_the_source_model_keeps_its_weights(model_of: Build, as_qmodel: AsQModel
 
 def test_a_fold_that_overflows_is_not_done(model_of: Build, as_qmodel: AsQModel) -> None:
     source = model_of(
-        "g (float[N,4,H,W2] x, float[4,4,1,1] W) => (float[N,4,P,Q] y) <float s = {3.0e38}> { a = Conv(x, W) y = Mul(a, s) }"
+        "g (float[N,4,H,W2] x, float[4,4,1,1] W) => (float[N,4,P,Q] y) <float s = {3.0e38}>"
+        "{ a = Conv(x, W) y = Mul(a, s) }"
     )
     for tensor in source.graph.initializer:
         if tensor.name == "W":
