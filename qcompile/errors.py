@@ -40,7 +40,7 @@ class QualityError(QCompileError):
     exit_code = 3
 
 
-NEAR = 0.7  # likeness of a name that was meant
+NEAR = 0.65  # likeness of a name that was meant: one letter of three may differ
 LISTED = 8  # names, where none is near
 
 

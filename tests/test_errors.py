@@ -17,6 +17,7 @@ FLAGS = ["--samples", "--batch", "--keep-float", "--calibration-method", "--bits
         ("--calib", "--calibration-method"),
         ("--Bits", "--bits"),
         ("--workdir", "--work-dir"),
+        ("--bats", "--bits"),
         ("--bar", None),  # only the dashes are alike
         ("--frobnicate", None),
         ("", None),
