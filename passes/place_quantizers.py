@@ -173,7 +173,10 @@ class _Placement:
             self.forms[node.name] = Form.ABSORBED
 
     def decide_bits(self) -> None:
-        """Write the node plans: weight and input bits of compute nodes, by --w, --a, first, last and --bits."""
+        """Write the node plans: weight and input bits of compute nodes, by --w, --a, first, last and --bits.
+
+        Products of two activations (attention) have 8 bits: fewer make neither the file smaller nor the kernel faster.
+        """
         config, plan = self.model.config, self.model.plan
         compute = [node for node in self.nodes if self.forms[node.name] is Form.COMPUTE]
         ends = self._first_and_last({node.name for node in compute})
@@ -182,7 +185,8 @@ class _Placement:
         for node in compute:
             edge = config.first_last_bits if node.name in ends else None
             weight_bits = (edge or config.w) if constant_value(node.inputs[1]) is not None else 0
-            plan.nodes[node.name] = NodePlan(Form.COMPUTE, ENDS if edge else "", weight_bits, edge or config.a)
+            input_bits = edge or (config.a if weight_bits else WIDE)
+            plan.nodes[node.name] = NodePlan(Form.COMPUTE, ENDS if edge else "", weight_bits, input_bits)
         for pattern, weight_bits, input_bits in config.bits:
             matching = [node.name for node in compute if re.search(pattern, node.name)]
             if not matching:

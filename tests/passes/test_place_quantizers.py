@@ -111,9 +111,11 @@ def test_bits_of_named_nodes_the_last_match_wins() -> None:
     assert bits(plan) == {"image": 5, "b": 6, "d": 5, "y": 8}
 
 
-def test_bits_of_a_matmul_of_activations_are_those_of_its_inputs() -> None:
+def test_products_of_activations_have_8_bits_unless_they_are_named() -> None:
     plan = placed(ATTENTION, **W4A4, bits=(("scores", 3, 5),))
     assert (plan.nodes["scores"].weight_bits, plan.nodes["scores"].input_bits) == (0, 5)
+    assert (plan.nodes["mix"].weight_bits, plan.nodes["mix"].input_bits) == (0, 8)
+    assert (bits(plan)["q"], bits(plan)["v"]) == (5, 8)
 
 
 @pytest.mark.parametrize(

@@ -121,8 +121,8 @@ def test_all_codes_are_known_by_their_tensors() -> None:
 
 
 def test_products_of_activations() -> None:
-    assert "scores: q_q4, t_q4 -> s" in lowered(ATTENTION)  # float at once, for the Softmax
-    assert "mix: p_q4, v_q4 -> m_q8" in lowered(ATTENTION)
+    assert "scores: q_q8, t_q8 -> s" in lowered(ATTENTION)  # float at once, for the Softmax
+    assert "mix: p_q8, v_q8 -> m_q8" in lowered(ATTENTION)
 
 
 def test_constant_operand_is_quantized_too() -> None:
