@@ -13,7 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcompile.data.dataset import Dataset
-from qcompile.data.inputs import NOT_STACKED, Arrays, Indices, InputInfo, bind, common_rows, fixed_batch, stackable
+from qcompile.data.inputs import (
+    NOT_STACKED,
+    Arrays,
+    Indices,
+    InputInfo,
+    bind,
+    common_rows,
+    fixed_batch,
+    stackable,
+)
 from qcompile.data.intake import Intake, is_image
 from qcompile.errors import InputError
 
@@ -50,7 +59,6 @@ def array_dataset(arrays: Mapping[str, NDArray[Any]], intake: Intake) -> Dataset
 
     Where axis 0 does not count samples in every input, the arrays hold one feed for each run of the model (`per_run`).
     """
-    arrays = {name: np.asarray(array) for name, array in arrays.items()}
     bound = bind(arrays, intake.inputs, intake.where)
     chosen = {info.name: arrays[bound[info.name]] for info in intake.inputs}
     labels = None if "labels" in bound.values() else arrays.get("labels")
@@ -99,7 +107,7 @@ def per_run(array: NDArray[Any], info: InputInfo, where: str) -> NDArray[Any]:
     """
     if has_runs(array, info):
         return array
-    if array.ndim == 0:
+    if array.ndim == 0 or (info.shape[:1] == (0,) and not len(array)):
         return array[None]
     rows = max(info.shape[0], 1) if info.shape and isinstance(info.shape[0], int) else 1
     if len(array) % rows:

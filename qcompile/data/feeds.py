@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from qcompile.data.dataset import Dataset
-from qcompile.data.inputs import NOT_STACKED, Arrays, Indices, InputInfo, RaggedError, fixed_batch, stackable
+from qcompile.data.inputs import NOT_STACKED, Arrays, Indices, InputInfo, RaggedError, as_array, fixed_batch, stackable
 from qcompile.data.intake import Intake
 from qcompile.errors import InputError, nearest
 
@@ -121,14 +121,7 @@ def as_feed(item: Any, intake: Intake) -> Feed:
             where=intake.where,
             remedy="give {input name: array}, one dict per batch",
         )
-    return {name: as_array(value) for name, value in item.items()}
-
-
-def as_array(value: Any) -> NDArray[Any]:
-    """Return an array, or a tensor of another library, as an array."""
-    if hasattr(value, "detach"):  # torch's, with a gradient or on a device
-        value = value.detach().cpu()
-    return np.asarray(value)
+    return {name: as_array(value, intake.where) for name, value in item.items()}
 
 
 def feed_dataset(feeds: Feeds, intake: Intake, samples: int | None) -> Dataset:

@@ -66,6 +66,18 @@ def fixed_batch(inputs: Sequence[InputInfo]) -> int | None:
     return next((size for info in inputs if isinstance(size := info.shape[0], int)), None)
 
 
+def as_array(value: Any, where: str) -> NDArray[Any]:
+    """Return an array, a tensor of another library or nested lists as an array; InputError if they are none."""
+    try:
+        if hasattr(value, "detach"):  # torch's, with a gradient or on a device
+            value = value.detach().cpu()
+        return np.asarray(value)
+    except Exception as error:  # whatever the other library raises
+        reason = str(error).partition("\n")[0]
+        what = f"the data holds a {type(value).__name__} that is no array: {reason}"
+        raise InputError(what, where=where, remedy="give numpy arrays") from error
+
+
 def bind(names: Collection[str], inputs: Sequence[InputInfo], where: str) -> dict[str, str]:
     """Return {input name: array name}: the same name, or for the one input left `images` or the only array there is."""
     bound = {info.name: info.name for info in inputs if info.name in names}

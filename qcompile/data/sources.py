@@ -21,7 +21,7 @@ from qcompile.data.feeds import (
     test_data_dataset,
 )
 from qcompile.data.images import ImageInput, check_images, find_images, image_reader
-from qcompile.data.inputs import NOT_STACKED, Indices, InputInfo, fixed_batch, stackable
+from qcompile.data.inputs import NOT_STACKED, Indices, InputInfo, as_array, fixed_batch, stackable
 from qcompile.data.intake import Intake
 from qcompile.data.labels import classes_of
 from qcompile.data.preprocess import parse_preprocess
@@ -64,7 +64,7 @@ def open_dataset(
         return open_place(str(source), intake, samples, seed)
     if isinstance(source, Mapping):
         return open_arrays(source, intake, samples, seed)
-    if isinstance(source, np.ndarray):
+    if hasattr(source, "__array__"):
         return open_arrays({"array": source}, intake, samples, seed)
     if callable(source):
         return function_dataset(source, intake, samples)
@@ -110,8 +110,9 @@ def open_place(text: str, intake: Intake, samples: int | None, seed: int) -> Dat
     raise InputError("the data does not exist", where=text, remedy=FORMS)
 
 
-def open_arrays(arrays: Mapping[str, NDArray[Any]], intake: Intake, samples: int | None, seed: int) -> Dataset:
-    """Open arrays; where they are not images, every value is looked at once."""
+def open_arrays(arrays: Mapping[str, Any], intake: Intake, samples: int | None, seed: int) -> Dataset:
+    """Open arrays, or what is like them; where they are not images, every value is looked at once."""
+    arrays = {name: as_array(array, intake.where) for name, array in arrays.items()}
     dataset = limited(array_dataset(arrays, intake), samples, seed)
     if any(array.dtype.kind == "f" for array in arrays.values()):
         for _ in dataset.batches(CHECKED_ROWS):
@@ -163,8 +164,5 @@ def place(source: Any) -> str:
         return str(source)
     if isinstance(source, Mapping | np.ndarray):
         return "data given as arrays"
-    return (
-        f"function {source.__qualname__}"
-        if hasattr(source, "__qualname__")
-        else f"data given as {type(source).__name__}"
-    )
+    name = getattr(source, "__qualname__", "")
+    return f"function {name}" if name else f"data given as {type(source).__name__}"

@@ -142,6 +142,7 @@ def broken_at(sample: int, value: float) -> np.ndarray:
     ("arrays", "inputs", "message"),
     [
         ({"left": np.zeros((2, 2)), "rigth": np.zeros((2, 3))}, PAIR, "input 'right'; its arrays: 'left', 'rigth'"),
+        ({"image": [[1, 2], [3]]}, NCHW, "the data holds a list that is no array: setting an array.*give numpy arrays"),
         ({"labels": LABELS}, NCHW, "no array for the model's input 'image'"),
         ({}, NCHW, "no array for the model's input 'image'; its arrays: none"),
         ({"left": np.zeros((2, 2)), "right": np.zeros((3, 3))}, PAIR, "same number of samples: 'left' 2, 'right' 3"),
@@ -311,6 +312,12 @@ def test_empty_caches_are_values_like_others() -> None:
     inputs = [InputInfo("x", ("N", 4), FLOAT), InputInfo("past", ("N", 2, "P", 3), FLOAT)]
     data = open_dataset({"x": CHUNKS, "past": np.zeros((5, 2, 0, 3), np.float32)}, inputs, None)
     assert [batch["past"].shape for batch in data.batches(3)] == [(3, 2, 0, 3), (2, 2, 0, 3)]
+
+
+def test_a_cache_without_layers_is_fed_in_every_run() -> None:
+    inputs = [InputInfo("x", ("N", 4), FLOAT), InputInfo("past", (0, "N", 3), FLOAT)]
+    data = open_dataset({"x": CHUNKS, "past": np.zeros((0, 1, 3), np.float32)}, inputs, None)
+    assert [feed["past"].shape for feed in data.batches(3)] == [(0, 1, 3)] * 5
 
 
 @pytest.mark.parametrize(

@@ -225,6 +225,12 @@ def test_what_can_be_iterated_is_data(source: Any) -> None:
     assert data.count == 6 and firsts(data) == firsts(data, 4) == [0, 0, 1, 1, 2, 2]
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_a_tensor_is_an_array(named: bool) -> None:
+    tensor = Tensor(np.arange(12, dtype=np.float32).reshape(6, 2))
+    assert firsts(open_dataset({"x": tensor} if named else tensor, ONE, None)) == [0, 2, 4, 6, 8, 10]  # type: ignore[arg-type, dict-item]
+
+
 def test_samples_of_an_endless_generator() -> None:
     data = open_dataset((np.full((2, 2), number, np.float32) for number in count()), ONE, None, samples=5)
     assert firsts(data) == firsts(data) == [0, 0, 1, 1, 2]
