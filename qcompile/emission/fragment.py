@@ -57,13 +57,14 @@ def _dequantize_for_each(graph: onnx.GraphProto) -> None:
 
 
 def element_type(tensor: Tensor) -> int:
-    """Return the type of a tensor's elements as ONNX writes it; float32 where it is unknown."""
-    return int(TensorProto.FLOAT) if tensor.dtype is None else int(helper.np_dtype_to_tensor_dtype(tensor.dtype))
+    """Return the type in which a tensor's elements are fed, as ONNX writes it: float32 for what numpy lacks."""
+    known = tensor.dtype is not None and not isinstance(tensor.dtype, int)
+    return int(helper.np_dtype_to_tensor_dtype(tensor.dtype)) if known else int(TensorProto.FLOAT)
 
 
 def is_real(tensor: Tensor) -> bool:
     """Say whether a tensor holds float32, which is what a loss can be computed of."""
-    return element_type(tensor) == TensorProto.FLOAT
+    return not isinstance(tensor.dtype, int) and element_type(tensor) == TensorProto.FLOAT
 
 
 def boundary(steps: Sequence[Step]) -> tuple[list[Value], set[str]]:

@@ -72,7 +72,7 @@ def _float32(node: Node) -> str:
     kinds = {tensor.dtype for tensor in (*data_inputs(node), *node.outputs[:1]) if tensor.dtype is not None}
     if not data_inputs(node):
         return "reads constants only"
-    return "" if all(np.dtype(kind) == np.float32 for kind in kinds) else "not float32"
+    return "" if all(not isinstance(kind, int) and np.dtype(kind) == np.float32 for kind in kinds) else "not float32"
 
 
 def _constant_weight(node: Node) -> str:

@@ -78,7 +78,9 @@ def _names(fit: _Fit) -> Problems:
     yield from (f"the model has no tensor {name!r}" for name in fit.plan.groups if name not in fit.tensors)
     kinds = ((name, fit.tensors[name].dtype) for name in fit.plan.groups)
     yield from (
-        f"tensor {name!r} is {np.dtype(kind)}, not float32" for name, kind in kinds if kind not in (None, np.float32)
+        f"tensor {name!r} is {kind if isinstance(kind, int) else np.dtype(kind)}, not float32"
+        for name, kind in kinds
+        if kind not in (None, np.float32)
     )
 
 

@@ -12,9 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-import numpy as np
-
 from qcompile.ir import Graph, Node, Tensor, Variable, constant_value, consumers, producer
+from qcompile.ir.shapes import kind_of
 
 
 class Kind(StrEnum):
@@ -214,7 +213,7 @@ def with_mask(output: Output, tensor: Tensor, masks: Sequence[Tensor]) -> Output
 
 def is_real(tensor: Tensor) -> bool:
     """Say whether a tensor holds floats, as far as is known."""
-    return tensor.dtype is None or np.dtype(tensor.dtype).kind not in "iub"
+    return kind_of(tensor) not in ("i", "u", "b")
 
 
 def rank(tensor: Tensor) -> int | None:
