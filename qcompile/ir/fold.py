@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
 from qcompile.ir.graph import Constant, Graph, Node, Tensor, is_output, node_proto, topological
+from qcompile.ir.protos import ONNX_DOMAINS
 from qcompile.ir.shapes import kind_of, known_integers, static_dims
 
 UNSTABLE = {
@@ -22,7 +23,6 @@ UNSTABLE = {
     "Dropout",
 }
 GROWING = {"ConstantOfShape", "Expand", "Tile", "Range", "Pad", "Resize", "EyeLike", "OneHot", "Upsample"}
-UNPACKING = {"DequantizeLinear", "Cast"}  # weights that are stored in fewer bits, of types that numpy may lack
 ROOM = 1 << 16  # bytes a folded constant may have even if its inputs are smaller
 
 
@@ -36,7 +36,7 @@ def fold_constants(graph: Graph) -> int:
     for node in topological(graph):
         if any(is_output(graph, tensor) for tensor in node.outputs):
             continue
-        values = _known_shape(node) or _evaluated(node, graph.opset)
+        values = _known_shape(node) or _dequantized(node) or _evaluated(node, graph.opset)
         if values is None:
             continue
         for tensor, value in zip(list(node.outputs), values):
@@ -60,11 +60,30 @@ def _known_shape(node: Node) -> list[NDArray[Any]] | None:
     return [known.astype(np.int32 if node.outputs[0].dtype == np.int32 else np.int64)]
 
 
+def _dequantized(node: Node) -> list[NDArray[Any]] | None:
+    """Return a weight that is stored in few bits, of a type that numpy may lack: the reference has not all of them."""
+    constant = all(isinstance(tensor, Constant) for tensor in node.inputs if tensor.name)
+    if node.op != "DequantizeLinear" or node.domain not in (None, *ONNX_DOMAINS) or not constant:
+        return None
+    codes, scale, *zero = (np.asarray(tensor.values).astype(np.float32) for tensor in node.inputs if tensor.name)
+    axis, block = node.attrs.get("axis", 1), node.attrs.get("block_size", 0)
+
+    def spread(values: NDArray[Any]) -> NDArray[Any]:
+        if block:
+            return np.take(np.repeat(values, block, axis), range(codes.shape[axis]), axis)
+        along = [1] * codes.ndim
+        if values.size > 1:
+            along[axis] = values.size
+        return values.reshape(along)
+
+    return [(codes - spread(zero[0]) if zero else codes) * spread(scale)]
+
+
 def _evaluated(node: Node, opset: int) -> list[NDArray[Any]] | None:
     if not _foldable(node):
         return None
     inputs = {tensor.name: np.asarray(tensor.values) for tensor in node.inputs if tensor.name}
-    growth = 8 if node.op in UNPACKING else 2
+    growth = 8 if node.op == "Cast" else 2  # weights that are stored in few bits
     room = max(ROOM, growth * sum(value.nbytes for value in inputs.values()))
     if any(_too_large(node, tensor, room) for tensor in node.outputs):
         return None
@@ -93,7 +112,7 @@ def _evaluated(node: Node, opset: int) -> list[NDArray[Any]] | None:
 def _foldable(node: Node) -> bool:
     return (
         node.op not in UNSTABLE
-        and node.domain in (None, "", "ai.onnx")
+        and node.domain in (None, *ONNX_DOMAINS)
         and not vars(node).get("exotic_attributes")
         and not any(isinstance(value, Graph) for value in node.attrs.values())
         and all(not tensor.name or _readable(node, tensor) for tensor in node.inputs)
@@ -101,7 +120,7 @@ def _foldable(node: Node) -> bool:
 
 
 def _readable(node: Node, tensor: Tensor) -> bool:
-    return isinstance(tensor, Constant) and bool(kind_of(tensor) or node.op in UNPACKING)
+    return isinstance(tensor, Constant) and bool(kind_of(tensor) or node.op == "Cast")
 
 
 def _too_large(node: Node, tensor: Any, room: int) -> bool:

@@ -231,6 +231,9 @@ class Sides:
             if (QUANTIZED, value.name) not in self.shapes:
                 return f"the values of {self._exact(value)[1]!r}, which it reads, {self.why((QUANTIZED, value.name))}"
         outputs = self.outputs_of(numbers)
+        made = (self._exact(value)[1] for number in numbers for value in steps[number].outputs)
+        if wide := next((name for name in made if name in self.named and self.named[name].dtype == np.float64), ""):
+            return f"{wide!r}, which it makes, is float64"
         if self._judged(numbers):
             return ""
         for key in map(self._exact, outputs):

@@ -211,6 +211,15 @@ def test_other_operators_get_plain_values(behind: list[onnx.NodeProto]) -> None:
         assert relative_error(found[name], array) <= 1e-5, name
 
 
+def test_operators_of_other_domains_get_plain_values() -> None:
+    """Gelu of ONNX works element by element; what has its name elsewhere may do anything, and its shape is unknown."""
+    other = helper.make_node("Gelu", ["a"], ["y"], domain="com.microsoft")
+    model = to_blocked(
+        region([node("Conv", "x", "w", to="a"), other, node("SquaredError", "y", "t", to="loss")]), BLOCK
+    )
+    assert [item.op_type for item in model.graph.node] == ["Pack", "BlockedConv", "Unpack", "Gelu", "SquaredError"]
+
+
 def test_a_convolution_may_make_a_single_number() -> None:
     """One sample, one channel, one position: its blocked form has more channels, and must not be taken for a scalar."""
     nodes = [

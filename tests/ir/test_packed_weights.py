@@ -35,16 +35,19 @@ def product(nodes: list[Any], constants: dict[str, Array], opset: int = 21) -> M
     return helper.make_model(graph, opset_imports=opsets, ir_version=10)
 
 
-def stored(kind: str, scale_shape: tuple[int, ...], scale_type: Any = np.float32, **attributes: int) -> ModelProto:
+def stored(
+    kind: str, scale_shape: tuple[int, ...], scale_type: Any = np.float32, *, zero: bool = True, **attributes: int
+) -> ModelProto:
     random, (low, high) = np.random.default_rng(0), RANGES[kind]
     dtype = helper.tensor_dtype_to_np_dtype(TensorProto.DataType.Value(kind))
     constants = {
         "codes": random.integers(low, high, (ROWS, COLUMNS)).astype(dtype),
         "scale": random.uniform(0.01, 0.02, scale_shape).astype(scale_type),
-        "zero": np.full(scale_shape, 0 if low else high // 2).astype(dtype),
     }
+    if zero:
+        constants["zero"] = np.full(scale_shape, 0 if low else high // 2).astype(dtype)
     unpacked = "w" if scale_type is np.float32 else "half"
-    nodes = [helper.make_node("DequantizeLinear", ["codes", "scale", "zero"], [unpacked], **attributes)]
+    nodes = [helper.make_node("DequantizeLinear", list(constants), [unpacked], **attributes)]
     if unpacked != "w":
         nodes.append(helper.make_node("Cast", [unpacked], ["w"], to=TensorProto.FLOAT))
     return product([*nodes, helper.make_node("MatMul", ["x", "w"], ["y"])], constants)
@@ -83,8 +86,11 @@ def outputs(model: ModelProto) -> Array:
     ("shape", "attributes"),
     [((), {}), ((COLUMNS,), {"axis": 1}), ((ROWS // BLOCK, COLUMNS), {"axis": 0, "block_size": BLOCK})],
 )
-def test_dequantized_weights_are_folded(kind: str, shape: tuple[int, ...], attributes: dict[str, int]) -> None:
-    model = stored(kind, shape, **attributes)
+@pytest.mark.parametrize("zero", [True, False])
+def test_dequantized_weights_are_folded(
+    kind: str, shape: tuple[int, ...], attributes: dict[str, int], *, zero: bool
+) -> None:
+    model = stored(kind, shape, zero=zero, **attributes)
     check_model(model)
     graph = prepare(model, 18)
     fold_constants(graph)

@@ -189,3 +189,12 @@ def test_what_a_detector_keeps_does_not_stop_the_training() -> None:
         }"""
     )
     assert [outcome.reason for outcome in reconstruct(model, units(model))] == [""] * 3
+
+
+def test_double_precision_inside_is_named() -> None:
+    text = """n (float[N,8] x, float[8,8] A, float[8,8] B, float[8,4] C) => (float[N,4] y) {
+        [first] a = MatMul(x, A)  [relu] b = Relu(a)  [inner] c = MatMul(b, B)  [wide] d = Cast<to = 11>(c)
+        [exp] e = Exp(d)  [back] f = Cast<to = 1>(e)  [last] y = MatMul(f, C) }"""
+    model = calibrated(text)
+    reasons = [outcome.reason for outcome in reconstruct(model, units(model)) if outcome.what == "not trained"]
+    assert reasons == ["'d', which it makes, is float64"]

@@ -121,7 +121,9 @@ class _Rewriter:
 
     def _is_elementwise(self, node: Node) -> bool:
         """Say whether a node works element by element on images of one size, numbers and masks of its own."""
-        if node.op not in ELEMENTWISE and not (node.op == "Clip" and self._bounds(node)):
+        if node.domain not in ("", DOMAIN) or (
+            node.op not in ELEMENTWISE and not (node.op == "Clip" and self._bounds(node))
+        ):
             return False
         full = [name for name in node.inputs if name and not self._is_single(name)]
         if node.op in SUMS and len(full) < len(node.inputs):
@@ -145,6 +147,8 @@ class _Rewriter:
 
     def _activation(self, proto: NodeProto) -> dict[str, Any]:
         """Return the attributes with which a convolution does an activation itself, nothing if it does not."""
+        if proto.domain:
+            return {}
         if proto.op_type == "Relu":
             return {"activation": "Relu"}
         bounds = self._bounds(Node.of(proto)) if proto.op_type == "Clip" else []
