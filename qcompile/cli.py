@@ -148,8 +148,16 @@ class Main(click.Group):
 
     def run(self, arguments: list[str]) -> None:
         """Parse and run; errors come out as exceptions."""
+        if other := [text for text in arguments if not is_text(text)]:
+            what = f"{other[0]!r} is not UTF-8 text: reports and recipes cannot name it"
+            raise InputError(what, remedy="rename the file")
         with self.make_context("qcompile", list(arguments), max_content_width=WIDTH, obj=arguments) as context:
             self.invoke(context)
+
+
+def is_text(argument: str) -> bool:
+    """Say whether an argument can be written: Python keeps bytes that are no UTF-8 as surrogates."""
+    return argument.encode(errors="ignore").decode() == argument
 
 
 def guarded(action: Callable[[], None], *, verbose: bool) -> int:
@@ -176,7 +184,8 @@ def guarded(action: Callable[[], None], *, verbose: bool) -> int:
 
 def complain(text: str, code: int) -> int:
     """Write one line to stderr; return `code`."""
-    click.echo(f"error: {' '.join(text.split())}", err=True)
+    line = f"error: {' '.join(text.split())}"
+    click.echo(line.encode(errors="backslashreplace").decode(), err=True)  # a name may be no text
     return code
 
 

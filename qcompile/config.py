@@ -134,7 +134,7 @@ class Config:
         "auto", "Output", "weights below 8 bits: auto, int4, planes, none", metavar="FORM", choices=get_args(Packing)
     )
     seed: int = flag(0, "Run", "of every random choice", kind=int, metavar="N", least=0)
-    threads: int = flag(0, "Run", "0: all cores", kind=int, metavar="N", least=0)
+    threads: int = flag(0, "Run", "0: all cores", kind=int, metavar="N", least=0, most=1024)
     engine: Engine = flag(
         "auto", "Run", "of training: auto, ort, ort-training", metavar="NAME", choices=get_args(Engine)
     )
@@ -260,7 +260,7 @@ def parse_size(where: str, text: str) -> int:
     """Return the bytes behind a size such as 1GB, 512 MB or 1.5GiB; `where` is the flag. Raises InputError."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]+)", text.strip(), re.IGNORECASE)
     units = {name.lower(): size for name, size in UNITS.items()}
-    if not found or found[2].lower() not in units:
+    if not found or found[2].lower() not in units or float(found[1]) == math.inf:
         raise InputError(f"{where} {text!r} is not a size", remedy="give a number and a unit, such as 1GB or 512MB")
     return int(float(found[1]) * units[found[2].lower()])
 

@@ -226,12 +226,31 @@ def read_bytes(path: Path, what: str, remedy: str = "check the path") -> bytes:
 
     Pipes and devices are none: they may never end, and many things here are read twice.
     """
-    try:
-        mode = path.stat().st_mode
-        if not stat.S_ISREG(mode):
-            why = "it is a folder" if stat.S_ISDIR(mode) else "it is not a file"
-            raise InputError(f"cannot read the {what}: {why}", where=str(path), remedy=remedy)
+    with _reading(path, what, remedy):
+        if stat.S_ISDIR(_mode(path)):
+            raise InputError(f"cannot read the {what}: it is a folder", where=str(path), remedy=remedy)
         return path.read_bytes()
+
+
+def kind_of_place(path: Path, what: str) -> str:
+    """Return "file", "folder", or "" where nothing is; raise InputError, which calls it `what`, for all else."""
+    with _reading(path, what, "give a file or a folder"), suppress(FileNotFoundError, NotADirectoryError):
+        return "folder" if stat.S_ISDIR(_mode(path)) else "file"
+    return ""
+
+
+def _mode(path: Path) -> int:
+    """Return the mode of a file or a folder; raise OSError for pipes and devices."""
+    mode = path.stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise OSError(0, "it is not a file")
+    return mode
+
+
+@contextmanager
+def _reading(path: Path, what: str, remedy: str) -> Iterator[None]:
+    try:
+        yield
     except (OSError, ValueError) as error:
         why = error.strerror or str(error) if isinstance(error, OSError) else str(error)
         raise InputError(f"cannot read the {what}: {why}", where=str(path), remedy=remedy) from error

@@ -59,6 +59,7 @@ def run(folder: Path, capsys: pytest.CaptureFixture[str]) -> Run:
 
 DATA = ("--data", "calib.npz", "--threads", "1")
 COMPILE = ("in.onnx", "-o", "out.onnx", *DATA)
+PLAIN = ("in.onnx", "-o", "out.onnx")
 
 
 def names(folder: Path) -> set[str]:
@@ -258,9 +259,16 @@ def image_folder() -> None:
     Path("images", "one.jpg").write_bytes(b"no image")
 
 
+def pipe_in_folder() -> None:
+    Path("f/test").mkdir(parents=True)
+    os.mkfifo("f/x.png")
+    os.mkfifo("f/test/input_0.pb")
+
+
+PIPE: Callable[[], object] = lambda: os.mkfifo("pipe")  # noqa: E731
+LOOP: Callable[[], object] = lambda: Path("loop").symlink_to("loop")  # noqa: E731
 GOOD = np.ones((4, 3, 8, 8), np.float32)
 NOTHING: Callable[[], object] = lambda: None  # noqa: E731
-PLAIN = ("in.onnx", "-o", "out.onnx")
 MRECG = ("--method", "mrecg")
 BAD: dict[str, tuple[Callable[[], object], tuple[str, ...], str]] = {
     "no model": (NOTHING, (), "no model given"),
@@ -276,6 +284,45 @@ BAD: dict[str, tuple[Callable[[], object], tuple[str, ...], str]] = {
     "unknown flag": (NOTHING, (*COMPILE, "--sample", "3"), "unknown flag --sample; did you mean '--samples'?"),
     "flag without value": (NOTHING, (*COMPILE, "--w"), "requires an argument"),
     "too many arguments": (NOTHING, (*COMPILE, "more.onnx"), "more.onnx"),
+    "absurd threads": (NOTHING, (*COMPILE, "--threads", "1000000000"), "out of range; give 0 to 1024"),
+    "absurd memory": (
+        NOTHING,
+        (*COMPILE, "--method", "qdrop", "--memory", f"{'9' * 400}GB"),
+        "is not a size",
+    ),
+    "a pipe as model": (PIPE, ("pipe", "-o", "out.onnx", *DATA), "cannot read the model: it is not a file"),
+    "a pipe as data": (PIPE, (*PLAIN, "--data", "pipe"), "cannot read the data: it is not a file"),
+    "a pipe as recipe": (PIPE, (*COMPILE, "--config", "pipe"), "cannot read the recipe: it is not a file"),
+    "a pipe as plan": (PIPE, (*PLAIN, "--load-plan", "pipe"), "cannot read the plan: it is not a file"),
+    "a pipe as preprocessing": (
+        lambda: os.mkfifo("p.toml"),
+        (*COMPILE, "--preprocess", "p.toml"),
+        "it is not a file",
+    ),
+    "a pipe as an image": (
+        pipe_in_folder,
+        (*PLAIN, "--data", "f", "--preprocess", "raw"),
+        "it is not a file (f/x.png)",
+    ),
+    "a pipe as a tensor": (pipe_in_folder, (*PLAIN, "--data", "f/test"), "it is not a file (f/test/input_0.pb)"),
+    "a link to itself as data": (LOOP, (*PLAIN, "--data", "loop"), "cannot read the data: Too many levels"),
+    "a link to itself as model": (LOOP, ("loop", "-o", "out.onnx", *DATA), "cannot read the model: Too many levels"),
+    "a link to itself as output": (LOOP, ("in.onnx", "-o", "loop", *DATA), "cannot write loop"),
+    "a name too long as data": (NOTHING, (*PLAIN, "--data", "n" * 300), "cannot read the data: File name too long"),
+    "a name too long as model": (NOTHING, ("n" * 300, "-o", "out.onnx", *DATA), "cannot read the model: File name too"),
+    "a name too long as output": (NOTHING, ("in.onnx", "-o", "n" * 300, *DATA), "File name too long"),
+    "a name that is no text": (NOTHING, ("in\udcff.onnx", "-o", "out.onnx", *DATA), "is not UTF-8 text"),
+    "a deep recipe": (
+        lambda: Path("r.toml").write_text("a = " + "[" * 100_000),
+        (*COMPILE, "--config", "r.toml"),
+        "deep",
+    ),
+    "a deep plan": (lambda: Path("p.json").write_text("[" * 100_000), (*PLAIN, "--load-plan", "p.json"), "not a plan"),
+    "a deep report": (
+        lambda: Path("p.json").write_text("[" * 100_000),
+        ("plot", "p.json", "-o", "f.svg"),
+        "not a report",
+    ),
     "--w 9": (NOTHING, (*COMPILE, "--w", "9"), "--w 9 is out of range; give 2 to 8"),
     "--w four": (NOTHING, (*COMPILE, "--w", "four"), "give a whole number"),
     "unknown value": (NOTHING, (*COMPILE, "--pack", "plains"), "did you mean 'planes'?"),

@@ -21,6 +21,7 @@ from qcompile.data.dataset import Dataset
 from qcompile.data.inputs import NOT_STACKED, Arrays, Indices, InputInfo, RaggedError, as_array, fixed_batch, stackable
 from qcompile.data.intake import Intake
 from qcompile.errors import InputError, nearest
+from qcompile.files import read_bytes
 
 Feed = Mapping[str, NDArray[Any]]
 Feeds = Callable[[], Iterable[Feed]]
@@ -28,7 +29,7 @@ Feeds = Callable[[], Iterable[Feed]]
 
 def find_test_data(folder: Path) -> list[Path]:
     """Return the test_data_set_* folders in a folder, by number; or the folder itself if it is one."""
-    if (folder / "input_0.pb").is_file():
+    if (folder / "input_0.pb").exists():
         return [folder]
     return sorted((path for path in folder.glob("test_data_set_*") if path.is_dir()), key=last_number)
 
@@ -43,8 +44,9 @@ def read_test_data(folder: Path, inputs: Sequence[InputInfo]) -> dict[str, NDArr
     """Return the feed in input_0.pb, input_1.pb ...: by the tensor's name if an input has it, else by its number."""
     feed = {}
     for number, path in enumerate(sorted(folder.glob("input_*.pb"), key=last_number)):
+        data = read_bytes(path, "tensor")
         try:
-            tensor = onnx.load_tensor(str(path))
+            tensor = onnx.load_tensor_from_string(data)
             array = numpy_helper.to_array(tensor)
         except Exception as error:  # protobuf, onnx and numpy each raise their own
             raise InputError(
@@ -78,7 +80,7 @@ def function_dataset(function: Feeds, intake: Intake, samples: int | None) -> Da
                 yield as_feed(item, intake)
         except InputError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise InputError(
                 f"the data function failed: {type(error).__name__}: {error}", where=intake.where
             ) from error

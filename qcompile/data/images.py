@@ -14,6 +14,7 @@ from PIL import ExifTags, Image, ImageOps
 from qcompile.data.inputs import Arrays, Indices, InputInfo, show_shape
 from qcompile.data.preprocess import PRESETS, Layout, Preprocess, Size, show_size
 from qcompile.errors import InputError
+from qcompile.files import kind_of_place
 
 IMAGE_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 SIDEWAYS: Final = range(5, 9)  # EXIF orientations that exchange height and width
@@ -146,6 +147,7 @@ def shown_layout(info: InputInfo) -> Layout:
 
 def opened(path: Path) -> Image.Image:
     """Open an image file: only its head is read."""
+    kind_of_place(path, "image")  # a pipe may never end
     try:
         image = Image.open(path)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
@@ -10,6 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcompile.errors import InputError
+from qcompile.files import read_bytes
+
+DIGITS = 9  # of a class number
 
 
 def classes_of(files: Sequence[Path], folder: Path, table: Path | None) -> NDArray[np.int64]:
@@ -41,13 +45,14 @@ def folder_classes(files: Sequence[Path], folder: Path) -> NDArray[np.int64]:
 def read_labels(path: Path) -> dict[str, int]:
     """Read {file name as written: class number}; a first row whose second column is no number is a heading."""
     labels: dict[str, int] = {}
+    data = read_bytes(path, "labels")
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = [(number, row) for number, row in enumerate(csv.reader(file), 1) if row]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        text = io.StringIO(data.decode("utf-8-sig"), newline="")
+        rows = [(number, row) for number, row in enumerate(csv.reader(text), 1) if row]
+    except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"cannot read the labels: {error}", where=str(path)) from error
     for place, (number, row) in enumerate(rows):
-        if len(row) > 1 and row[1].strip().isdecimal():
+        if len(row) > 1 and row[1].strip().isdecimal() and len(row[1].strip()) <= DIGITS:
             labels[PurePosixPath(row[0].strip().replace("\\", "/")).as_posix()] = int(row[1])
         elif place > 0 or len(row) < 2:
             raise InputError(

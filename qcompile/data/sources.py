@@ -26,6 +26,7 @@ from qcompile.data.intake import Intake
 from qcompile.data.labels import classes_of
 from qcompile.data.preprocess import parse_preprocess
 from qcompile.errors import InputError
+from qcompile.files import kind_of_place
 
 Source = str | Path | Mapping[str, NDArray[Any]] | NDArray[Any] | Dataset | Feeds | Iterable[Any]
 FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -81,7 +82,7 @@ def open_evaluation(source: Source, inputs: Sequence[InputInfo], preprocess: str
     """
     if isinstance(source, str | Path):
         folder, table = split_labels(str(source))
-        if folder.is_dir() and not find_test_data(folder):
+        if kind_of_place(folder, "evaluation data") == "folder" and not find_test_data(folder):
             intake = Intake(inputs, parse_preprocess(preprocess) if preprocess else None, str(folder), alone)
             return open_images(folder, intake, None, 0, lambda files: classes_of(files, folder, table))
     dataset = open_dataset(source, inputs, preprocess, alone=alone)
@@ -97,11 +98,12 @@ def open_evaluation(source: Source, inputs: Sequence[InputInfo], preprocess: str
 def open_place(text: str, intake: Intake, samples: int | None, seed: int) -> Dataset:
     """Open a path or `module:function`."""
     path = Path(text)
-    if path.is_dir():
+    kind = kind_of_place(path, "data") if text else ""
+    if kind == "folder":
         if folders := find_test_data(path):
             return limited(test_data_dataset(folders, intake), samples, seed)
         return open_images(path, intake, samples, seed)
-    if path.is_file():
+    if kind == "file":
         if path.suffix.lower() not in (".npz", ".npy"):
             raise InputError(f"cannot read data from a {path.suffix or 'nameless'} file", where=text, remedy=FORMS)
         return open_arrays(load_file(path, intake), intake, samples, seed)

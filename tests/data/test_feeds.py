@@ -109,6 +109,7 @@ ONCE = iter([feed(0), feed(1)])
     ("function", "message"),
     [
         (fails, "the data function failed: KeyError: 'lost' .*fails"),
+        (lambda: sys.exit(0), "the data function failed: SystemExit: 0"),
         (lambda: [3], "the data gives int.*one dict per batch"),
         (lambda: 3, "the data function failed: TypeError"),
         (list, "the data is empty"),

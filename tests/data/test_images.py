@@ -216,6 +216,7 @@ def test_every_class_has_a_folder(tmp_path: Path) -> None:
     [
         (None, "the images have no labels.*labels.csv.*folder of its own"),
         ("file,label\na.png,0\n", "image c.bmp has no label .*labels.csv"),
+        (f"file,label\na.png,{'9' * 30}\n", "a row is not: file name, class number"),
         ("file,label\na.png,cat\n", "not: file name, class number .*line 2"),
         ("a.png;0\n", "not: file name, class number .*line 1"),
     ],

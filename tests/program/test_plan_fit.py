@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from networks import CONCAT, HARD_SWISH, JOINED, RELU6, RESIDUAL, SQUEEZE_EXCITE
+from networks import CALIBRATE, NETWORKS, compiled
 from onnx import ModelProto
 
 from qcompile import Config, QModel, compile
@@ -39,10 +39,15 @@ def mixed(build: Callable[[str], QModel]) -> QModel:
     return build(MIXED)
 
 
-@pytest.mark.parametrize("text", [CONCAT, HARD_SWISH, JOINED, RELU6, RESIDUAL, SQUEEZE_EXCITE, MIXED])
-def test_what_the_compiler_decides_fits(build: Callable[[str], QModel], text: str) -> None:
-    made = build(text)
-    assert plan_misfit(made.plan, made.graph, made.target) == ""
+@pytest.mark.parametrize("name", NETWORKS)
+def test_what_the_compiler_decides_fits(name: str) -> None:
+    for bits in (4, 8):
+        made = compiled(NETWORKS[name], CALIBRATE, w=bits, a=bits)
+        assert plan_misfit(made.plan, made.graph, made.target) == ""
+
+
+def test_the_plan_that_is_broken_below_fits(mixed: QModel) -> None:
+    assert plan_misfit(mixed.plan, mixed.graph, mixed.target) == ""
 
 
 def node(name: str, form: Form) -> Callable[[Plan], None]:
