@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from qcompile.emission import pack
@@ -167,13 +166,24 @@ class Emitter:
         others = [value.name for value in step.inputs[1:]]
         self.nodes.append(node_proto(node, [self._in_place(node, source.name), *others, *rest], outputs))
 
-    def _gather(self, node: Node, codes: str, places: list[NDArray[np.int64]], output: str) -> None:
+    def _gather(self, node: Node, codes: str, repeated: list[tuple[int | None, int]], output: str) -> None:
         """Write a Resize that repeats rows and columns, in channels-last: columns first, they are fewer then."""
         codes = self._add("Transpose", [codes], codes, perm=[0, 2, 3, 1])
         for axis in (2, 1):
-            index = self.constants.add(places[axis - 1], f"{node.name}_places")
-            codes = self._add("Gather", [codes, index], codes, axis=axis)
+            size, scale = repeated[axis - 1]
+            if scale > 1:
+                codes = self._add("Gather", [codes, self._places(node, codes, axis, size, scale)], codes, axis=axis)
         self.nodes.append(helper.make_node("Transpose", [codes], [output], node.name, perm=[0, 3, 1, 2]))
+
+    def _places(self, node: Node, source: str, axis: int, size: int | None, scale: int) -> str:
+        """Return the name of 0, 0, 1, 1, ...: each place of an axis `scale` times; computed where its size is open."""
+        if size is not None:
+            return self.constants.add(np.repeat(np.arange(size), scale), f"{node.name}_places")
+        zero, one, factor = (self.constants.scalar(number, np.int64) for number in (0, 1, scale))
+        length = self._add("Shape", [source], node.name, start=axis, end=axis + 1)
+        length = self._add("Squeeze", [length], node.name)
+        count = self._add("Mul", [length, factor], node.name)
+        return self._add("Div", [self._add("Range", [zero, count, one], node.name), factor], node.name)
 
     def keep(self, step: Step) -> None:
         """A float operator, as it stands or in another spelling."""

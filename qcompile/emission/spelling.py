@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcompile.ir import Node, constant_value, consumers
-from qcompile.ir.shapes import rank_of, static_dims
+from qcompile.ir.shapes import rank_of, shape_of
 
 NORMALIZING = frozenset({"LayerNormalization", "ReduceMean"})  # the latter as the start of one that is written out
 REPEATING = {  # grids on which nearest neighbours at whole scales are repeats
@@ -74,18 +74,18 @@ def reshape_in_front(node: Node) -> list[int]:
     return [0] * (rank_of(node.inputs[0]) or 0) if cubic or some else []
 
 
-def repeats(node: Node) -> list[NDArray[np.int64]]:
-    """Return the rows, and the columns, that a Resize to the nearest takes, where it repeats each; else [].
+def repeats(node: Node) -> list[tuple[int | None, int]]:
+    """Return height and width with their scales, where a Resize to the nearest repeats rows and columns; else [].
 
-    The map has four dimensions, height and width are known, and the scales whole numbers.
+    The map has four dimensions, the scales are whole numbers; a size is None where it is open.
     """
-    size = static_dims(node.inputs[0], 2) if rank_of(node.inputs[0]) == 4 else None
+    shape = shape_of(node.inputs[0])
     scales = constant_value(node.inputs[2]) if node.op == "Resize" and len(node.inputs) == 3 else None
-    if size is None or scales is None or scales.shape != (4,) or "axes" in node.attrs:
+    if shape is None or len(shape) != 4 or scales is None or scales.shape != (4,) or "axes" in node.attrs:
         return []
     grid = node.attrs.get("coordinate_transformation_mode", "half_pixel")
     rounding = node.attrs.get("nearest_mode", "round_prefer_floor")
     whole = (scales[:2] == 1).all() and (scales == np.floor(scales)).all() and (scales >= 1).all()
     if not whole or (grid, rounding) not in REPEATING:
         return []
-    return [np.repeat(np.arange(length), int(scale)) for length, scale in zip(size, scales[2:])]
+    return [(dim if isinstance(dim, int) else None, int(scale)) for dim, scale in zip(shape[2:], scales[2:])]
