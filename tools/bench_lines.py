@@ -3,13 +3,15 @@
     python tools/bench_lines.py --bits w8a8 --bits w4a8 --method rtn
     python tools/bench_lines.py --bits w4a4
 
-A line is what is left of the likeliest character at each place without repeats and without the blank (class 0). Flags
+A line is what is left of the likeliest character at each place without repeats and without the blank (class 0).
+"Warned of" says whether the compiler found the file far from the float model, by the lines that it holds back. Flags
 that it does not know go to every compile command.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
 import sys
 import tempfile
@@ -45,18 +47,32 @@ def texts(found: NDArray[np.float32]) -> list[list[int]]:
 def table(precisions: list[str], flags: list[str]) -> Table:
     """Compile and compare; one row per precision."""
     exact = scores(MODEL)
-    result = Table("bits", "lines equal", "SQNR dB", "CPU s", "peak MB", title=f"{MODEL.name}, {len(exact)} lines")
+    result = Table(
+        "bits", "lines equal", "SQNR dB", "warned of", "CPU s", "peak MB", title=f"{MODEL.name}, {len(exact)} lines"
+    )
     commands = []
     with tempfile.TemporaryDirectory() as folder:
         for precision in precisions:
-            out = Path(folder) / f"{precision}.onnx"
+            out, report = Path(folder) / f"{precision}.onnx", Path(folder) / f"{precision}.json"
             options = ["--data", str(LINES / "calib.npz"), "--preprocess", "tf", "--precision", precision, *flags]
-            command = [sys.executable, "-m", "qcompile", str(MODEL), "-o", str(out), "-q", *options]
+            command = [
+                sys.executable,
+                "-m",
+                "qcompile",
+                str(MODEL),
+                "-o",
+                str(out),
+                "-q",
+                *options,
+                "--report",
+                str(report),
+            ]
             usage, found = measured(command), scores(out)
             equal = sum(one == two for one, two in zip(texts(exact), texts(found)))
             decibel = 10 * np.log10(np.square(exact).sum() / np.square(exact - found).sum())
+            warned = any("differs much" in text for text in json.loads(report.read_text())["warnings"])
             result.add_row(
-                precision, f"{equal} of {len(exact)}", f"{decibel:.1f}",
+                precision, f"{equal} of {len(exact)}", f"{decibel:.1f}", "yes" if warned else "no",
                 f"{usage.cpu_seconds:.1f}", f"{usage.peak_bytes / 1e6:.0f}",
             )  # fmt: skip
             commands.append(shlex.join(["qcompile", *command[3:]]))
