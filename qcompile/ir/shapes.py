@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -195,6 +196,11 @@ def _shape(node: Node) -> NDArray[Any] | None:
     return None if shape is None else _objects(shape[node.attrs.get("start", 0) : node.attrs.get("end", len(shape))])
 
 
+def _size(node: Node) -> NDArray[Any] | None:
+    dims = static_dims(node.inputs[0])
+    return None if dims is None else np.array(math.prod(dims), dtype=object)
+
+
 def _gather(node: Node) -> NDArray[Any] | None:
     data, indices = known_integers(node.inputs[0]), node.inputs[1]
     if data is None or data.ndim != 1 or not isinstance(indices, Constant) or len(indices.shape) > 1:
@@ -261,6 +267,7 @@ def _objects(dims: Sequence[Dim]) -> NDArray[Any]:
 
 CHAIN: Mapping[str, Callable[[Node], NDArray[Any] | None]] = {
     "Shape": _shape,
+    "Size": _size,
     "Gather": _gather,
     "Slice": _slice,
     "Concat": _concat,

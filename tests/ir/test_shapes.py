@@ -44,6 +44,8 @@ def made(graph: Graph, name: str) -> Any:
         ("s = Shape(x) r = Mul(s, three)", [None, 12, None, 24]),
         ("s = Shape(x) a = Add(s, three) r = Div(a, two1)", [None, 3, None, 5]),
         ("s = Shape(x) r = Neg(s)", None),
+        ("s = Shape(x) r = Size(s)", 4),
+        ("r = Size(x)", None),
     ],
 )
 def test_known_integers(chain: str, known: Any, model_of: Build) -> None:
