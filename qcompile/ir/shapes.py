@@ -197,7 +197,9 @@ def _shape(node: Node) -> NDArray[Any] | None:
 
 
 def _size(node: Node) -> NDArray[Any] | None:
-    dims = static_dims(node.inputs[0])
+    known, dims = known_integers(node.inputs[0]), static_dims(node.inputs[0])
+    if known is not None:
+        return np.array(known.size, dtype=object)
     return None if dims is None else np.array(math.prod(dims), dtype=object)
 
 

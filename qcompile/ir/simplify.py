@@ -8,7 +8,7 @@ import onnx
 from qcompile.ir.branches import inline_branch
 from qcompile.ir.graph import Constant, Graph, Node, Tensor, is_output, replace_uses
 from qcompile.ir.loops import unroll
-from qcompile.ir.rewrites import bypass, constant_operand, new_constant, optional_input, rule, scalar
+from qcompile.ir.rewrites import bypass, constant_operand, insert_before, new_constant, optional_input, rule, scalar
 from qcompile.ir.shapes import Dim, kind_of, known_integers, rank_of, shape_of, size_of
 
 SMALL = 256  # elements; equal constants up to this size become one
@@ -101,6 +101,18 @@ def _empty_operands(graph: Graph, node: Node) -> bool:
         return False
     node.inputs = kept
     return True
+
+
+def _numbers_of_range(graph: Graph, node: Node) -> bool:
+    """Lists of one number become numbers: the kernel of Range takes both, shape inference only these."""
+    lists = [place for place, tensor in enumerate(node.inputs) if rank_of(tensor) == 1]
+    for place in lists:
+        tensor = node.inputs[place]
+        if isinstance(tensor, Constant):
+            node.inputs[place] = new_constant(graph, f"{tensor.name}_number", np.asarray(tensor.values).reshape(()))
+        else:
+            node.inputs[place] = insert_before(graph, node, tensor, "Squeeze")
+    return bool(lists)
 
 
 # --- Reshape
@@ -197,6 +209,7 @@ SIMPLIFY = (
     rule("empty operand removed", "Concat", _empty_operands),
     rule("single operand removed", "Concat Sum Max Min", _single),
     rule("clip without bounds removed", "Clip", _boundless_clip),
+    rule("numbers of a range", "Range", _numbers_of_range),
     rule("constant shape", "Reshape", _constant_shape),
     rule("no-op reshape removed", "Reshape", _useless_reshape),
     rule("reshape to flatten", "Reshape", _flatten),

@@ -82,6 +82,10 @@ REWRITES = {
     "MatMul with a stack for its own rows": (
         "g (float[N,4,8,8] x, float[4,8,160] W) => (float[N,4,8,160] y) { y = MatMul(x, W) }", IMAGE,
         "Slice MatMul Slice MatMul Slice MatMul Slice MatMul Concat"),
+    "Range of lists of one number": (
+        "g (float[N,6] x) => (float[M] y) <int64[1] k = {0}, float[1] a = {0}, float b = {0.25}>"
+        "{ m = ReduceMax<keepdims = 0>(x) u = Unsqueeze(m, k) r = Range(a, u, b) y = Neg(r) }",
+        ROWS, "ReduceMax Unsqueeze Squeeze Range Neg"),
     "clip without bounds": (LINE + "{ a = Clip(x) y = Relu(a) }", ROWS, "Relu"),
     "concat of one": (LINE + "{ a = Concat<axis = 1>(x) y = Relu(a) }", ROWS, "Relu"),
     "concat with nothing": (
