@@ -47,7 +47,7 @@ def constant(item: ValueInfoProto, value: Any) -> NDArray[Any]:
     if given.ndim != len(shape) or any(size not in (None, have) for size, have in zip(shape, given.shape)):
         wanted = ["?" if size is None else size for size in shape]
         what = f"{where}: the input takes {wanted}, the value is {list(given.shape)}".replace("'", "")
-        raise InputError(what, remedy="give a list of that shape")
+        raise InputError(what, remedy="give a value of that shape")
     dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
     with np.errstate(all="ignore"):
         made = given.astype(dtype)

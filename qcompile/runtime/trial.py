@@ -12,7 +12,8 @@ from qcompile.errors import QCompileError
 from qcompile.runtime.session import Arrays, Session
 
 FAILING = re.compile(r"while running (\w+) node")
-ALIKE = 1e-6  # relative squared difference up to which two runs give the same; rounding stays far below
+ALIKE = 1e-4  # relative squared difference of floats that rounding may make, in half precision too
+FLIPPED = 0.01  # share of integers that rounding may change: classes of pixels on a border
 
 
 def refusal_to_stack(session: Session, pair: Arrays) -> str:
@@ -42,5 +43,7 @@ def _differs(found: NDArray[Any], first: NDArray[Any], again: NDArray[Any], seco
         return False
     if not found.shape[1:] == first.shape[1:] == second.shape[1:] or found.shape[:1] != (2,):
         return not (np.array_equal(found, first) and np.array_equal(found, second))  # a table depends on no sample
+    if found.dtype.kind != "f":
+        return bool(np.count_nonzero(found != np.concatenate([first, second])) > FLIPPED * found.size)
     expected = np.concatenate([first, second]).astype(np.float64)
     return bool(np.square(found - expected).sum() > ALIKE * np.square(expected).sum())  # NaN differs from nothing

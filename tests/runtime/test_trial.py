@@ -31,6 +31,7 @@ from qcompile.runtime.trial import refusal_to_stack
             "two at once change each other's output 'y'",
         ),  # [1, 2] where it was [1, 1]
         ("y = Constant<value = float[1, 2] {1, 2}>()", (1, 3), ""),  # a table is the same for every sample
+        ("m = ReduceMax<keepdims = 0>(x) y = Equal(x, m)", (1, 3), "two at once change each other's output 'y'"),
         ("n = RandomNormalLike(x) y = Add(x, n)", (1, 3), ""),
         ("y = ReduceSum<keepdims = 0>(x)", (1, 3), ""),  # says nothing of single samples
         ("k = NonZero(x) y = Transpose<perm = [1, 0]>(k)", (1, 3), ""),
