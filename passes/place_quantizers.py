@@ -10,8 +10,19 @@ import numpy as np
 
 from qcompile.config import recipe_hash
 from qcompile.errors import InputError, nearest
-from qcompile.ir import Node, Tensor, captured_names, constant_value, consumers, is_inner, is_output, topological
+from qcompile.ir import (
+    Node,
+    Tensor,
+    captured_names,
+    constant_value,
+    consumers,
+    is_inner,
+    is_output,
+    producer,
+    topological,
+)
 from qcompile.ir.branches import deciding_inputs
+from qcompile.program.dag import activation_dag
 from qcompile.program.forms import clip_bounds, data_inputs, dictated, integer_form, operands
 from qcompile.qmodel import QModel
 from qcompile.quant.params import ActivationSpec
@@ -77,6 +88,7 @@ class _Placement:
         self.wanted: dict[str, bool] = {}  # whether codes of a node's output are wanted behind it
         self._keep_float()
         self._keep_bias_float()
+        self._keep_computed_weights_float()
         self._name_what_decides()
 
     def _keep_bias_float(self) -> None:
@@ -89,6 +101,14 @@ class _Placement:
             alone = len(self.readers(data[0])) == 1 and not is_output(self.graph, data[0])
             if made_by is not None and made_by.op == "MatMul" and alone and self._is_compute(made_by):
                 self.candidates[node.name] = (Form.FLOAT, "the bias of a MatMul is added to its float32 output")
+
+    def _keep_computed_weights_float(self) -> None:
+        """A second operand that is computed from constants, too large to be stored or by an operator nobody knows."""
+        flowing = {node.name for node in activation_dag(self.graph).nodes}
+        for node in self.nodes:
+            made_by = producer(node.inputs[1]) if self._is_compute(node) else None
+            if made_by is not None and made_by.name not in flowing:
+                self.candidates[node.name] = (Form.FLOAT, "its weight is computed from constants in every run")
 
     def _name_what_decides(self) -> None:
         """Say of an If which inputs have to be fixed so that its branch is compiled."""

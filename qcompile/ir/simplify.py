@@ -36,6 +36,16 @@ def _cast(graph: Graph, node: Node) -> bool:
     return same and bypass(graph, node)
 
 
+def _cast_like(graph: Graph, node: Node) -> bool:
+    """CastLike is a Cast where the type is known."""
+    dtype = node.inputs[1].dtype
+    if dtype is None or isinstance(dtype, int):
+        return False
+    node.op, node.inputs = "Cast", node.inputs[:1]
+    node.attrs = {**node.attrs, "to": int(onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))}
+    return True
+
+
 def _transpose(graph: Graph, node: Node) -> bool:
     perm = node.attrs.get("perm")
     return perm is not None and list(perm) == sorted(perm) and bypass(graph, node)
@@ -201,6 +211,7 @@ SIMPLIFY = (
     rule("loop unrolled", "Loop", unroll),
     rule("identity removed", "Identity", _identity),
     rule("dropout removed", "Dropout", _dropout),
+    rule("CastLike to Cast", "CastLike", _cast_like),
     rule("no-op cast removed", "Cast", _cast),
     rule("no-op transpose removed", "Transpose", _transpose),
     rule("no-op pad removed", "Pad", _pad),

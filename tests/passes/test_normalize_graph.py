@@ -36,6 +36,9 @@ REWRITES = {
     "dropout": (LINE + "{ a, m = Dropout(x) y = Relu(a) }", ROWS, "Relu"),
     "dropout with a used mask stays": (
         "g (float[N,6] x) => (float[N,6] y, bool[N,6] m) { a, m = Dropout(x) y = Relu(a) }", ROWS, "Dropout Relu"),
+    "cast to the type of another tensor": (
+        "g (float[N,6] x) => (int64[N,6] y) <int64 i = {0}> { a = CastLike(x, x) b = CastLike(a, i) y = Neg(b) }",
+        ROWS, "Cast Neg"),
     "cast to the same type": (LINE + "{ a = Cast<to = 1>(x) y = Relu(a) }", ROWS, "Relu"),
     "cast to another type stays": (
         "g (float[N,6] x) => (int64[N,6] y) { a = Cast<to = 7>(x) y = Neg(a) }", ROWS, "Cast Neg"),

@@ -408,6 +408,18 @@ def test_matrix_product_in_another_form_stays_float(node: str, why: str) -> None
     assert reason(plan_only(network(text)).plan, "odd") == why
 
 
+@pytest.mark.parametrize(
+    "made",
+    ["w = Expand(column, wide)", "w = custom.Unknown(column)"],  # more than is stored; and what nobody can compute
+)
+def test_weight_that_is_computed_from_constants_stays_float(made: str) -> None:
+    text = f"""net (float[N,4] x, float[4,4] B) => (float[N,4] z, float[N,P] y)
+      <float[4,1] column = {{1, 2, 3, 4}}, int64[2] wide = {{4, 20000}}> {{
+      {made}  [plain] z = Gemm(x, B)  [relu] a = Relu(z)  [odd] y = MatMul(a, w)
+    }}"""
+    assert reason(plan_only(network(text)).plan, "odd") == "its weight is computed from constants in every run"
+
+
 def test_double_precision_stays_float() -> None:
     text = """net (double[N,3,8,8] x, double[4,3,1,1] A, float[4,4,1,1] B) => (float[N,4,P,Q] y) {
       [odd] a = Conv(x, A)  [cast] b = Cast<to = 1>(a)  [last] y = Conv(b, B)
