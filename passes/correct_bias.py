@@ -50,8 +50,7 @@ class CorrectBias:
             for layer in track(correction.layers, "correct bias", len(correction.layers)):
                 correction.correct(layer)
         if correction.layers:
-            layers, refused = len(correction.layers) - len(correction.refused), correction.refused
-            model.journal.note(self.name, "layers corrected", layers=layers, refused=refused)
+            model.journal.note(self.name, "layers corrected", **correction.summary())
         return len(correction.layers)
 
 
@@ -65,6 +64,7 @@ class _Correction:
     float_at: int = 0  # nodes of the float graph done
     sizes: list[int] = field(default_factory=list)  # samples of each batch
     refused: list[str] = field(default_factory=list)  # layers that are better without a correction
+    worst: float = 0.0  # error that is left in a layer, as a share of the variance of its float values
 
     def __post_init__(self) -> None:
         model = self.model
@@ -82,6 +82,11 @@ class _Correction:
         }
         self.kernels = AffineKernels(model.config.threads)
         self._spool_inputs()
+
+    def summary(self) -> dict[str, Any]:
+        """Return how many layers were corrected, which not, the worst error, and how many cannot be looked at."""
+        corrected, unseen = len(self.layers) - len(self.refused), len(self.model.plan.weights) - len(self.layers)
+        return {"layers": corrected, "refused": self.refused, "worst": self.worst, "unseen": unseen}
 
     def _read(self, node: Node) -> tuple[Value, ...]:
         """Return what `node` reads, with what its subgraphs capture."""
@@ -123,6 +128,7 @@ class _Correction:
             self.spool.put(f"q:{raw.name}", batch, q)
         channels = len(self.model.plan.weights[node.name].scale)
         found = fit.solve(channels)
+        self.worst = max(self.worst, found.noise)
         if found.error == 1:
             self.refused.append(node.name)
         slope, shift = found.slope, found.shift + self._skip_error(step, channels)

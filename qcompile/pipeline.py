@@ -9,6 +9,7 @@ from qcompile.passes.correct_bias import CorrectBias
 from qcompile.passes.equalize_layers import EqualizeLayers
 from qcompile.passes.fit_filters import FitFilters
 from qcompile.passes.float_where_faster import FloatWhereFaster
+from qcompile.passes.float_where_inexact import FloatWhereInexact
 from qcompile.passes.fold_batch_norm import FoldBatchNorm
 from qcompile.passes.fuse_regions import FuseRegions
 from qcompile.passes.insert_qdq import InsertQDQ
@@ -37,6 +38,7 @@ def build(config: Config, plan: Plan | None = None) -> tuple[Pass, ...]:
     if plan is not None:
         return (*PREPARE, *change_channels(frozenset(plan.untouched)), UsePlan(plan), *look, *EMIT)
     decide: tuple[Pass, ...] = (*PREPARE, *place(config), *look, *change_channels(), *NUMBERS)
+    decide += (FloatWhereInexact(PlaceQuantizers(), NUMBERS),)
     if config.chosen_method == "rtn":
         return (*decide, *EMIT, FloatWhereFaster(PlaceQuantizers(), (*NUMBERS, *EMIT)))
     return (*decide, *train(config), *EMIT)

@@ -7,7 +7,7 @@ bias. Some samples are held back from the fit; what does not lower the error of 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
@@ -81,6 +81,11 @@ class Fit:
         md = self.means[0]
         return np.ones_like(md), md
 
+    def variance(self) -> float:
+        """Return the variance of f over all channels, about their one mean, summed over the channels."""
+        md, mq, mdq, mqq, mdd = self.means
+        return float((mdd + 2 * mdq + mqq).sum() - len(md) * (md + mq).mean() ** 2)
+
     def error(self, slope: Means, shift: Means) -> Means:
         """Return the mean square [C] of f - slope * q - shift."""
         md, mq, mdq, mqq, mdd = self.means
@@ -91,11 +96,14 @@ class Fit:
 
 @dataclass(frozen=True)
 class Correction:
-    """Slope and shift, each [C], and the judged error with them as a share of that without: 1 if they are refused."""
+    """Slope and shift, each [C], and the judged error with them: as a share of that without, 1 if they are refused, and
+    as a share of the variance of the float values.
+    """
 
     slope: Means
     shift: Means
     error: float = 1.0
+    noise: float = 0.0
 
 
 @dataclass
@@ -133,12 +141,12 @@ class JudgedFit:
         if not self.whole.weight:
             return found
         trial, judge = (self.trial, self.judge) if self.judge.weight and self.trial.weight else (self.whole, self.whole)
-        before = judge.error(found.slope, found.shift).sum()
+        before, variance = judge.error(found.slope, found.shift).sum(), max(judge.variance(), 1e-30)
         for solve in (Fit.shift_alone, Fit.solve) if slopes else (Fit.shift_alone,):
             error = judge.error(*solve(trial)).sum()
             if error < found.error * before:
                 found = Correction(*solve(self.whole), error / before)
-        return found
+        return replace(found, noise=float(found.error * before / variance))
 
 
 @dataclass

@@ -94,7 +94,8 @@ def test_losses_are_measured_where_they_decide() -> None:
         config = Config(method="mrecg", fuse_by=by)  # type: ignore[arg-type]
         order = names(config)
         start = order.index("correct-bias")
-        assert order[start : start + 4] == ["correct-bias", "score-losses", "fuse-regions", "reconstruct"]
+        assert order[start] == "correct-bias"
+        assert order[start + 2 : start + 5] == ["score-losses", "fuse-regions", "reconstruct"]
         assert order.count("fuse-regions") == 1
         assert "fuse-regions" not in [item.name for item in build_placement(config)]
     for settings in ({}, {"fuse": (("0", "1"),)}, {"fuse_by": "loss", "fuse_top_k": 0}):

@@ -1,0 +1,131 @@
+"""Keep float what 8 bits cannot serve: found by the error that each unit makes by itself."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+
+from qcompile.errors import InputError
+from qcompile.ir import Node, Tensor, producer
+from qcompile.passmanager import Pass
+from qcompile.program.forms import data_inputs
+from qcompile.qmodel import QModel
+from qcompile.quant.plan import Form, Unit
+from qcompile.simulation.stretches import OutputError
+from qcompile.simulation.trial import at_8_bits, trial
+
+LARGEST = 0.15  # of the variance of what a unit gives (8 dB): units of usual networks have 0.05 at most
+DOUBTFUL = 0.03  # of the variance of what a corrected layer gives: then all units are looked at
+LEAST_VARIANCE = 0.01  # as a share of the power: values that are nearly constant are compared with what they are
+ROUNDS = 4
+REASON = "8 bits lose what it computes"
+
+
+@dataclass(frozen=True)
+class FloatWhereInexact:
+    """Keep those units float whose own error at 8 bits is about as large as what they compute, whatever their bits are.
+
+    So it is with a logarithm behind a power, where the small values count and one scale serves the large ones, and with
+    outputs of the model whose channels have ranges that differ by orders of magnitude. A trial at 8 bits
+    (`qcompile.simulation.trial`) feeds each unit the float model's own values. It is made of all units only where
+    correct-bias found a layer doubtful, or could not look; otherwise of those that give the model's outputs.
+
+    Then `place` and `again` place and choose numbers anew. Nodes that `--bits` names stay as they are.
+    """
+
+    place: Pass
+    again: Sequence[Pass]
+    name: ClassVar[str] = "float-where-inexact"
+    requires: ClassVar[tuple[str, ...]] = ("partition-units", "correct-bias")
+
+    def run(self, model: QModel) -> int:
+        """Change `kept_float` and the plan; return the number of nodes that are float now and were not before."""
+        if model.data is None or model.config.random_data:
+            return 0
+        kept: dict[str, str] = {}
+        for _ in range(ROUNDS):
+            found = {name: REASON for name in lost(model) if model.plan.form(name) is not Form.FLOAT}
+            if not found or not self._placed(model, found):
+                break
+            kept |= found
+        if kept:
+            model.journal.note(self.name, "kept float", nodes=sorted(kept), reason=REASON)
+            for item in self.again:
+                item.run(model)
+        return len(kept)
+
+    def _placed(self, model: QModel, found: dict[str, str]) -> bool:
+        """Place quantizers with `found` kept float; False, and nothing changed, where nothing is left on integers."""
+        before = (model.plan, model.journal.entries, model.kept_float)
+        names = {item.name for item in (self.place, *self.again)}
+        model.journal.entries = [entry for entry in model.journal.entries if entry["pass"] not in names]
+        model.kept_float = model.kept_float | found
+        model.plan = replace(model.plan, nodes={}, groups={}, specs={}, quantizers={}, weights={}, biases={})
+        try:
+            self.place.run(model)
+        except InputError:
+            model.plan, model.journal.entries, model.kept_float = before
+            text = f"8 bits lose most of what the model computes, as in {min(found)!r}"
+            model.journal.note(self.name, "warning", text=text)
+            return False
+        return True
+
+
+def lost(model: QModel) -> set[str]:
+    """Return the nodes of which integers of 8 bits lose what they compute, but for those that `--bits` names."""
+    units = list(doubtful(model))
+    errors = trial(model, [unit.nodes for unit in units], at_8_bits(model.plan))
+    nodes = {node.name: node for node in model.graph.nodes}
+    found: set[str] = set()
+    for unit, outputs in zip(units, errors or []):
+        if any(share(error) > LARGEST for error in outputs if error.axis < 0):
+            found |= on_integers(model, unit) or set(makers(model, (t for n in unit.nodes for t in nodes[n].inputs)))
+        tensors = model.graph.tensors()
+        ruined = {error.tensor for error in outputs if error.axis >= 0 and by_channel(error) > LARGEST}
+        found |= set(makers(model, (tensors[name] for name in ruined if name in model.plan.groups)))
+    return {name for name in found if not any(re.search(pattern, name) for pattern, *_ in model.config.bits)}
+
+
+def doubtful(model: QModel) -> Iterator[Unit]:
+    """Yield the units to look at."""
+    outputs = {tensor.name for tensor in model.graph.outputs}
+    notes = [entry for entry in model.journal.by("correct-bias") if entry["what"] == "layers corrected"]
+    everywhere = not notes or notes[-1]["worst"] > DOUBTFUL or bool(notes[-1]["unseen"])
+    for unit in model.plan.units:
+        if everywhere or outputs & set(unit.outputs):
+            yield unit
+
+
+def share(error: OutputError) -> float:
+    """Return the error as a share of the variance, 0 where there is nothing to compare."""
+    variance = max(error.variance, LEAST_VARIANCE * float(error.signal.sum()))
+    return float(error.noise.sum() / variance) if variance > 0 and np.isfinite(variance) else 0.0
+
+
+def by_channel(error: OutputError) -> float:
+    """Return the mean over the channels that are not all zero of error by power, each at most 1."""
+    alive = error.signal > 0
+    if not alive.any() or not np.isfinite(error.signal).all():
+        return 0.0
+    return float(np.minimum(error.noise[alive] / error.signal[alive], 1).mean())
+
+
+def on_integers(model: QModel, unit: Unit) -> set[str]:
+    """Return the nodes of a unit that run on integers."""
+    return {name for name in unit.nodes if model.plan.form(name) is not Form.FLOAT}
+
+
+def makers(model: QModel, tensors: Iterable[Tensor]) -> Iterator[str]:
+    """Yield the nodes on integers that make tensors, back to those that compute what others only move or clip."""
+    queue: list[Tensor] = list(tensors)
+    while queue:
+        node: Node | None = producer(queue.pop())
+        if node is None or model.plan.form(node.name) is Form.FLOAT:
+            continue
+        yield node.name
+        if model.plan.form(node.name) in (Form.CODES, Form.ABSORBED):
+            queue += data_inputs(node)
