@@ -204,10 +204,9 @@ def differs(figures: Mapping[str, Any]) -> bool:
     samples prove little. Values are judged by SQNR and the mean cosine.
     """
     same, sqnr, cosine = figures["same"], figures["sqnr_db"], figures["cosine"]
-    far = sqnr is not None and sqnr < LEAST_SQNR
     if figures["kind"] in (Kind.CLASSES, Kind.DECISIONS):
         judged = same if figures["foreground"] is None else figures["foreground"]
         return judged is not None and judged + figures["standard_error"] < LEAST_SAME
-    if figures["kind"] == Kind.WHOLE:  # pixels in integers may be off by one
-        return same is not None and same < LEAST_SAME and far
-    return far or (cosine is not None and cosine < LEAST_COSINE)
+    if figures["kind"] == Kind.WHOLE:
+        return same is not None and same < LEAST_SAME
+    return (sqnr is not None and sqnr < LEAST_SQNR) or (cosine is not None and cosine < LEAST_COSINE)

@@ -12,8 +12,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+import numpy as np
+
 from qcompile.ir import Graph, Node, Tensor, Variable, constant_value, consumers, producer
-from qcompile.ir.shapes import kind_of
+from qcompile.ir.shapes import kind_of, rank_of
 
 
 class Kind(StrEnum):
@@ -22,8 +24,8 @@ class Kind(StrEnum):
     CLASSES = "classes"  # scores of classes along an axis
     HEAD = "head"  # made like scores [N, C]: the values decide between CLASSES and VALUES
     DECISIONS = "decisions"  # numbers of classes, as an ArgMax gives them
-    WHOLE = "whole"  # booleans and integers
-    VALUES = "values"  # anything else: coordinates, pixels, embeddings
+    WHOLE = "whole"  # booleans and integers: indices, counts
+    VALUES = "values"  # anything else: coordinates, embeddings, pixels and sound, these in 8 or 16 bits too
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def describe_outputs(graph: Graph, *, labelled: bool = False) -> dict[str, Outpu
     masks = [item for item in graph.inputs if is_mask(item)]
     found = {tensor.name: with_mask(describe(tensor), tensor, masks) for tensor in graph.outputs}
     if labelled:
-        named = (tensor.name for tensor in graph.outputs if rank(tensor) == 2 and is_real(tensor))
+        named = (tensor.name for tensor in graph.outputs if rank_of(tensor) == 2 and is_real(tensor))
         for name in list(named)[:1]:
             found[name] = Output(Kind.CLASSES, 1)
     return found
@@ -76,13 +78,13 @@ def describe(tensor: Tensor) -> Output:
     """Return what one output is."""
     if not is_real(tensor):
         made = next((node for item in spine(tensor) if (node := producer(item)) and node.op == "ArgMax"), None)
-        return Output(Kind.DECISIONS if made else Kind.WHOLE)
+        return Output(Kind.DECISIONS if made else Kind.VALUES if is_narrow(tensor) else Kind.WHOLE)
     axis = axis_of_classes(tensor)
     if axis is not None and size(tensor, axis) != 1:
         return Output(Kind.CLASSES, axis)
     classes = size(tensor, 1)
     many = not isinstance(classes, int) or classes >= FEWEST
-    return Output(Kind.HEAD, 1) if rank(tensor) == 2 and many and behind_pool(tensor) else Output()
+    return Output(Kind.HEAD, 1) if rank_of(tensor) == 2 and many and behind_pool(tensor) else Output()
 
 
 # --- scores of classes
@@ -110,7 +112,7 @@ def axis_of_classes(output: Tensor) -> int | None:
                 return axis
     last = producer(tensors[-1])
     is_product = last is not None and (last.op in PRODUCTS or (last.op == "Add" and any(map(by_product, last.inputs))))
-    return -1 if is_product and rank(output) in (2, 3) and LOGITS.search(output.name.lower()) else None
+    return -1 if is_product and rank_of(output) in (2, 3) and LOGITS.search(output.name.lower()) else None
 
 
 def axis_of(node: Node) -> int:
@@ -163,14 +165,14 @@ def behind_pool(output: Tensor) -> bool:
         if node is None or node.op not in (*BETWEEN, *POOLS):
             return False
         if node.op in POOLS or is_flattening(node):
-            return rank(node.inputs[0]) in (3, 4, 5, None)
+            return rank_of(node.inputs[0]) in (3, 4, 5, None)
         tensor = next(item for item in node.inputs if isinstance(item, Variable))
     return False
 
 
 def is_flattening(node: Node) -> bool:
     """Say whether a node makes one vector of all positions of a map or of tokens."""
-    return node.op in RESHAPING and (rank(node.inputs[0]) or 0) > 2 and rank(node.outputs[0]) == 2
+    return node.op in RESHAPING and (rank_of(node.inputs[0]) or 0) > 2 and rank_of(node.outputs[0]) == 2
 
 
 # --- padding
@@ -178,7 +180,7 @@ def is_flattening(node: Node) -> bool:
 
 def is_mask(tensor: Tensor) -> bool:
     """Say whether an input [N, T] marks positions: named as a mask, or wired into the scores of an attention."""
-    if rank(tensor) != 2:
+    if rank_of(tensor) != 2:
         return False
     return bool(MASK.search(tensor.name.lower())) or (not is_real(tensor) and reaches_attention(tensor))
 
@@ -203,7 +205,7 @@ def with_mask(output: Output, tensor: Tensor, masks: Sequence[Tensor]) -> Output
         pairs = list(zip((tensor.shape or ())[:2], mask.shape or ()))
         differ = any(isinstance(one, int) and isinstance(two, int) and one != two for one, two in pairs)
         same = len(pairs) == 2 and isinstance(pairs[1][0], str) and pairs[1][0] == pairs[1][1]
-        if len(pairs) == 2 and not differ and ((rank(tensor) or 0) > 2 or same or not is_real(tensor)):
+        if len(pairs) == 2 and not differ and ((rank_of(tensor) or 0) > 2 or same or not is_real(tensor)):
             return Output(output.kind, output.axis, mask.name, "pad" in mask.name.lower())
     return output
 
@@ -216,12 +218,12 @@ def is_real(tensor: Tensor) -> bool:
     return kind_of(tensor) not in ("i", "u", "b")
 
 
-def rank(tensor: Tensor) -> int | None:
-    """Return the number of dimensions, or None."""
-    return None if tensor.shape is None else len(tensor.shape)
+def is_narrow(tensor: Tensor) -> bool:
+    """Say whether a tensor holds integers of 8 or 16 bits: pixels or sound."""
+    return kind_of(tensor) in ("i", "u") and np.dtype(tensor.dtype).itemsize < 4
 
 
 def size(tensor: Tensor, axis: int) -> int | str | None:
     """Return one size of a tensor as far as it is known."""
-    dimensions = rank(tensor)
+    dimensions = rank_of(tensor)
     return tensor.shape[axis] if dimensions is not None and -dimensions <= axis < dimensions else None

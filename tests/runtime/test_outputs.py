@@ -80,6 +80,7 @@ CASES = {
         Output(Kind.DECISIONS),
     ),
     "whole numbers": (IMAGE, "int64[4] y", "y = Shape(x)", Output(Kind.WHOLE)),
+    "pixels in bytes": (IMAGE, "uint8[N,3,8,8] y", "c = Conv(x, k) y = Cast<to = 2>(c)", Output(Kind.VALUES)),
     "booleans": (IMAGE, "bool[N,3,8,8] y", "y = Greater(x, x)", Output(Kind.WHOLE)),
     "a classifier or an embedding": (IMAGE, "float[N,10] y", POOLED + "y = Gemm(f, w10, b10)", Output(Kind.HEAD, 1)),
     "a flattened map": (
