@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from qcompile.training.work_dir import STATE
 
 ROOT = Path(__file__).parents[2]
+SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 STEPS = 400  # enough for a signal to come in time on a busy machine
 COMMAND = (
     f"in.onnx -o out.onnx --data calib.npz --w 3 --a 4 --method adaround --steps {STEPS} --threads 1 -q --work-dir work"
@@ -35,11 +36,22 @@ def folder(tmp_path: Path, residual_model: onnx.ModelProto, residual_data: dict[
     return tmp_path
 
 
+def default_signals() -> None:
+    """What runs in the background may have been told to ignore them, and a child inherits that."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+
+
 def start(folder: Path, *more: str) -> subprocess.Popen[str]:
     paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, "-m", "qcompile", *shlex.split(COMMAND), *more]
     return subprocess.Popen(
-        command, cwd=folder, env={**os.environ, "PYTHONPATH": paths}, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": paths},
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=default_signals,
     )
 
 
@@ -83,7 +95,7 @@ def test_killed_three_times(folder: Path) -> None:
     assert complete(folder, "--resume") == expected
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_interrupted(folder: Path, number: signal.Signals) -> None:
     expected = without_a_break(folder) if number is signal.SIGINT else b""
     process = start(folder)
@@ -101,8 +113,9 @@ def test_an_interruption_behind_the_verdict_changes_nothing(folder: Path) -> Non
     paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, "-m", "qcompile", *shlex.split("in.onnx -o out.onnx --data calib.npz --threads 1 -q")]
     with subprocess.Popen(
-        command, cwd=folder, env={**os.environ, "PYTHONPATH": paths}, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
+        command, cwd=folder, env={**os.environ, "PYTHONPATH": paths}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        preexec_fn=default_signals,
+    ) as process:  # fmt: skip
         assert process.stdout is not None and b"w8a8 for ort-cpu" in process.stdout.readline()
         process.send_signal(signal.SIGINT)
         _, said = process.communicate()
