@@ -101,7 +101,7 @@ def iterable_dataset(items: Iterable[Any], intake: Intake, samples: int | None) 
 
     What can be iterated only once is read at once and kept.
     """
-    if iter(items) is items:
+    if isinstance(items, Iterator):
         items = list(islice(items, samples))  # each has at least one
     return function_dataset(lambda: items, intake, samples)
 
