@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 
 from qcompile.config import Config
 from qcompile.data.dataset import Dataset, first_batch_summary
-from qcompile.errors import InputError, QCompileError
+from qcompile.errors import InputError
 from qcompile.qmodel import Arrays, QModel
 from qcompile.runtime.agreement import scores_classes
-from qcompile.runtime.equivalence import first_difference
 from qcompile.runtime.outputs import Kind, Output, describe_outputs
 from qcompile.runtime.session import Session
 from qcompile.runtime.trial import refusal_to_stack
@@ -27,9 +26,8 @@ SAMPLES = 16  # enough to see that all outputs are the same, few enough to cost 
 class CheckData:
     """Note what the first batch looks like, and warn about outputs that no trained model gives on its own kind of data.
 
-    NaN and Inf in the outputs are errors: no quantizer could be calibrated on them. So is a float graph that computes
-    something else than its source: an error of ours, before it becomes a file. Where the model does not take
-    two samples at a time, they are fed one by one from here on.
+    NaN and Inf in the outputs are errors: no quantizer could be calibrated on them. Where the model does not take two
+    samples at a time, they are fed one by one from here on.
     """
 
     name: ClassVar[str] = "check-data"
@@ -48,8 +46,6 @@ class CheckData:
         count = max(SAMPLES // (model.data.fixed_batch or 1), 1)
         feeds = list(islice(model.data.batches(1), count))  # so few at once that activations of large images stay small
         runs = [session.run(feed) for feed in feeds]
-        del session  # before the next one is loaded
-        check_function(model, feeds[0], runs[0])
         model.journal.note(self.name, "first batch", inputs=summary(model.data, feeds))
         for text in void_batches(model.config, model.data):
             model.journal.note(self.name, "warning", text=text)
@@ -80,16 +76,6 @@ def void_batches(config: Config, data: Dataset) -> list[str]:
     return [
         f"{name} has no effect: one sample in each run, since {data.alone}" for name, count in given.items() if count
     ]
-
-
-def check_function(model: QModel, feeds: Arrays, expected: Arrays) -> None:
-    """Raise QCompileError if the float graph, which is final here, does not compute what the source does."""
-    found = first_difference(model.source, model.graph, feeds, expected, model.config.threads)
-    if found is not None:
-        raise QCompileError(
-            f"qcompile changed what the model computes: tensor {found[0]!r} has a relative error of {found[1]:.2g}",
-            remedy="please report it",
-        )
 
 
 def refusal(session: Session, data: Dataset) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from qcompile.config import FUSING, Config
 from qcompile.passes.calibrate import Calibrate
 from qcompile.passes.check_data import CheckData
+from qcompile.passes.check_function import CheckFunction
 from qcompile.passes.correct_bias import CorrectBias
 from qcompile.passes.equalize_layers import EqualizeLayers
 from qcompile.passes.fit_filters import FitFilters
@@ -58,8 +59,11 @@ def place(config: Config) -> tuple[Pass, ...]:
 
 
 def change_channels(untouched: frozenset[str] | None = None) -> tuple[Pass, ...]:
-    """Return the passes that change weights and not the function; a plan says what they leave `untouched`."""
-    return (RotateChannels(untouched), EqualizeLayers(untouched))
+    """Return the passes that change weights and not the function; a plan says what they leave `untouched`.
+
+    Behind them the float graph is final, so it is compared with its source.
+    """
+    return (RotateChannels(untouched), EqualizeLayers(untouched), CheckFunction())
 
 
 def train(config: Config) -> tuple[Pass, ...]:
