@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -60,6 +60,16 @@ def layer_errors(
 def beside(graph: Graph, plan: Plan) -> tuple[onnx.ModelProto, list[_Layer]]:
     """Return a model that gives the sums of every layer, and the layers."""
     program = lower(graph, plan)
+    steps, layers = _steps(graph, program)
+    emitter = Emitter(graph, plan, Program(tuple(steps.values()), program.tensors), packing="none", fake=True)
+    rounded = [onnx.ValueInfoProto(name=layer.rounded) for layer in layers]  # kept by being given out
+    model = emitter.fragment([value_info(tensor) for tensor in graph.inputs], rounded)
+    _give_sums(model.graph, layers)
+    return model, layers
+
+
+def _steps(graph: Graph, program: Program) -> tuple[dict[str, Step], list[_Layer]]:
+    """Return the steps of the float graph, and behind them those of every layer; and the layers."""
     tensors = graph.tensors()
     made = {value.name: step for step in program.steps for value in step.outputs}
     steps = {f"float {node.name}": _float_step(node, set(tensors)) for node in topological(graph)}
@@ -81,21 +91,20 @@ def beside(graph: Graph, plan: Plan) -> tuple[onnx.ModelProto, list[_Layer]]:
             layers.append(_Layer(step.node.name, program.tensors[target.name], real.name))
         else:
             layers.append(_Layer(step.node.name, step.node.outputs[0].name, output.name))
-    emitter = Emitter(graph, plan, Program(tuple(steps.values()), program.tensors), packing="none", fake=True)
-    names = [name for layer in layers for name in (*layer.sums, layer.rounded)]
-    outputs = [onnx.ValueInfoProto(name=name) for name in names]
-    model = emitter.fragment([value_info(tensor) for tensor in graph.inputs], outputs)
-    for node in model.graph.node:
+    return steps, layers
+
+
+def _give_sums(graph: onnx.GraphProto, layers: Sequence[_Layer]) -> None:
+    """Let a model give out the sums of squares of every layer, and nothing else."""
+    for node in graph.node:
         node.name = ""  # every layer stands there twice
+    del graph.output[:]
     for layer in layers:
         difference, (signal, noise) = f"{layer.rounded}/difference", layer.sums
-        model.graph.node.append(helper.make_node("Sub", [layer.exact, layer.rounded], [difference]))
+        graph.node.append(helper.make_node("Sub", [layer.exact, layer.rounded], [difference]))
         for source, total in ((layer.exact, signal), (difference, noise)):
-            model.graph.node.append(helper.make_node("ReduceSumSquare", [source], [total], keepdims=0))
-    kept = {name for layer in layers for name in layer.sums}
-    del model.graph.output[:]
-    model.graph.output.extend(item for item in outputs if item.name in kept)
-    return model, layers
+            graph.node.append(helper.make_node("ReduceSumSquare", [source], [total], keepdims=0))
+            graph.output.append(onnx.ValueInfoProto(name=total))
 
 
 def _float_step(node: Any, known: set[str]) -> Step:
