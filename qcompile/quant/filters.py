@@ -64,6 +64,27 @@ def fit_filters(weight: Array, covariance: Array, quantized: WeightQuantizer) ->
     return fitted
 
 
+def better_filters(
+    weight: Array, covariance: Array, one: WeightQuantizer, other: WeightQuantizer
+) -> tuple[WeightQuantizer, int]:
+    """Return `one`, with the filters of `other` where these err less, and how many they are.
+
+    The shapes are those of `fit_filters`; `covariance` is that of other samples, which judge. Both are compared with
+    the scales that suit them best.
+    """
+    rows = weight.reshape(len(weight), -1).astype(np.float64)
+    form = np.broadcast_to(_with_ridge(covariance), (len(rows), *covariance.shape[1:]))
+    search = _Search(rows, form, one.bits)
+    errors = [search.error(item.integers().reshape(rows.shape).astype(np.float64))[0] for item in (one, other)]
+    better = errors[1] < errors[0]
+    codes = np.where(better.reshape(-1, *[1] * (weight.ndim - 1)), other.codes, one.codes)
+    scale, step, offset = (
+        np.where(better, new, old)
+        for new, old in ((other.scale, one.scale), (other.step, one.step), (other.offset, one.offset))
+    )
+    return replace(one, codes=codes, scale=scale, step=step, offset=offset), int(better.sum())
+
+
 @dataclass
 class _Search:
     """Some filters: `rows` [R, K] and `form` [R, K, K], of which the error of a filter e is e' form e."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from networks import CALIBRATE, CHAIN, RELU6, compiled, samples
 
 from qcompile import QModel
+from qcompile.passes import fit_filters
 from qcompile.passes.correct_bias import CorrectBias
 from qcompile.passes.fit_filters import FitFilters
 from qcompile.passes.insert_qdq import InsertQDQ
@@ -70,3 +72,19 @@ def test_the_rest_is_left_alone(text: str, bits: int) -> None:
 def test_it_is_the_same_in_every_run() -> None:
     one, two = (compiled(RELU6, FIT, w=2, a=8, batch=batch).plan for batch in (3, 16))
     assert changed(one, two) == set()
+
+
+def test_filters_that_are_not_better_on_other_samples_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a fit makes worse on purpose is not taken; the journal counts what is."""
+    before = compiled(RELU6, CALIBRATE, w=3, a=8)
+
+    def spoiled(weight: Any, covariance: Any, quantized: Any) -> Any:
+        codes = quantized.codes.copy()
+        codes[0] = 0  # one filter becomes a constant
+        return replace(quantized, codes=codes)
+
+    monkeypatch.setattr(fit_filters, "fit_filters", spoiled)
+    after = compiled(RELU6, FIT, w=3, a=8)
+    assert changed(before.plan, after.plan) == set()
+    (note,) = after.journal.by("fit-filters")
+    assert (note["filters"], note["better"]) == (8, 0)

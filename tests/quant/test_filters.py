@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from qcompile.quant.filters import LONGEST, MOST_BITS, RIDGE, fit_filters, is_short
+from qcompile.quant.filters import LONGEST, MOST_BITS, RIDGE, better_filters, fit_filters, is_short
 from qcompile.quant.params import WEIGHT_MAX, WEIGHT_MIN, WeightQuantizer
 from qcompile.quant.scales import quantize_weight
 
@@ -95,3 +95,21 @@ def test_what_is_short() -> None:
     assert is_short(np.zeros((8, 1, 7, 7), np.float32))
     assert not is_short(np.zeros((8, LONGEST + 1, 1, 1), np.float32))
     assert not is_short(np.zeros((8, 4), np.float32)), "a matrix"
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_each_filter_is_the_one_that_errs_less_on_others(bits: int) -> None:
+    rng = np.random.default_rng(bits)
+    weight = rng.standard_normal((40, 1, 3, 3)).astype(np.float32)
+    plain = quantize_weight(weight, bits=bits, axis=0)
+    few = covariances(rng, 40, 9)
+    fitted = fit_filters(weight, few, plain)
+    others = covariances(rng, 40, 9)
+    found, count = better_filters(weight, others, plain, fitted)
+    old, new, best = (errors(weight, others, item) for item in (plain, fitted, found))
+    np.testing.assert_allclose(best, np.minimum(old, new), rtol=1e-9)
+    assert count == (new < old).sum() and 0 < count < 40
+    for channel, better in enumerate(new < old):
+        chosen = fitted if better else plain
+        assert found.scale[channel] == chosen.scale[channel]
+        np.testing.assert_array_equal(found.codes[channel], chosen.codes[channel])
