@@ -21,7 +21,7 @@ from qcompile.program.stretches import Costs, fastest
 from qcompile.progress import track
 from qcompile.qmodel import Arrays, Journal, QModel
 from qcompile.quant.params import ActivationSpec, Quantizer
-from qcompile.quant.plan import Form, Plan
+from qcompile.quant.plan import Form
 from qcompile.runtime.session import Session
 from qcompile.runtime.timing import take_turns
 
@@ -67,8 +67,7 @@ class FloatWhereFaster:
             model.journal.note(self.name, "nothing is faster in float")
             return 0
         before = (model.plan, model.emitted, model.journal.entries, model.kept_float)
-        self._redo(model, kept)
-        faster = measured(model.journal)
+        faster = self._redo(model, kept)
         if faster is None or faster["speedup"] <= speed["speedup"]:
             model.plan, model.emitted, model.journal.entries, model.kept_float = before
             model.journal.note(self.name, "nothing is faster in float")
@@ -78,14 +77,18 @@ class FloatWhereFaster:
         model.journal.note(self.name, "speed against float", before=speed["speedup"], after=faster["speedup"])
         return len(kept)
 
-    def _redo(self, model: QModel, kept: dict[str, str]) -> None:
+    def _redo(self, model: QModel, kept: dict[str, str]) -> dict[str, float] | None:
+        """Place, calibrate and emit anew; return the speed, or None where that failed: there is a good file already."""
         passes = (self.place, *self.again)
         names = {item.name for item in passes}
         model.journal.entries = [entry for entry in model.journal.entries if entry["pass"] not in names]
-        model.kept_float = {**model.kept_float, **kept}
-        model.plan = Plan(units=model.plan.units, untouched=model.plan.untouched)
-        for item in passes:
-            item.run(model)
+        model.kept_float, model.plan = model.kept_float | kept, model.plan.unplaced()
+        try:
+            for item in passes:
+                item.run(model)
+        except QCompileError:
+            return None
+        return measured(model.journal)
 
 
 def measured(journal: Journal) -> dict[str, float] | None:
@@ -171,7 +174,7 @@ class Trials:
         """Return that file: its times are right, its values are not."""
         model, done = self.model, self.model.plan
         kept = {name: REASON for keep, piece in zip(choice, self.pieces) if keep for name in piece} | model.kept_float
-        trial = replace(model, plan=Plan(units=done.units), journal=Journal(), kept_float=kept)
+        trial = replace(model, plan=done.unplaced(), journal=Journal(), kept_float=kept)
         with suppress(InputError):  # nothing is left on integers, as it should be
             self.place.run(trial)
         plan = trial.plan

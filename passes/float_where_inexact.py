@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -64,7 +64,7 @@ class FloatWhereInexact:
         names = {item.name for item in (self.place, *self.again)}
         model.journal.entries = [entry for entry in model.journal.entries if entry["pass"] not in names]
         model.kept_float = model.kept_float | found
-        model.plan = replace(model.plan, nodes={}, groups={}, specs={}, quantizers={}, weights={}, biases={})
+        model.plan = model.plan.unplaced()
         try:
             self.place.run(model)
         except InputError:

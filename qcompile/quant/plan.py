@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 import numpy as np
@@ -87,6 +87,10 @@ class Plan:
     untouched: list[str] = field(default_factory=list)
     regions: list[tuple[str, ...]] = field(default_factory=list)
     recipe: str = ""
+
+    def unplaced(self) -> Plan:
+        """Return the plan as it was before placement: without nodes, quantizers and numbers."""
+        return replace(self, nodes={}, groups={}, specs={}, quantizers={}, weights={}, biases={})
 
     def form(self, node: str) -> Form:
         """Return the form of a node; a node that no pass has placed is float."""

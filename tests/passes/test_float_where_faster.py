@@ -11,6 +11,7 @@ import pytest
 from networks import CHAIN, CLASSIFIER, PRELU, RESIDUAL, network, samples
 
 from qcompile import Config, PassManager, QModel, build, open_model
+from qcompile.errors import QCompileError
 from qcompile.passes.float_where_faster import CLEARLY_SLOWER, REASON, FloatWhereFaster, Trials, joined, stretches
 from qcompile.passes.place_quantizers import PlaceQuantizers
 from qcompile.pipeline import EMIT, NUMBERS
@@ -137,6 +138,22 @@ def test_what_is_not_faster_after_all_is_undone(monkeypatch: pytest.MonkeyPatch)
     again = [Measured("") if item.name == "validate" else item for item in (*NUMBERS, *EMIT)]
     assert FloatWhereFaster(PlaceQuantizers(), again).run(model) == 0
     assert model.plan is plan and model.emitted is emitted and model.kept_float == {}
+
+
+def test_a_second_file_that_fails_leaves_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclass(frozen=True)
+    class Failing:
+        name: ClassVar[str] = "calibrate"
+        requires: ClassVar[tuple[str, ...]] = ()
+
+        def run(self, model: QModel) -> int:
+            raise QCompileError("a kernel refuses its scales")
+
+    model = prepared(CHAIN, "conv1")
+    plan, emitted, entries = model.plan, model.emitted, list(model.journal.entries)
+    monkeypatch.setattr(Trials, "best", lambda trials: ((True, *[False] * (len(trials.pieces) - 1)), trials.pieces))
+    assert FloatWhereFaster(PlaceQuantizers(), [Failing()]).run(model) == 0
+    assert model.plan is plan and model.emitted is emitted and model.journal.entries[:-1] == entries
 
 
 @pytest.mark.parametrize("text", [CHAIN, CLASSIFIER, PRELU, RESIDUAL])
