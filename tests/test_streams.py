@@ -16,7 +16,7 @@ from qcompile.runtime.session import Session
 Feed = dict[str, Any]
 COUNT = 24
 
-STATE = """g (float[N,32] x, float[2,N,16] state, float gain, float[24,32] W1, float[24] B1, float[1,64,24] WI,
+STATE = """g (float gain, float[N,32] x, float[2,N,16] state, float[24,32] W1, float[24] B1, float[1,64,24] WI,
   float[1,64,16] WH, float[4,16] W2, float[4] B2) => (float[N,4] y, float[2,N,16] next) {
     zero = Constant<value = int64[1] {0}>()
     a = Gemm<transB = 1>(x, W1, B1)  r = Relu(a)  s = Unsqueeze(r, zero)
@@ -51,7 +51,7 @@ DATA: dict[str, Any] = {
     WRITTEN: {"x": normal(COUNT, 3, 8, 8)},
 }
 FEED: dict[str, Feed] = {
-    STATE: {"x": normal(1, 32, seed=1), "state": normal(2, 1, 16, seed=2) / 2, "gain": np.array(0.5, np.float32)},
+    STATE: {"gain": np.array(0.5, np.float32), "x": normal(1, 32, seed=1), "state": normal(2, 1, 16, seed=2) / 2},
     JOINT: {"frames": normal(5, 16, seed=1), "tokens": normal(2, 16, seed=2)},
     TIME_FIRST: {"x": normal(9, 1, 16, seed=1)},
     WRITTEN: {"x": normal(1, 3, 8, 8, seed=1)},

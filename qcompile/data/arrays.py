@@ -22,6 +22,7 @@ from qcompile.data.inputs import (
     common_rows,
     fixed_batch,
     stackable,
+    with_ranks,
 )
 from qcompile.data.intake import Intake, is_image
 from qcompile.errors import InputError
@@ -62,7 +63,8 @@ def array_dataset(arrays: Mapping[str, NDArray[Any]], intake: Intake) -> Dataset
     bound = bind(arrays, intake.inputs, intake.where)
     chosen = {info.name: arrays[bound[info.name]] for info in intake.inputs}
     labels = None if "labels" in bound.values() else arrays.get("labels")
-    source = intake.where
+    ranks = {name: array.ndim for name, array in chosen.items()}
+    intake, source = replace(intake, inputs=with_ranks(intake.inputs, ranks)), intake.where
     if intake.preprocess and not any(is_image(chosen[info.name], info) for info in intake.inputs):
         source += " (ready input: no preprocessing applied)"
     if intake.alone or not are_stacked(chosen, intake.inputs):

@@ -18,7 +18,18 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from qcompile.data.dataset import Dataset
-from qcompile.data.inputs import NOT_STACKED, Arrays, Indices, InputInfo, RaggedError, as_array, fixed_batch, stackable
+from qcompile.data.inputs import (
+    NOT_STACKED,
+    Arrays,
+    Indices,
+    InputInfo,
+    RaggedError,
+    as_array,
+    bind,
+    fixed_batch,
+    stackable,
+    with_ranks,
+)
 from qcompile.data.intake import Intake
 from qcompile.errors import InputError, nearest
 from qcompile.files import read_bytes
@@ -131,6 +142,10 @@ def feed_dataset(feeds: Feeds, intake: Intake, samples: int | None) -> Dataset:
 
     A sample is a row of every array; where not every feed is made of such rows, it is a feed.
     """
+    if not all(info.ranked for info in intake.inputs):
+        first = next(iter(feeds()), {})
+        ranks = {name: np.ndim(first[source]) for name, source in bind(first, intake.inputs, intake.where).items()}
+        intake = replace(intake, inputs=with_ranks(intake.inputs, ranks))
     if not intake.alone and stackable(intake.inputs):
         try:
             return feed_rows(feeds, intake, samples)

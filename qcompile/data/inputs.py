@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,11 +20,15 @@ NOT_STACKED = "axis 0 of its inputs does not count samples"
 
 @dataclass(frozen=True)
 class InputInfo:
-    """One input of the model. In `shape`, int is a fixed size, name or None a dynamic one."""
+    """One input of the model. In `shape`, int is a fixed size, name or None a dynamic one.
+
+    Where `ranked` is False the model does not even say how many dimensions there are; the data does (`with_ranks`).
+    """
 
     name: str
     shape: tuple[int | str | None, ...]
     dtype: np.dtype[Any]
+    ranked: bool = True
 
 
 class RaggedError(InputError):
@@ -34,8 +38,20 @@ class RaggedError(InputError):
 def input_infos(graph: Graph) -> list[InputInfo]:
     """Return name, shape and dtype of every input of `graph`; bfloat16, which numpy lacks, is float32."""
     return [
-        InputInfo(item.name, tuple(item.shape or ()), np.dtype(np.float32 if unknown(item.dtype) else item.dtype))
+        InputInfo(
+            item.name,
+            tuple(item.shape or ()),
+            np.dtype(np.float32 if unknown(item.dtype) else item.dtype),
+            item.shape is not None,
+        )
         for item in graph.inputs
+    ]
+
+
+def with_ranks(inputs: Sequence[InputInfo], ranks: Mapping[str, int]) -> list[InputInfo]:
+    """Return inputs in which those without a shape have as many open dimensions as their data."""
+    return [
+        info if info.ranked else replace(info, shape=(None,) * ranks.get(info.name, 0), ranked=True) for info in inputs
     ]
 
 

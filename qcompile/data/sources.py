@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from qcompile.data.feeds import (
     test_data_dataset,
 )
 from qcompile.data.images import ImageInput, check_images, find_images, image_reader
-from qcompile.data.inputs import NOT_STACKED, Indices, InputInfo, as_array, fixed_batch, stackable
+from qcompile.data.inputs import NOT_STACKED, Indices, InputInfo, as_array, fixed_batch, stackable, with_ranks
 from qcompile.data.intake import Intake
 from qcompile.data.labels import classes_of
 from qcompile.data.preprocess import parse_preprocess
@@ -137,6 +138,7 @@ def open_images(
             remedy="give an .npz with one array per input, or module:function",
         )
     files = find_images(folder)
+    intake = replace(intake, inputs=with_ranks(intake.inputs, {intake.inputs[0].name: 4}))
     target = ImageInput.of(intake.inputs[0], intake.preprocess, intake.where)
     classes = label(files) if label else None
     alone = intake.alone or ("" if stackable(intake.inputs) else NOT_STACKED)

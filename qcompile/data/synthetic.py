@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from qcompile.data.dataset import Dataset
 from qcompile.data.inputs import NOT_STACKED, Arrays, Indices, InputInfo, fixed_batch, stackable
+from qcompile.errors import InputError
 
 DYNAMIC_SIZE = 64  # a multiple of 32, as detectors and segmenters with five strides of 2 need
 
@@ -20,6 +21,8 @@ def random_dataset(inputs: Sequence[InputInfo], count: int, seed: int) -> Datase
     Floats are standard normal, integers and bools 0 or 1 (valid as token, mask and index alike), uint8 0 to 255.
     Every dynamic dimension is 64, but 1 where it is the first of an input: it counts samples.
     """
+    if silent := [info.name for info in inputs if not info.ranked]:
+        raise InputError(f"the model's input {silent[0]!r} has no shape: no random data fits", remedy="give data")
     stacked = stackable(inputs)
     shapes = {info.name: random_shape(info, inputs, stacked) for info in inputs}
 

@@ -82,8 +82,15 @@ def stretch_errors(
     wanted = [name for some in outputs for output in some for name in output.sums]
     for feeds in batches:
         for name, value in session.run(dict(feeds), wanted).items():
-            totals[name] = totals.get(name, np.zeros(1)) + np.asarray(value, np.float64).reshape(-1)
+            totals[name] = _added(totals.get(name), np.asarray(value, np.float64).reshape(-1))
     return [[_error(output, totals) for output in some] for some in outputs]
+
+
+def _added(total: Sums | None, found: Sums) -> Sums:
+    """Add sums by channel; along an axis whose size differs from run to run there are no channels, and one sum."""
+    if total is None:
+        return found
+    return total + found if total.shape == found.shape else np.array([total.sum() + found.sum()])
 
 
 def _error(output: _Output, totals: Mapping[str, Sums]) -> OutputError:

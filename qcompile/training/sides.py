@@ -320,7 +320,7 @@ class Sides:
         What has the symbol of the batch for its first size is in order. A model with a fixed batch may take several all
         the same; where what it makes of them is not what it makes of each, training takes its `batch` from now on.
         """
-        symbol, own = self.graph.inputs[0].shape[0], self.data.fixed_batch
+        own, symbol = self.data.fixed_batch, (self.graph.inputs[0].shape or [None])[0]
         shapes = {name: self.named[self.tensors.get(name, name)].shape for name in names}
         doubtful = [
             name for name, shape in shapes.items() if own or not shape or shape[0] is None or shape[0] != symbol

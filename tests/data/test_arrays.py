@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qcompile.data import Dataset, InputInfo, first_batch_summary, open_dataset, open_evaluation
+from qcompile.data import Dataset, InputInfo, first_batch_summary, open_dataset, open_evaluation, random_dataset
 from qcompile.errors import InputError
 
 FLOAT = np.dtype(np.float32)
@@ -301,6 +301,16 @@ def test_each_run_gets_its_share_where_samples_cannot_be_stacked(state: np.ndarr
     part = data.select(np.array([1, 3]))
     assert [float(feed["x"][0, 0]) for feed in part.batches(1)] == [4, 12]
     assert part.labels is not None and part.labels.tolist() == [1, 3]
+
+
+def test_the_data_say_how_many_dimensions_there_are_where_the_model_does_not() -> None:
+    silent = [InputInfo("x", (), FLOAT, ranked=False)]
+    sources: list[Any] = [{"x": CHUNKS}, [{"x": CHUNKS[:2]}, {"x": CHUNKS[2:]}]]
+    for source in sources:
+        data = open_dataset(source, silent, None)
+        assert [batch["x"].shape for batch in data.batches(3)] == [(3, 4), (2, 4)]
+    with pytest.raises(InputError, match="input 'x' has no shape: no random data fits"):
+        random_dataset(silent, 4, seed=0)
 
 
 def test_arrays_with_an_axis_of_runs_are_feeds() -> None:
