@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 import click
+import numpy as np
 
 from qcompile import api
 from qcompile.config import TYPE_NAMES, Config, Files, Flag, build_settings, flag_of, read_recipe, recipe_text
@@ -144,7 +145,9 @@ class Main(click.Group):
         0 done, 1 the tool failed, 2 bad usage or input, 3 a warning and --strict, 130 interrupted.
         """
         arguments = list(sys.argv[1:] if args is None else args)
-        sys.exit(guarded(lambda: self.run(arguments), verbose=bool({"-v", "--verbose"} & set(arguments))))
+        with np.errstate(all="ignore"):  # what is not finite is looked for where it matters; numpy's lines help nobody
+            code = guarded(lambda: self.run(arguments), verbose=bool({"-v", "--verbose"} & set(arguments)))
+        sys.exit(code)
 
     def run(self, arguments: list[str]) -> None:
         """Parse and run; errors come out as exceptions."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,7 @@ from qcompile.targets.schema import Target
 
 Problems = Iterator[str]
 INT32_MAX = 2**31 - 1
+LEAST_COSINE = 0.25  # of a weight and its rounded form: 0.58 and more at 2 bits, about 0 for that of another model
 
 
 def plan_misfit(plan: Plan, graph: Graph, target: Target) -> str:
@@ -184,8 +186,17 @@ def _weights(fit: _Fit) -> Problems:
         if weight.codes.shape != wanted or weight.axis != axis:
             found = f"shape {weight.codes.shape} and axis {weight.axis}"
             yield f"the weight of {name!r} has {found}, not {wanted} and {axis}"
+        elif (alike := _cosine(constant_value(node.inputs[1]), weight.dequantize())) < LEAST_COSINE:
+            yield f"the weight of {name!r} is another one than the model's: their cosine is {alike:.2f}"
         if node.op == "MatMul" and name in fit.plan.biases:
             yield f"node {name!r}, a MatMul, has a bias"
+
+
+def _cosine(exact: Any, rounded: NDArray[Any]) -> float:
+    """Return the cosine of two weights; 1 where one of them is zero."""
+    one, two = (np.ravel(values).astype(np.float64) for values in (exact, rounded))
+    norms = np.sqrt((one @ one) * (two @ two))
+    return float(one @ two / norms) if norms > 0 else 1.0
 
 
 def _scales(fit: _Fit) -> Problems:

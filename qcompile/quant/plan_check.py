@@ -107,7 +107,7 @@ def _weight_problem(weight: WeightQuantizer) -> str:
         if array.dtype != kind or (part != "codes" and array.shape != (channels,)):
             shape = "" if part == "codes" else f" [{channels}]"
             return f"has {part} {array.dtype} {list(array.shape)}, not {np.dtype(kind).name}{shape}"
-    if not ((weight.scale >= LEAST) & (weight.scale <= LARGEST)).all():
+    if not ((weight.scale >= LEAST) & (weight.scale <= LARGEST / WEIGHT_MAX)).all():
         return "has a scale that is not a positive float32 number"
     if not (weight.step > 0).all():
         return "has a step that is not above 0"

@@ -41,7 +41,7 @@ def mixed(build: Callable[[str], QModel]) -> QModel:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_what_the_compiler_decides_fits(name: str) -> None:
-    for bits in (4, 8):
+    for bits in (2, 4, 8):
         made = compiled(NETWORKS[name], CALIBRATE, w=bits, a=bits)
         assert plan_misfit(made.plan, made.graph, made.target) == ""
 
@@ -118,6 +118,7 @@ BROKEN: list[tuple[Callable[[Plan], Any], str]] = [
     ),
     (lambda plan: plan.nodes.update(squeeze=replace(plan.nodes["squeeze"], input_bits=6)), "wants inputs of 6 bits"),
     (weight("squeeze", codes=np.zeros((2, 6, 1), np.uint8)), r"'squeeze' has shape \(2, 6, 1\) and axis 0, not \(2, 6"),
+    (weight("stem", codes=np.zeros((6, 3, 3, 3), np.uint8)), "weight of 'stem' is another one than the model's"),
     (lambda plan: plan.biases.update(last=np.zeros(4, np.float32)), "node 'last', a MatMul, has a bias"),
     (quantizer("image", scale=1e-38 * 2), "the scales around 'stem' do not suit each other"),
     (lambda plan: plan.biases["stem"].fill(1e20), "the bias of 'stem' does not fit into int32"),

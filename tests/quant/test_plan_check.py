@@ -135,6 +135,7 @@ BROKEN: list[tuple[Callable[[Plan], Any], str]] = [
     (weight(scale=floats(0.1)), r"has scale float32 \[1\]"),
     (weight(scale=floats(0.1, 0)), "not a positive float32"),
     (weight(scale=floats(0.1, np.inf)), "not a positive float32"),
+    (weight(scale=floats(0.1, 3e38)), "not a positive float32"),
     (weight(scale=floats(0.1, np.nan)), "not a positive float32"),
     (weight(step=np.array([1, 0], np.int8)), "a step that is not above 0"),
     (weight(step=np.array([[1, 1]], np.int8)), "has step int8"),
