@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from networks import network
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+import qcompile
 from qcompile import Config, PassManager, QModel, open_model
 from qcompile.passes.calibrate import Calibrate
 from qcompile.passes.equalize_layers import EqualizeLayers
@@ -135,6 +137,16 @@ def test_a_plan_that_says_so_leaves_places_untouched_without_samples() -> None:
     assert weights(told) == weights(plain)
     told = prepared(hurt(), EqualizeLayers(frozenset(["another"])))
     assert weights(told) != weights(plain)
+
+
+def test_a_run_from_a_saved_plan_gives_the_same_file(tmp_path: Path) -> None:
+    data = {"x": np.random.default_rng(1).normal(size=(24, 3, 16, 16)).astype(np.float32)}
+    made = qcompile.compile(helped(), Config(threads=1, placement="all"), data)
+    assert made.plan.untouched
+    made.save(tmp_path / "out.onnx", plan=tmp_path / "plan.npz")
+    again = qcompile.compile(helped(), Config(threads=1), plan=tmp_path / "plan.npz")
+    assert again.plan.untouched == made.plan.untouched
+    assert again.model.graph.SerializeToString() == made.model.graph.SerializeToString()
 
 
 def test_without_samples_nothing_is_judged() -> None:
