@@ -95,7 +95,8 @@ def _added(total: Sums | None, found: Sums) -> Sums:
 
 def _error(output: _Output, totals: Mapping[str, Sums]) -> OutputError:
     signal, noise, total, count = (totals[name] for name in output.sums)
-    variance = float(signal.sum() - total[0] ** 2 / max(count[0], 1))
+    with np.errstate(invalid="ignore"):  # masks hold -Inf
+        variance = float(signal.sum() - total[0] ** 2 / max(count[0], 1))
     return OutputError(output.exact, output.axis, signal, noise, variance, output.is_output)
 
 
