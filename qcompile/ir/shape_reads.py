@@ -36,8 +36,7 @@ def read_shapes_of_inputs(graph: Graph) -> int:
         for node in [node for node in graph.nodes if _reads_inner_shape(node) and (node.op != "Shape") is picks]:
             known = known_integers(proven[node.outputs[0].name])
             dims = [] if known is None else known.reshape(-1).tolist()
-            symbols = [dim for dim in dims if not isinstance(dim, int)]  # numbers alone are folded anyway
-            if known is not None and symbols and axes.keys() >= set(symbols):
+            if known is not None and dims and axes.keys() >= set(dims):  # a number among them: it stays
                 replace_uses(graph, node.outputs[0], _spell(graph, node, dims, known.ndim, axes))
                 changed += 1
         sweep(graph)
@@ -64,16 +63,13 @@ def _inferred_from_inputs(graph: Graph) -> Graph:
 
 
 def _spell(graph: Graph, node: Node, dims: Sequence[Dim], rank: int, axes: dict[Dim, Axis]) -> Tensor:
-    """Return a tensor that holds `dims`: sizes of inputs, and numbers."""
+    """Return a tensor that holds `dims`, sizes of inputs."""
     parts: list[Tensor] = []
-    for source, group in groupby(dims, lambda dim: axes[dim][0].name if isinstance(dim, str) else ""):
+    for _, group in groupby(dims, lambda dim: axes[dim][0].name):
         run = list(group)
-        if not source:
-            parts.append(new_constant(graph, f"{node.name}_sizes", np.array(run, np.int64)))
-        else:
-            places = np.array([axes[dim][1] for dim in run], np.int64)
-            index = new_constant(graph, f"{node.name}_axes", places if rank else places.reshape(()))
-            parts.append(_make(graph, node, "Gather", [_shape(graph, axes[run[0]][0]), index]))
+        places = np.array([axes[dim][1] for dim in run], np.int64)
+        index = new_constant(graph, f"{node.name}_axes", places if rank else places.reshape(()))
+        parts.append(_make(graph, node, "Gather", [_shape(graph, axes[run[0]][0]), index]))
     return parts[0] if len(parts) == 1 else _make(graph, node, "Concat", parts, axis=0)
 
 
