@@ -107,8 +107,13 @@ def _layer_weights(light: ModelProto, weights: Weights) -> Iterator[TensorProto]
 def _converted(tensor: TensorProto, wrong: set[int]) -> TensorProto:
     if tensor.data_type not in wrong:
         return tensor
-    with np.errstate(over="ignore"):
-        values = numpy_helper.to_array(tensor).astype(np.float32)
+    if tensor.data_type == TensorProto.BFLOAT16:  # which onnx gives as this or that, by its version
+        raw = tensor.raw_data
+        codes = np.frombuffer(raw, "<u2") if raw else np.array(tensor.int32_data, np.int64).astype(np.uint16)
+        values = (codes.astype(np.uint32) << 16).view(np.float32).reshape(tuple(tensor.dims))
+    else:
+        with np.errstate(over="ignore"):
+            values = numpy_helper.to_array(tensor).astype(np.float32)
     return numpy_helper.from_array(values, tensor.name)
 
 

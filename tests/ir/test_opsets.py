@@ -15,7 +15,7 @@ from qcompile.errors import InputError
 from qcompile.ir.load import to_model
 from qcompile.ir.opsets import converted
 from qcompile.ir.prepare import prepare
-from qcompile.runtime.session import Session
+from qcompile.runtime.session import Session, newest_opset
 
 Build = Callable[..., ModelProto]
 Array = NDArray[Any]
@@ -197,7 +197,7 @@ def test_an_opset_that_cannot_be_converted_is_said_in_one_line(model_of: Build) 
 
 
 def test_a_newer_opset_is_lowered_to_one_with_kernels(model_of: Build) -> None:
-    newest = onnx.defs.onnx_opset_version()
+    newest = newest_opset()
     model = model_of("g (float[N,3] x) => (float[3,N] y) { a = Softmax(x) y = Transpose<perm=[1,0]>(a) }", opset=newest)
     graph = prepare(model, 18, newest - 1)
     assert graph.opset == newest - 1
@@ -207,6 +207,7 @@ def test_a_newer_opset_is_lowered_to_one_with_kernels(model_of: Build) -> None:
     )
 
 
+@pytest.mark.skipif(onnx.defs.onnx_opset_version() < 24, reason="this onnx does not know Swish")
 def test_an_operator_that_is_too_new_is_named(model_of: Build) -> None:
     model = model_of("g (float[N,3] x) => (float[N,3] y) { y = Swish(x) }", opset=24)
     with pytest.raises(InputError, match=r"up to opset 23, .*24 cannot be converted to it: .*Swish.*; export"):

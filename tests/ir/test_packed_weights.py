@@ -11,16 +11,19 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from qcompile.api import compile
 from qcompile.config import Config
-from qcompile.errors import InputError
+from qcompile.errors import InputError, QCompileError
 from qcompile.ir.floats import rounds_inside
 from qcompile.ir.fold import fold_constants
 from qcompile.ir.load import check_model, to_model
 from qcompile.ir.prepare import prepare
-from qcompile.runtime.session import Session
+from qcompile.runtime.session import Session, version
 
 Array = NDArray[Any]
 ROWS, COLUMNS, BLOCK = 48, 40, 16
 RANGES = {"INT8": (-127, 128), "UINT8": (0, 256), "INT4": (-8, 8), "UINT4": (0, 16), "FLOAT8E4M3FN": (-8, 8)}
+WRITABLE = [  # onnx before 1.19 makes no float8 tensor of an array
+    kind for kind in RANGES if helper.tensor_dtype_to_np_dtype(TensorProto.DataType.Value(kind)) != np.float32
+]
 
 
 def product(nodes: list[Any], constants: dict[str, Array], opset: int = 21) -> ModelProto:
@@ -81,7 +84,7 @@ def outputs(model: ModelProto) -> Array:
     return Session(model, level="off", threads=1).run({"x": x})["y"]
 
 
-@pytest.mark.parametrize("kind", RANGES)
+@pytest.mark.parametrize("kind", WRITABLE)
 @pytest.mark.parametrize(
     ("shape", "attributes"),
     [((), {}), ((COLUMNS,), {"axis": 1}), ((ROWS // BLOCK, COLUMNS), {"axis": 0, "block_size": BLOCK})],
@@ -119,9 +122,13 @@ def test_scales_in_half_precision() -> None:
 def test_blocks_of_packed_weights(bits: int, zeros: str, more: dict[str, bool]) -> None:
     model = packed(bits, zeros, **more)
     check_model(model)
+    try:
+        expected = outputs(model)
+    except QCompileError:
+        pytest.skip(f"ONNX Runtime {version()} has no such kernel")
     graph = prepare(model, 18)
     assert [node.op for node in graph.nodes] == ["MatMul", "Add"][: 1 + ("bias" in more)]
-    np.testing.assert_allclose(outputs(to_model(graph)), outputs(model), rtol=1e-5, atol=1e-5)  # sums in any order
+    np.testing.assert_allclose(outputs(to_model(graph)), expected, rtol=1e-5, atol=1e-5)  # sums in any order
 
 
 def test_a_packed_weight_that_is_computed_is_refused() -> None:
