@@ -318,3 +318,17 @@ def test_the_report_judges_an_output_by_what_it_is(case: str) -> None:
     assert report["audit"]["agreement"]["outputs"]["y"]["kind"] == kind
     assert ("same class" in report["verdict"]) is (kind != "values")
     assert ("relative error" in report["verdict"]) is (kind == "values")
+
+
+def test_a_late_sample_that_the_float_model_cannot_take_is_no_fault_of_ours() -> None:
+    source = network(
+        """net (int64[N,4] ids, float[10,8] T, float[8,8] A, float[8,3] B) => (float[N,4,3] y) {
+          e = Gather(T, ids)  a = MatMul(e, A)  r = Relu(a)  y = MatMul(r, B)
+        }"""
+    )
+    ids = np.random.default_rng(0).integers(0, 10, (64, 4))
+    ids[50, 2] = 99  # behind the samples that are looked at first
+    with pytest.raises(
+        InputError, match=r"the model cannot run on this data: .*indices element out of data bounds, idx=99"
+    ):
+        qcompile.compile(source, Config(w=8, a=8, method="rtn", threads=1), {"ids": ids})
