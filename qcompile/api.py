@@ -19,6 +19,7 @@ from qcompile.data.dataset import Dataset
 from qcompile.emission.pack import INT4_OPSET
 from qcompile.errors import InputError, QCompileError
 from qcompile.files import Content, check_outputs, write_files
+from qcompile.ir.fingerprint import fingerprint
 from qcompile.ir.freeze import freeze
 from qcompile.ir.load import check_model, load_model, model_files
 from qcompile.ir.prepare import plain_model, prepare
@@ -177,7 +178,8 @@ def open_model(model: Source, config: Config | None = None, data: Any = None, *,
             if config.preprocess is not None:
                 opened.evaluation_as = lambda text: open_evaluation(evaluation, inputs, text, alone=alone)
 
-    opened = QModel(graph, reference, target, config, feed_alone=open_samples)
+    identity = "" if reference is source else fingerprint(source)
+    opened = QModel(graph, reference, target, config, feed_alone=open_samples, identity=identity)
     open_samples("")
     for text in notes:
         opened.journal.note("open-model", "model", text=text)

@@ -45,7 +45,8 @@ class QModel:
     does not see, to compare the emitted file with the float model; `evaluation` labelled ones,
     `evaluation_as` opens the same with another preprocessing, where they pass one; `feed_alone` opens all of them again
     for a model that takes one at a time, and is told why; `kept_float` names nodes that a pass wants float, with its
-    reason; `emitted` the file's content once it exists.
+    reason; `emitted` the file's content once it exists; `identity` the fingerprint of the model that was given, where
+    `source` is another form of it.
     """
 
     graph: Graph
@@ -61,11 +62,12 @@ class QModel:
     journal: Journal = field(default_factory=Journal)
     kept_float: dict[str, str] = field(default_factory=dict)
     emitted: onnx.ModelProto | None = None
+    identity: str = ""
 
     @cached_property
     def fingerprint(self) -> str:
-        """What identifies `source`: plans and states of training are for one model."""
-        return fingerprint(self.source)
+        """What identifies the model that was given: plans and states of training are for one."""
+        return self.identity or fingerprint(self.source)
 
 
 def generator(config: Config, purpose: str) -> np.random.Generator:
