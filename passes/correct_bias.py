@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from numpy.typing import NDArray
 
 from qcompile.calibration.affine import AffineKernels, JudgedFit, Means, by_channel
+from qcompile.data.dataset import Dataset
 from qcompile.emission.bias import take_up
 from qcompile.emission.fragment import boundary, fragment
 from qcompile.errors import InputError
@@ -21,7 +22,8 @@ from qcompile.runtime.session import Session
 from qcompile.runtime.spool import Spool
 
 SAMPLES = 256  # more change the result less than their choice does
-SAMPLES_AT_8_BITS = 32  # throughout: the error is small, and all else takes little time
+# At 8 bits throughout the error is small and all else takes little time: as many as have so many input elements in all.
+ELEMENTS_AT_8_BITS, FEWEST, MOST = 3 << 19, 16, 64
 BATCH_BYTES = 2 << 20  # of the inputs of one batch
 RAW = "/raw"  # suffix of a layer's output before its quantizer
 Array = NDArray[Any]
@@ -99,15 +101,20 @@ class _Correction:
     def _spool_inputs(self) -> None:
         data = self.model.data
         assert data is not None
-        placed = [node for node in self.model.plan.nodes.values() if node.weight_bits]
-        wide = all(node.weight_bits == 8 and node.input_bits == 8 for node in placed)
-        data = data.sample(SAMPLES_AT_8_BITS if wide else SAMPLES, self.model.config.seed)
+        data = data.sample(self._samples(data), self.model.config.seed)
         one = sum(array.nbytes for array in next(iter(data.batches(1))).values())
         for feeds in data.batches(max(1, min(64, BATCH_BYTES // max(one, 1) // 4))):
             for name, array in feeds.items():
                 for side in ("f", "q"):
                     self.spool.put(f"{side}:{name}", len(self.sizes), array)
             self.sizes.append(data.samples_in(feeds))
+
+    def _samples(self, data: Dataset) -> int:
+        placed = [node for node in self.model.plan.nodes.values() if node.weight_bits]
+        if any(node.weight_bits < 8 or node.input_bits < 8 for node in placed):
+            return SAMPLES
+        elements = sum(array.size for array in data.first_of(next(data.batches(1))).values()) // (data.fixed_batch or 1)
+        return max(FEWEST, min(MOST, ELEMENTS_AT_8_BITS // max(elements, 1)))
 
     def correct(self, index: int) -> None:
         """Run both sides up to and including the layer at step `index`, fit it, and store its corrected output."""

@@ -92,12 +92,18 @@ def lost(model: QModel) -> set[str]:
 
 def doubtful(model: QModel) -> Iterator[Unit]:
     """Yield the units to look at."""
-    outputs = {tensor.name for tensor in model.graph.outputs}
+    outputs = {tensor.name for tensor in model.graph.outputs if not is_float_product(model, tensor)}
     notes = [entry for entry in model.journal.by("correct-bias") if entry["what"] == "layers corrected"]
     everywhere = not notes or notes[-1]["worst"] > DOUBTFUL or bool(notes[-1]["unseen"])
     for unit in model.plan.units:
         if everywhere or outputs & set(unit.outputs):
             yield unit
+
+
+def is_float_product(model: QModel, tensor: Tensor) -> bool:
+    """Say whether a layer gives `tensor` in float32 at once: every channel has a scale of its own."""
+    node = producer(tensor)
+    return node is not None and model.plan.form(node.name) is Form.COMPUTE and tensor.name not in model.plan.groups
 
 
 def share(error: OutputError) -> float:
