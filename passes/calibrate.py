@@ -16,6 +16,8 @@ class Calibrate:
 
     Activations: one streaming observer per tensor, all in one run of the float model over the samples; the method is
     that of the configuration, by default max at 8 bits and the error search below (`qcompile.calibration.ranges`).
+    The samples that are held back count too: nothing is fitted here, and where there are few samples, one of them that
+    reaches further than all others would be clipped.
     """
 
     name: ClassVar[str] = "calibrate"
@@ -25,6 +27,7 @@ class Calibrate:
         """Fill `plan.quantizers`, `plan.weights` and `plan.biases`; return the number of quantizers and weights."""
         if model.data is None:
             raise InputError("no calibration data", remedy="give samples with --data, or ask for --random-data")
-        for name in choose_numbers(model.graph, model.plan, model.config, model.data):
+        samples = model.data.joined(model.held_back)
+        for name in choose_numbers(model.graph, model.plan, model.config, samples):
             model.journal.note(self.name, "one quantizer for all inputs", node=name)
         return len(model.plan.quantizers) + len(model.plan.weights)

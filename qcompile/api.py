@@ -35,7 +35,7 @@ from qcompile.training.engines import check_engine
 from qcompile.training.work_dir import open_work_dir
 
 Source = str | Path | onnx.ModelProto
-HELD_BACK = 64  # samples that calibration does not see; at most a tenth of them
+HELD_BACK = 64  # samples that nothing is fitted to; at most a tenth of them
 RANDOM_SAMPLES = 32
 NO_DATA = "give samples with --data FROM (data=... in Python), or ask for noise with --random-data"
 
@@ -146,7 +146,7 @@ def _run(opened: QModel, passes: Sequence[Pass], model: Source, watch: Watch | N
 def open_model(model: Source, config: Config | None = None, data: Any = None, *, evaluation: Any = None) -> QModel:
     """Return what passes work on: `PassManager([...]).run(open_model("in.onnx", config, data))`.
 
-    A tenth of the samples, at most 64, is held back from calibration to compare the emitted file with the float model.
+    A tenth of the samples, at most 64, is held back from all fitting, to compare the emitted file with the float model.
     """
     config = config or Config()
     target = open_target(config)

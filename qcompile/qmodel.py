@@ -41,12 +41,12 @@ class QModel:
     """A model on its way through the passes.
 
     `graph` is the float graph, normalised by the first passes; `source` the model as it was loaded (the float
-    reference); `data` the calibration samples (None where only a plan is made); `held_back` samples that calibration
-    does not see, to compare the emitted file with the float model; `evaluation` labelled ones,
-    `evaluation_as` opens the same with another preprocessing, where they pass one; `feed_alone` opens all of them again
-    for a model that takes one at a time, and is told why; `kept_float` names nodes that a pass wants float, with its
-    reason; `emitted` the file's content once it exists; `identity` the fingerprint of the model that was given, where
-    `source` is another form of it.
+    reference); `data` the calibration samples (None where only a plan is made); `held_back` samples to which nothing is
+    fitted (the ranges of tensors count them too), so they judge, and compare the emitted file with the float model;
+    `evaluation` labelled ones, `evaluation_as` opens the same with another preprocessing, where they pass one;
+    `feed_alone` opens all of them again for a model that takes one at a time, and is told why; `kept_float` names nodes
+    that a pass wants float, with its reason; `emitted` the file's content once it exists; `identity` the fingerprint of
+    the model that was given, where `source` is another form of it.
     """
 
     graph: Graph

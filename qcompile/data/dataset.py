@@ -110,6 +110,12 @@ class Dataset:
         drawn = np.random.default_rng(seed).choice(self.count, max(count // step, 1) * step, replace=False)
         return self.select(np.sort(drawn))
 
+    def joined(self, other: Dataset | None) -> Dataset:
+        """Return the samples of this and of another part of the same source, in its order; those alone without one."""
+        if other is None or other.read is not self.read:
+            return self
+        return replace(self, numbers=np.union1d(self.numbers, other.numbers), labels=None)
+
     def select(self, places: slice | Indices) -> Dataset:
         """Return the samples at ascending `places`, without reading any."""
         labels = None if self.labels is None else self.labels[places]

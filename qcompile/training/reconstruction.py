@@ -111,14 +111,14 @@ def reconstruct(
 def _shares(data: Dataset, held_back: Dataset | None) -> tuple[Dataset, Indices, Indices]:
     """Return all samples, the places of those to train on, and of those that judge.
 
-    What was held back from calibration judges; without such samples, one in so many of the data does.
+    What was held back judges; without such samples, one in so many of the data does.
     """
     if held_back is None or held_back.read is not data.read:
         judges = np.arange(data.count) % HELD_BACK == HELD_BACK - 1
         return data, np.flatnonzero(~judges), np.flatnonzero(judges if judges.any() else ~judges)
-    numbers = np.union1d(data.numbers, held_back.numbers)
-    trained_on, judged_by = (np.flatnonzero(np.isin(numbers, part.numbers)) for part in (data, held_back))
-    return replace(data, numbers=numbers, labels=None), trained_on, judged_by
+    both = data.joined(held_back)
+    trained_on, judged_by = (np.flatnonzero(np.isin(both.numbers, part.numbers)) for part in (data, held_back))
+    return both, trained_on, judged_by
 
 
 @dataclass

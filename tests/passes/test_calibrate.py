@@ -38,13 +38,15 @@ from qcompile.simulation.numbers import calibration_method
 
 
 def seen(model: QModel, tensors: list[str]) -> Arrays:
-    """Return all values of tensors over the calibration samples, from the float model as it was loaded."""
-    assert model.data is not None
+    """Return all values of tensors over all samples, from the float model as it was loaded."""
+    assert model.data is not None and model.held_back is not None
     watched = onnx.ModelProto()
     watched.CopyFrom(model.source)
     own = {item.name for item in (*watched.graph.output, *watched.graph.input)}
     watched.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors if name not in own)
-    (feeds,) = model.data.batches(model.data.count)
+    samples = model.data.joined(model.held_back)
+    assert samples.count == model.data.count + model.held_back.count  # a range is one of all of them
+    (feeds,) = samples.batches(samples.count)
     return Session(watched, level="off", threads=1).run(feeds) | feeds
 
 
