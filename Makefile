@@ -1,14 +1,16 @@
 # No command needs another first, and nothing has to be installed but Python 3.11 or later.
 #   make demo                compile the embedded ResNet-20 to W4A4 and print its accuracy before and after
 #   make test                formatter, linter, types, import layers, tests
+#   make test-lowest         tests on the lowest versions that pyproject.toml allows; in an environment of its own
 #   make test-ort-training   the second training engine; in an environment of its own: 1.1 GB, and Python 3.11
 
 PYTHON ?= python3
+LOWEST_PYTHON ?= $(shell command -v python3.11 || echo $(PYTHON))
 ORT_TRAINING_PYTHON ?= $(shell command -v python3.11 || echo $(PYTHON))
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check tests test-ort-training clean
+.PHONY: demo test check tests test-lowest test-ort-training clean
 
 demo: .venv/installed
 	mkdir -p out
@@ -19,6 +21,9 @@ test: check tests
 
 tests: .venv/installed-dev
 	$(BIN)/python -m pytest
+
+test-lowest: .venv-lowest/installed
+	.venv-lowest/bin/python -m pytest
 
 test-ort-training: .venv/installed-dev .venv-ort-training/installed
 	QCOMPILE_ORT_TRAINING_PYTHON=$(CURDIR)/.venv-ort-training/bin/python \
@@ -44,6 +49,12 @@ check: .venv/installed-dev # all of `make test` that runs no test
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
+.venv-lowest/installed: pyproject.toml tools/lowest_versions.py
+	$(LOWEST_PYTHON) -m venv .venv-lowest
+	$(LOWEST_PYTHON) tools/lowest_versions.py > .venv-lowest/constraints.txt
+	.venv-lowest/bin/python -m pip install --quiet --constraint .venv-lowest/constraints.txt --editable '.[test]'
+	touch $@
+
 .venv-ort-training/installed: Makefile # the package is imported as onnxruntime too, so it cannot live in .venv
 	@$(ORT_TRAINING_PYTHON) -c 'import sys; sys.exit(sys.version_info >= (3, 12))' || \
 	  { echo "onnxruntime-training needs Python 3.11; name it with: make ORT_TRAINING_PYTHON=... test-ort-training" >&2; exit 1; }
@@ -52,4 +63,4 @@ check: .venv/installed-dev # all of `make test` that runs no test
 	touch $@
 
 clean:
-	rm -rf .venv .venv-ort-training out build *.egg-info
+	rm -rf .venv .venv-lowest .venv-ort-training out build *.egg-info

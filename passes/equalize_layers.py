@@ -63,7 +63,8 @@ def _pairs(graph: Graph) -> Iterator[tuple[Node, Node]]:
 
 def _chains(pairs: list[tuple[Node, Node]]) -> Iterator[list[tuple[Node, Node]]]:
     """Yield the pairs that share layers together: only one chain's weights are open at a time."""
-    linked = nx.Graph((first.name, second.name) for first, second in pairs)
+    linked: nx.Graph[str] = nx.Graph()
+    linked.add_edges_from((first.name, second.name) for first, second in pairs)
     for names in sorted(nx.connected_components(linked), key=min):
         yield [pair for pair in pairs if pair[0].name in names]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tomllib
 from importlib import import_module, util
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,15 @@ def test_outputs_of_a_process_are_those_of_a_session(tmp_path: Path, residual_mo
     subprocess.run([sys.executable, str(TOOLS / "run_outputs.py"), str(tmp_path / "jobs.json")], check=True)
     expected = b"".join(array.tobytes() for array in Session(residual_model, threads=1).run({"image": image}).values())
     assert (tmp_path / "output").read_bytes() == expected
+
+
+def test_every_dependency_has_a_lowest_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(TOOLS))
+    project = tomllib.loads((TOOLS.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = import_module("lowest_versions").constraints(project)
+    names = [line.partition("==")[0] for line in lines]
+    assert names[:-1] == [item.partition(">=")[0] for item in project["dependencies"]] and names[-1] == "matplotlib"
+    assert all(line.partition("==")[2].replace(".", "").isdigit() for line in lines)
 
 
 @pytest.mark.parametrize("found, said", [(b"abc", "equal"), (b"xbx", "2 of 3 bytes"), (b"ab", "2 bytes, not 3")])
