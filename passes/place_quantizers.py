@@ -22,6 +22,7 @@ from qcompile.ir import (
     topological,
 )
 from qcompile.ir.branches import deciding_inputs
+from qcompile.ir.protos import WEIGHT_READERS
 from qcompile.program.dag import activation_dag
 from qcompile.program.forms import clip_bounds, data_inputs, dictated, integer_form, operands
 from qcompile.qmodel import QModel
@@ -210,7 +211,7 @@ class _Placement:
         for pattern, weight_bits, input_bits in config.bits:
             matching = [node.name for node in compute if re.search(pattern, node.name)]
             if not matching:
-                raise no_match("--bits", pattern, compute)
+                raise self._no_bits(pattern, compute)
             for name in matching:
                 old = plan.nodes[name]
                 plan.nodes[name] = replace(
@@ -221,13 +222,22 @@ class _Placement:
                 )
         self._tell_unused(compute)
 
+    def _no_bits(self, pattern: str, compute: list[Node]) -> InputError:
+        """Return the error for --bits that name no layer on integers: the reason why a layer they name is float."""
+        for node in self.nodes:
+            if node.op in WEIGHT_READERS and re.search(pattern, node.name):
+                what = f"--bits {pattern!r} has no effect: {node.name!r} stays float ({self.reasons[node.name]})"
+                return InputError(what, remedy="leave it out")
+        return no_match("--bits", pattern, compute)
+
     def _tell_unused(self, compute: list[Node]) -> None:
         """Warn where the bits that were asked for are those of no layer."""
-        plain = [self.model.plan.nodes[node.name] for node in compute]
-        plain = [placed for placed in plain if not placed.reason]  # neither an end nor named by --bits
-        for flag in ("w", "a"):
+        placed = [self.model.plan.nodes[node.name] for node in compute]
+        if not all(item.reason for item in placed):  # neither an end nor named by --bits
+            return
+        for flag, found in (("w", "weight_bits"), ("a", "input_bits")):
             bits = getattr(self.model.config, flag)
-            if bits < WIDE and not plain:
+            if bits < WIDE and all(getattr(item, found) != bits for item in placed):
                 text = f"--{flag} {bits} has no effect: every layer is the first, the last, float or named by --bits"
                 self.model.journal.note(PlaceQuantizers.name, "warning", text=text)
 

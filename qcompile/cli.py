@@ -261,7 +261,7 @@ def naming_recipe(path: str | None, stored: Mapping[str, Any], given: Mapping[st
     except InputError as error:
         keys = {key.replace("_", "-"): value for key, value in stored.items() if key.replace("-", "_") not in given}
         asked = re.match(r"--([a-z-]+)|unknown recipe key '(.+)'", error.what)
-        named = (asked[1] or asked[2]) if asked else ""
+        named = (asked[1] or asked[2]).replace("_", "-") if asked else ""
         named = "precision" if named in ("w", "a") and named not in keys else named
         key = next((key for key, value in keys.items() if key == named or (error.where and error.where == value)), None)
         if key is None:
@@ -280,6 +280,9 @@ def check_request(files: Files, given: Mapping[str, Any], *, plan_only: bool) ->
         raise InputError(
             "--plan decides without numbers, so there is nothing to save", remedy="leave --plan or --save-plan out"
         )
+    if plan_only and files.load_plan:
+        what = "--plan decides anew, so --load-plan has no effect"
+        raise InputError(what, where=files.load_plan, remedy="leave --plan or --load-plan out")
     decided = [item.name for item in fields(Config) if flag_of(item).group in DECIDING]
     if files.load_plan and (asked := [name for name in ("precision", *decided, *RANGES) if name in given]):
         what = f"--{asked[0].replace('_', '-')} has no effect: the plan decides it"

@@ -333,6 +333,16 @@ BAD: dict[str, tuple[Callable[[], object], tuple[str, ...], str]] = {
         (*COMPILE, "--config", "r.toml"),
         "unknown recipe key 'precison' (r.toml: precison); did you mean 'precision'?",
     ),
+    "unknown recipe key with an underscore": (
+        lambda: Path("r.toml").write_text("out_folder = 'x'"),
+        (*COMPILE, "--config", "r.toml"),
+        "unknown recipe key 'out_folder' (r.toml: out-folder)",
+    ),
+    "a plan twice": (
+        lambda: Path("p.npz").write_bytes(b""),
+        ("model.onnx", "--plan", "--load-plan", "p.npz"),
+        "--plan decides anew, so --load-plan has no effect (p.npz)",
+    ),
     "unlike any flag": (NOTHING, (*COMPILE, "--frobnicate"), "unknown flag --frobnicate; see qcompile --help"),
     "value in a recipe": (
         lambda: Path("r.toml").write_text("w = 9"),

@@ -16,8 +16,9 @@ PREFIX = "qcompile."  # of our keys
 def tell_origin(emitted: ModelProto, model: QModel) -> None:
     """Copy the source's metadata and notes into `emitted`, and add ours: the same run gives the same bytes.
 
-    Kept are the model's documentation, producer, domain, version and properties, the graph's name, notes and
-    properties, and those of inputs, outputs and the nodes that are still there under their names.
+    Kept are types and shapes of inputs and outputs as they are declared, the model's documentation, producer, domain,
+    version and properties, the graph's name, notes and properties, and those of inputs, outputs and the nodes that
+    are still there under their names.
     """
     source = model.source
     for field in ("doc_string", "domain", "model_version", "producer_name", "producer_version"):
@@ -28,6 +29,7 @@ def tell_origin(emitted: ModelProto, model: QModel) -> None:
     values = {item.name: item for item in (*source.graph.input, *source.graph.output)}
     for item in (*emitted.graph.input, *emitted.graph.output):
         if item.name in values:
+            item.type.CopyFrom(values[item.name].type)  # no size is told or named that the source leaves open
             _copy_notes(values[item.name], item)
     nodes = {node.name: node for node in nodes_of(source) if node.name}
     for node in nodes_of(emitted):

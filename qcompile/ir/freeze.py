@@ -19,7 +19,11 @@ def freeze(model: ModelProto, fixed: Iterable[tuple[str, Any]]) -> ModelProto:
     frozen = ModelProto()
     frozen.CopyFrom(model)
     frozen.ir_version = max(model.ir_version, 4)  # from 4 on an initializer need not be an input as well
+    done = set[str]()
     for name, value in fixed:
+        if name in done:
+            raise InputError(f"--fix {name} is given twice", remedy="leave one of them out")
+        done.add(name)
         inputs = {item.name: item for item in free_inputs(frozen)}
         if name in inputs:
             frozen.graph.initializer.append(numpy_helper.from_array(constant(inputs[name], value), name))
@@ -43,15 +47,16 @@ def constant(item: ValueInfoProto, value: Any) -> NDArray[Any]:
     given = np.asarray(value)
     shape = [dim.dim_value if dim.HasField("dim_value") else None for dim in sizes(item)]
     if given.ndim == 0 and None not in shape:
-        given = np.full([size or 0 for size in shape], value)
+        given = np.full([size or 0 for size in shape], given)
     if given.ndim != len(shape) or any(size not in (None, have) for size, have in zip(shape, given.shape)):
         wanted = ["?" if size is None else size for size in shape]
         what = f"{where}: the input takes {wanted}, the value is {list(given.shape)}".replace("'", "")
         raise InputError(what, remedy="give a value of that shape")
     dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
     with np.errstate(all="ignore"):
-        made = given.astype(dtype)
-    if not np.array_equal(made, given) and (dtype.kind != "f" or not np.isfinite(made).all()):
+        made = np.zeros(given.shape, dtype) if (beyond := given.dtype == object) else given.astype(dtype)  # of 64 bits
+    exact = not beyond and np.array_equal(made, given)
+    if not exact and (beyond or dtype.kind != "f" or not np.isfinite(made).all()):
         raise InputError(f"{where}: {value} is no {dtype}", remedy="give values of the input's type")
     return made
 

@@ -104,9 +104,9 @@ class Plan:
         return narrow if narrow in self.specs else root
 
     def precision(self) -> str:
-        """Return the bits of the layers between the first and the last, as w4a4; of a mixture how many have which."""
+        """Return the bits of the layers as w4a4, of a mixture how many have which; a first or last one at 8 is usual."""
         layers = [node for node in self.nodes.values() if node.weight_bits]
-        inner = [node for node in layers if node.reason != ENDS] or layers
+        inner = [node for node in layers if node.reason != ENDS or node.weight_bits < 8] or layers
         counts = Counter(f"w{node.weight_bits}a{node.input_bits}" for node in inner).most_common()
         if len(counts) > 1:
             return f"mixed ({', '.join(f'{count} {bits}' for bits, count in counts)})"

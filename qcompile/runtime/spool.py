@@ -70,7 +70,7 @@ class Spool:
 
     def put(self, name: str, batch: int, array: Array) -> None:
         """Keep `array`; the caller no longer changes it. Raises InputError where the disk is full."""
-        if array.nbytes <= self._free:
+        if array.nbytes <= self._free or array.dtype == object:  # texts are references, which no file can hold
             self._free -= array.nbytes
             self._held.setdefault(name, {})[batch] = array
             return

@@ -97,7 +97,7 @@ class Sides:
                         where=self.data.source,
                         remedy="cut them to one (images: --preprocess with a size or a crop), or use --method rtn",
                     )
-                found.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+                found.update(_hashed(array))
             self.count += samples
         self.digest = found.hexdigest()
         self.shapes |= {(QUANTIZED, name): shape for (_, name), shape in self.shapes.items()}
@@ -372,6 +372,13 @@ class Sides:
 
     def _parts(self, samples: Places) -> Iterator[Places]:
         return (samples[start : start + self.part] for start in range(0, len(samples), self.part))
+
+
+def _hashed(array: Array) -> Any:
+    """Return what stands for the values of an array in a hash: their bytes, or texts as Python writes them."""
+    if array.dtype == object:
+        return repr(array.tolist()).encode()
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def _of_nodes(steps: Sequence[Step], nodes: Collection[str]) -> set[int]:

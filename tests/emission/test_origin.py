@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 from numpy.typing import NDArray
-from onnx import helper
+from onnx import helper, numpy_helper
 
 import qcompile
 from qcompile import Config
@@ -68,3 +69,19 @@ def test_a_source_that_says_nothing(residual_model: onnx.ModelProto, residual_da
     assert made.producer_name == "qcompile" and made.doc_string == ""
     assert set(properties(made)) == {f"qcompile.{key}" for key in ("version", "bits", "target", "recipe", "source")}
     assert not any(properties(node) for node in made.graph.node)
+
+
+@pytest.mark.parametrize("sizes", ["?,?,?,?", "N,C,H,W", "2,8,6,6"])
+def test_inputs_and_outputs_are_declared_as_in_the_source(sizes: str) -> None:
+    source = onnx.parser.parse_model(f"""<ir_version: 8, opset_import: ["": 17]>
+    g (float[{sizes.replace("8", "3")}] x) => (float[{sizes}] y, float z) {{
+        a = Conv <kernel_shape = [1,1]> (x, w)   r = Relu(a)   y = Conv(r, v)   z = ReduceMax <keepdims = 0> (y)
+    }}""")
+    rng = np.random.default_rng(0)
+    for name, shape in (("w", (8, 3, 1, 1)), ("v", (8, 8, 1, 1))):
+        source.graph.initializer.append(numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name))
+    source.graph.output[1].type.tensor_type.ClearField("shape")
+    data = {"x": rng.standard_normal((8, 3, 6, 6)).astype(np.float32)}
+    made = qcompile.compile(source, Config(threads=1), data).model
+    assert list(made.graph.input) == list(source.graph.input)
+    assert list(made.graph.output) == list(source.graph.output)

@@ -46,6 +46,8 @@ def test_one_number_fills_a_known_shape() -> None:
         ("gain", [1, 2], r"--fix gain: the input takes \[4\], the value is \[2\]"),
         ("half", 1, r"--fix half: the input takes \[\?\], the value is \[\]"),
         ("half", [1e6], "--fix half: .1000000.0. is no float16"),
+        ("rate", 10**30, "--fix rate: 1000000000000000000000000000000 is no int64"),
+        ("gain", [1, 2, 3, 10**400], "--fix gain: .* is no float32"),
         ("N", 2.5, "--fix N: 2.5 is no size"),
         ("N", True, "--fix N: True is no size"),
     ],
@@ -53,3 +55,8 @@ def test_one_number_fills_a_known_shape() -> None:
 def test_wrong_values_are_named(name: str, value: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         freeze(model(), [(name, value)])
+
+
+def test_what_is_fixed_twice_is_named() -> None:
+    with pytest.raises(InputError, match="--fix rate is given twice"):
+        freeze(model(), [("rate", 3), ("rate", 4)])

@@ -124,6 +124,10 @@ def test_products_of_activations_have_8_bits_unless_they_are_named() -> None:
         ({"bits": (("conv9", 4, 4),)}, r"--bits 'conv9' matches no node; did you mean 'conv\d'\?"),
         ({"bits": (("relu1", 4, 4),)}, "--bits 'relu1' matches no node"),  # it has no bits of its own
         ({"keep_float": ("conv1", "nothing")}, "--keep-float 'nothing' matches no node"),
+        (
+            {"keep_float": ("conv2",), "bits": (("conv2$", 4, 4),)},
+            r"--bits 'conv2\$' has no effect: 'conv2' stays float \(--keep-float conv2\)",
+        ),
     ],
 )
 def test_pattern_that_matches_nothing_is_an_error(settings: dict[str, Any], message: str) -> None:

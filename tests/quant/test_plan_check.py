@@ -64,6 +64,8 @@ def test_precision_is_that_of_the_inner_layers() -> None:
     assert plan.precision() == "w4a4"
     plan.nodes["c"] = NodePlan(Form.COMPUTE, "--bits c", 6, 8)
     assert plan.precision() == "mixed (2 w4a4, 1 w6a8)"
+    plan.nodes["first"] = NodePlan(Form.COMPUTE, "first or last", 3, 3)  # not at the usual 8
+    assert plan.precision() == "mixed (2 w4a4, 1 w3a3, 1 w6a8)"
 
 
 def test_a_plan_without_a_problem() -> None:

@@ -33,6 +33,7 @@ def test_arrays_come_back(memory: int) -> None:
         ("floats", 1): random.normal(size=(2, 4)).astype(np.float32)[:, ::2],  # not contiguous
         ("codes", 0): random.integers(0, 256, (5, 2, 2)).astype(np.uint8),
         ("whole", 7): np.array(3, np.int64),
+        ("texts", 0): np.array(["a", "é"], object),
         ("empty", 0): np.zeros((0, 3), np.float32),
         ("truth/with:odd*name", 0): np.array([True, False]),
     }

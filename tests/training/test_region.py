@@ -55,6 +55,20 @@ def first_trainable(spool: Spool, name: str, skip: int = 0, **settings: Any) -> 
     raise AssertionError("no unit has weights")
 
 
+def test_samples_are_told_apart_by_their_texts() -> None:
+    text = """<ir_version: 10, opset_import: ["": 21]> g (float[N,3,6,6] x, string[N] who) => (float[N,4,6,6] y, string[N] z)
+    <float[4,3,1,1] A> { [head] y = Conv(x, A)  z = Identity(who) }"""
+    model = compiled(text, (*CORRECT, PartitionUnits()))
+    images = np.random.default_rng(0).standard_normal((4, 3, 6, 6)).astype(np.float32)
+
+    def digest(*names: str) -> str:
+        data = open_dataset({"x": images, "who": np.array(names)}, input_infos(model.graph), None)
+        with Spool() as spool:
+            return Sides(model.graph, model.plan, data, 1, spool).digest
+
+    assert digest("a", "b", "c", "d") == digest("a", "b", "c", "d") != digest("a", "b", "c", "e")
+
+
 def graph_of(model: QModel, sides: Sides, numbers: list[int], quantized: float = 0.5) -> StepGraph:
     steps = [sides.program().steps[k] for k in numbers]
     inner = sides.inner_shapes(numbers, BATCH)
