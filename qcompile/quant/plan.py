@@ -104,7 +104,7 @@ class Plan:
         return narrow if narrow in self.specs else root
 
     def precision(self) -> str:
-        """Return the bits of the layers as w4a4, of a mixture how many have which; a first or last one at 8 is usual."""
+        """Return the bits of the layers as w4a4, of a mixture how many have which; ends at 8 are usual."""
         layers = [node for node in self.nodes.values() if node.weight_bits]
         inner = [node for node in layers if node.reason != ENDS or node.weight_bits < 8] or layers
         counts = Counter(f"w{node.weight_bits}a{node.input_bits}" for node in inner).most_common()

@@ -56,7 +56,7 @@ def first_trainable(spool: Spool, name: str, skip: int = 0, **settings: Any) -> 
 
 
 def test_samples_are_told_apart_by_their_texts() -> None:
-    text = """<ir_version: 10, opset_import: ["": 21]> g (float[N,3,6,6] x, string[N] who) => (float[N,4,6,6] y, string[N] z)
+    text = """g (float[N,3,6,6] x, string[N] who) => (float[N,4,6,6] y, string[N] z)
     <float[4,3,1,1] A> { [head] y = Conv(x, A)  z = Identity(who) }"""
     model = compiled(text, (*CORRECT, PartitionUnits()))
     images = np.random.default_rng(0).standard_normal((4, 3, 6, 6)).astype(np.float32)
