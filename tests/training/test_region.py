@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from networks import CORRECT, NETWORKS, compiled, samples
+from networks import CORRECT, NETWORKS, compiled, network, samples
 
-from qcompile import QModel
+from qcompile import Config, QModel, open_model
 from qcompile.api import input_infos
 from qcompile.data import open_dataset
 from qcompile.emission.bias import integer_bias
@@ -58,11 +58,12 @@ def first_trainable(spool: Spool, name: str, skip: int = 0, **settings: Any) -> 
 def test_samples_are_told_apart_by_their_texts() -> None:
     text = """g (float[N,3,6,6] x, string[N] who) => (float[N,4,6,6] y, string[N] z)
     <float[4,3,1,1] A> { [head] y = Conv(x, A)  z = Identity(who) }"""
-    model = compiled(text, (*CORRECT, PartitionUnits()))
     images = np.random.default_rng(0).standard_normal((4, 3, 6, 6)).astype(np.float32)
 
     def digest(*names: str) -> str:
-        data = open_dataset({"x": images, "who": np.array(names)}, input_infos(model.graph), None)
+        given = {"x": images, "who": np.array(names)}
+        model = open_model(network(text), Config(threads=1), given)
+        data = open_dataset(given, input_infos(model.graph), None)
         with Spool() as spool:
             return Sides(model.graph, model.plan, data, 1, spool).digest
 
