@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from qcompile.errors import InputError
 
-MEMORY = 192 << 20  # bytes kept in memory
+MEMORY = 48 << 20  # bytes kept in memory
 Array = NDArray[Any]
 
 
