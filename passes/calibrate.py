@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from qcompile.errors import InputError
+from qcompile.data.dataset import Dataset
+from qcompile.errors import InputError, QCompileError
 from qcompile.qmodel import QModel
+from qcompile.runtime.session import Session
 from qcompile.simulation.numbers import choose_numbers
 
 
@@ -28,6 +30,18 @@ class Calibrate:
         if model.data is None:
             raise InputError("no calibration data", remedy="give samples with --data, or ask for --random-data")
         samples = model.data.joined(model.held_back)
-        for name in choose_numbers(model.graph, model.plan, model.config, samples):
+        try:
+            shared = choose_numbers(model.graph, model.plan, model.config, samples)
+        except QCompileError:
+            run_source(model, samples)  # a sample that it cannot take either is no fault of ours
+            raise
+        for name in shared:
             model.journal.note(self.name, "one quantizer for all inputs", node=name)
         return len(model.plan.quantizers) + len(model.plan.weights)
+
+
+def run_source(model: QModel, samples: Dataset) -> None:
+    """Raise InputError where the source itself cannot run on one of these samples."""
+    source = Session(model.source, threads=model.config.threads, fault=InputError)
+    for feeds in samples.batches(1):
+        source.run(feeds, [])
