@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from qcompile.config import Config
 from qcompile.data.dataset import Dataset, first_batch_summary
 from qcompile.errors import InputError
+from qcompile.ir import Constant
 from qcompile.qmodel import Arrays, QModel
 from qcompile.runtime.agreement import scores_classes
 from qcompile.runtime.outputs import Kind, Output, describe_outputs
@@ -56,6 +57,7 @@ class CheckData:
         """Raise InputError, or warn, where outputs of the float model on `model.data` show that something is wrong."""
         assert model.data is not None
         described = describe_outputs(model.graph, labelled=model.evaluation is not None)
+        constant = {tensor.name for tensor in model.graph.outputs if isinstance(tensor, Constant)}
         for name, values in outputs.items():
             if values.dtype.kind == "f" and not np.isfinite(values).all():
                 raise InputError(
@@ -63,7 +65,8 @@ class CheckData:
                     where=model.data.source,
                     remedy="check the model, --data and --preprocess",
                 )
-            if problem := degenerate(values, described.get(name, Output()).kind):
+            problem = "" if name in constant else degenerate(values, described.get(name, Output()).kind)
+            if problem:
                 text = f"the float model's output {name!r} {problem}; check --preprocess and --data"
                 model.journal.note(self.name, "warning", text=text)
         if model.evaluation is not None and model.evaluation.labels is not None:

@@ -22,7 +22,7 @@ from qcompile.ir import (
     topological,
 )
 from qcompile.ir.branches import deciding_inputs
-from qcompile.ir.protos import WEIGHT_READERS
+from qcompile.ir.protos import WEIGHT_READERS, nodes_of
 from qcompile.program.dag import activation_dag
 from qcompile.program.forms import clip_bounds, data_inputs, dictated, integer_form, operands
 from qcompile.qmodel import QModel
@@ -61,6 +61,8 @@ class PlaceQuantizers:
                 model.journal.note(self.name, "kept float", node=name, reason=node.reason)
         placed = sum(node.form is Form.COMPUTE for node in model.plan.nodes.values())
         if not placed:
+            if not any(node.op_type in WEIGHT_READERS for node in nodes_of(model.source)):
+                raise InputError("nothing to quantize: the model has no Conv, Gemm or MatMul")
             reasons = sorted({n.reason for n in model.plan.nodes.values() if n.reason})
             raise InputError(
                 "nothing to quantize: no Conv, Gemm or MatMul can run on integers",

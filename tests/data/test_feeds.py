@@ -77,6 +77,12 @@ def test_function_yields_batches_of_any_size() -> None:
     assert data.count == 8 and "batches" in data.source
 
 
+def test_a_function_may_return_all_samples_at_once() -> None:
+    whole = {"x": np.repeat(np.arange(5, dtype=np.float32)[:, None], 2, 1), "mask": np.ones((5, 3), np.int64)}
+    assert firsts(open_dataset(lambda: whole, INPUTS, None)) == [0, 1, 2, 3, 4]
+    assert firsts(open_dataset(lambda: whole["x"], INPUTS[:1], None)) == [0, 1, 2, 3, 4]
+
+
 def test_sequences_of_differing_length_are_stacked_by_length() -> None:
     data = open_dataset(lambda: [feed(0), feed(1), feed(2, length=5), feed(3)], INPUTS, None)
     assert [item["mask"].shape for item in data.batches(4)] == [(2, 3), (1, 5), (1, 3)]

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from qcompile.api import open_model
 from qcompile.errors import InputError
 from qcompile.passes.check_data import CheckData, degenerate
+from qcompile.passes.normalize_graph import NormalizeGraph
 from qcompile.runtime.outputs import Kind
 
 RANDOM = np.random.default_rng(0)
@@ -86,3 +87,15 @@ def test_labels_are_checked_before_the_work(residual_model: onnx.ModelProto, res
     model = open_model(residual_model, data=residual_data, evaluation={**residual_data, "labels": labels})
     with pytest.raises(InputError, match="cannot be compared with the outputs pooled"):
         CheckData().run(model)
+
+
+def test_an_output_that_no_sample_reaches_is_no_sign() -> None:
+    source = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["": 17]>
+    g (float[N,4] x) => (float[N,2] y, float[2,2] prior)
+    <float[2,4] a = {1,2,3,4,5,6,7,8}, float[4,2] b = {1,0,0,1,0,0,0,1}> {
+        y = MatMul(x, b)   prior = MatMul(a, b)
+    }""")
+    model = open_model(source, data={"x": RANDOM.standard_normal((16, 4)).astype(np.float32)})
+    NormalizeGraph().run(model)
+    CheckData().run(model)
+    assert [entry["what"] for entry in model.journal.entries if entry["what"] == "warning"] == []
