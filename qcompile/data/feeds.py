@@ -81,8 +81,8 @@ def test_data_dataset(folders: Sequence[Path], intake: Intake) -> Dataset:
 def function_dataset(function: Feeds, intake: Intake, samples: int | None) -> Dataset:
     """Return the samples that `function()` yields, each item a batch (`as_feed`); the first `samples`, if given.
 
-    A mapping or an array that it returns is one batch. It is called without arguments for every pass over the data, has to give the same each time, and has to end unless
-    `samples` is given.
+    A mapping or an array that it returns is one batch. It is called without arguments for every pass over the data, has
+    to give the same each time, and has to end unless `samples` is given.
     """
 
     def feeds() -> Iterator[Feed]:
