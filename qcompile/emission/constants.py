@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,10 @@ class Constants:
         proto.name = self.unique(proto.name)
         self.protos.append(proto)
         return str(proto.name)
+
+    def keep(self, read: Collection[str]) -> None:
+        """Drop what is not among the names that are read."""
+        self.protos = [proto for proto in self.protos if proto.name in read]
 
     def unique(self, stem: str) -> str:
         """Return `stem`, or `stem_2`, `stem_3` ...: a name not yet taken, which is taken now."""

@@ -105,9 +105,11 @@ class Emitter:
         return helper.make_model(graph, opset_imports=imports, ir_version=ir_version, producer_name="qcompile")
 
     def _drop_unread(self, outputs: set[str]) -> None:
-        """Drop a DequantizeLinear whose only reader took another way to the codes."""
+        """Drop a DequantizeLinear whose only reader took another way to the codes, and constants of other spellings."""
         read = outputs | {name for node in all_nodes(self.nodes) for name in node.input}
         self.nodes = [node for node in self.nodes if node.op_type != "DequantizeLinear" or node.output[0] in read]
+        read = outputs | {name for node in all_nodes(self.nodes) for name in node.input}
+        self.constants.keep(read)
 
     # one writer per kind of step
 
