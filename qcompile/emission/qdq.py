@@ -80,7 +80,7 @@ class Emitter:
             value.name for step in self.program.steps if step.kind is Kind.QUANTIZE for value in step.inputs
         }
         self.sources: dict[str, Value] = {}  # float tensor -> the codes it was read from
-        self.products: set[str] = set()  # float32 outputs of integer kernels
+        self.products: set[str] = set()  # float32 outputs of integer kernels, and those transposed
         self.opset = self.graph.opset
 
     def model(self) -> onnx.ModelProto:
@@ -199,6 +199,8 @@ class Emitter:
         if operators := [] if self.fake else spelling(node, inputs, self.products, self.constants.add):
             self._row(node, inputs[0], operators)
         else:
+            if node.op == "Transpose" and inputs[0] in self.products:  # ONNX Runtime moves it behind what follows
+                self.products.add(node.outputs[0].name)
             inputs = [self._in_place(node, name) for name in inputs[:1]] + inputs[1:]
             self.nodes.append(node_proto(node, inputs, [tensor.name for tensor in node.outputs]))
 

@@ -43,7 +43,8 @@ Operators = list[tuple[str, list[str]]]  # in a row: each with its inputs behind
 def spelling(node: Node, inputs: list[str], products: Collection[str], constant: Constant) -> Operators:
     """Return the operators to write for a float node with these inputs, or [] where it is written as it stands.
 
-    `products` are the float32 outputs of integer kernels; `constant` stores an array and returns its name.
+    `products` are the float32 outputs of integer kernels, transposed or not; `constant` stores an array and returns its
+    name.
     """
     if node.op == "PRelu":
         return _prelu(node, inputs, constant)

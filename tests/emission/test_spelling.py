@@ -32,6 +32,11 @@ CASES = {
     ),
     "MatMul, Relu": (ROWS + "{ a = MatMul(x, W) r = Relu(a) y = Exp(r) }", "Max Exp"),
     "MatMul of tokens, Relu": (TOKENS + "{ a = MatMul(x, W) r = Relu(a) y = Exp(r) }", "Max Exp"),
+    "MatMul of tokens, a Transpose, Relu": (
+        "net (float[N,6,32] x, float[32,32] W) => (float[N,32,6] y)"
+        "{ a = MatMul(x, W) t = Transpose<perm = [0,2,1]>(a) r = Relu(t) e = Exp(r) y = Neg(e) }",
+        "Max Transpose Exp Neg",
+    ),
     "the clip is an output": (ROWS + "{ a = Gemm(x, W, B) y = Relu(a) }", "Max"),
     "a mover behind the clip": (
         TOKENS + "{ a = MatMul(x, W) r = Relu(a) t = Transpose<perm = [0,2,1]>(r) s = ReduceSum(t)"
