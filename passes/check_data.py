@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcompile.config import Config
+from qcompile.data.arrays import READY
 from qcompile.data.dataset import Dataset, first_batch_summary
 from qcompile.errors import InputError
 from qcompile.ir import Constant
@@ -48,7 +49,7 @@ class CheckData:
         feeds = list(islice(model.data.batches(1), count))  # so few at once that activations of large images stay small
         runs = [session.run(feed) for feed in feeds]
         model.journal.note(self.name, "first batch", inputs=summary(model.data, feeds))
-        for text in void_batches(model.config, model.data):
+        for text in (*void_batches(model.config, model.data), *void_preprocessing(model)):
             model.journal.note(self.name, "warning", text=text)
         self.check_outputs(model, {name: joined([run[name] for run in runs]) for name in runs[0]})
         return 0
@@ -79,6 +80,13 @@ def void_batches(config: Config, data: Dataset) -> list[str]:
     return [
         f"{name} has no effect: one sample in each run, since {data.alone}" for name, count in given.items() if count
     ]
+
+
+def void_preprocessing(model: QModel) -> list[str]:
+    """Return a line about a preprocessing that nothing passes, since no array is an image."""
+    sources = [data.source for data in (model.data, model.evaluation) if data is not None]
+    void = model.config.preprocess and all(READY in source for source in sources)
+    return ["--preprocess has no effect: the data are no images (uint8), but ready inputs"] if void else []
 
 
 def refusal(session: Session, data: Dataset) -> str:

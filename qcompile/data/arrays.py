@@ -29,6 +29,7 @@ from qcompile.errors import InputError
 
 NPY, ZIP = b"\x93NUMPY", b"PK"  # what such files begin with
 REMEDY = "write the file with numpy.savez"
+READY = "ready input: no preprocessing applied"  # in `source` of arrays that are no images
 
 
 def load_file(path: Path, intake: Intake) -> Mapping[str, NDArray[Any]]:
@@ -66,7 +67,7 @@ def array_dataset(arrays: Mapping[str, NDArray[Any]], intake: Intake) -> Dataset
     ranks = {name: array.ndim for name, array in chosen.items()}
     intake, source = replace(intake, inputs=with_ranks(intake.inputs, ranks)), intake.where
     if intake.preprocess and not any(is_image(chosen[info.name], info) for info in intake.inputs):
-        source += " (ready input: no preprocessing applied)"
+        source += f" ({READY})"
     if intake.alone or not are_stacked(chosen, intake.inputs):
         return feeds_of(chosen, labels, replace(intake, alone=intake.alone or NOT_STACKED), source)
     count = common_rows(chosen, intake.where)

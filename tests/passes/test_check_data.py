@@ -8,6 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from qcompile.api import open_model
+from qcompile.config import Config
 from qcompile.errors import InputError
 from qcompile.passes.check_data import CheckData, degenerate
 from qcompile.passes.normalize_graph import NormalizeGraph
@@ -99,3 +100,13 @@ def test_an_output_that_no_sample_reaches_is_no_sign() -> None:
     NormalizeGraph().run(model)
     CheckData().run(model)
     assert [entry["what"] for entry in model.journal.entries if entry["what"] == "warning"] == []
+
+
+def test_a_preprocessing_that_nothing_passes_is_told(residual_model: onnx.ModelProto, residual_data: Data) -> None:
+    def told(data: Data) -> list[str]:
+        model = open_model(residual_model, Config(preprocess="imagenet-norm", threads=1), data)
+        CheckData().run(model)
+        return [entry["text"] for entry in model.journal.entries if "--preprocess has" in entry.get("text", "")]
+
+    assert told(residual_data) == ["--preprocess has no effect: the data are no images (uint8), but ready inputs"]
+    assert told({"image": RANDOM.integers(0, 256, (16, 8, 8, 3)).astype(np.uint8)}) == []
