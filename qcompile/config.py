@@ -212,7 +212,7 @@ def check(settings: Config | Files) -> None:
     for item in fields(settings):
         value, known = getattr(settings, item.name), flag_of(item)
         where = f"--{item.name.replace('_', '-')}"
-        if value == item.default:
+        if type(value) is type(item.default) and value == item.default:  # 8.0 and True are no whole numbers
             continue
         if isinstance(item.default, tuple):
             if not isinstance(value, tuple):

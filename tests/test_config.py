@@ -108,6 +108,8 @@ def test_overrides_are_read_from_the_right() -> None:
         ({"a": 1}, "--a 1 is out of range"),
         ({"w": "four"}, "give a whole number"),
         ({"w": True}, "give a whole number"),
+        ({"w": 8.0}, "--w 8.0 has the wrong type; give a whole number"),  # it equals the default
+        ({"seed": False}, "--seed False has the wrong type"),
         ({"seed": -1}, "give 0 or more"),
         (
             {"percentile": 99.9},
