@@ -87,11 +87,16 @@ def as_array(value: Any, where: str) -> NDArray[Any]:
     try:
         if hasattr(value, "detach"):  # torch's, with a gradient or on a device
             value = value.detach().cpu()
-        return np.asarray(value)
+        array = np.asarray(value)
     except Exception as error:  # whatever the other library raises
         reason = str(error).partition("\n")[0]
         what = f"the data holds a {type(value).__name__} that is no array: {reason}"
         raise InputError(what, where=where, remedy="give numpy arrays") from error
+    objects = array.flat if array.dtype == object else ()
+    if name := next((type(item).__name__ for item in objects if not isinstance(item, str | bytes)), ""):
+        what = f"the data holds an array of objects ({name}), not of numbers or texts"
+        raise InputError(what, where=where, remedy="give it a type, such as .astype(np.float32)")
+    return array
 
 
 def bind(names: Collection[str], inputs: Sequence[InputInfo], where: str) -> dict[str, str]:

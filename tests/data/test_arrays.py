@@ -143,6 +143,11 @@ def broken_at(sample: int, value: float) -> np.ndarray:
     [
         ({"left": np.zeros((2, 2)), "rigth": np.zeros((2, 3))}, PAIR, "input 'right'; its arrays: 'left', 'rigth'"),
         ({"image": [[1, 2], [3]]}, NCHW, "the data holds a list that is no array: setting an array.*give numpy arrays"),
+        (
+            {"image": np.zeros((4, 3, 2, 2), np.float32).astype(object)},
+            NCHW,
+            r"the data holds an array of objects \(float\), not of numbers or texts",
+        ),
         ({"labels": LABELS}, NCHW, "no array for the model's input 'image'"),
         ({}, NCHW, "no array for the model's input 'image'; its arrays: none"),
         ({"left": np.zeros((2, 2)), "right": np.zeros((3, 3))}, PAIR, "same number of samples: 'left' 2, 'right' 3"),
