@@ -5,9 +5,10 @@ from __future__ import annotations
 from contextlib import suppress
 
 import onnx
-from onnx import ModelProto, TensorProto
+from onnx import ModelProto, TensorProto, ValueInfoProto
 
 from qcompile.ir.floats import check_ports, to_float32
+from qcompile.ir.freeze import sizes
 from qcompile.ir.functions import inline
 from qcompile.ir.graph import Graph
 from qcompile.ir.load import import_graph
@@ -29,11 +30,31 @@ def prepare(model: ModelProto, oldest: int, newest: int | None = None) -> Graph:
         light = raised(light, oldest)
     elif newest is not None and opset(light) > newest:
         light = lowered(light, newest)
+    _forget_stale_shapes(light)
     with suppress(Exception):  # a model of custom operators keeps the shapes it came with
         light = onnx.shape_inference.infer_shapes(light, data_prop=True)
     graph = import_graph(light, weights)
     graph.notes = notes
     return graph
+
+
+def _forget_stale_shapes(light: ModelProto) -> None:
+    """Drop recorded shapes of inner tensors where one contradicts what follows: an edit left them behind."""
+    bare = ModelProto()
+    bare.CopyFrom(light)
+    del bare.graph.value_info[:]
+    with suppress(Exception):  # what cannot be inferred contradicts nothing
+        found = {info.name: info for info in onnx.shape_inference.infer_shapes(bare).graph.value_info}
+        if any(info.name in found and _contradict(info, found[info.name]) for info in light.graph.value_info):
+            del light.graph.value_info[:]
+
+
+def _contradict(one: ValueInfoProto, other: ValueInfoProto) -> bool:
+    if not (one.type.tensor_type.HasField("shape") and other.type.tensor_type.HasField("shape")):
+        return False
+    pairs = list(zip(sizes(one), sizes(other)))
+    known = [(a.dim_value, b.dim_value) for a, b in pairs if a.HasField("dim_value") and b.HasField("dim_value")]
+    return len(sizes(one)) != len(sizes(other)) or any(a != b for a, b in known)
 
 
 def plain_model(model: ModelProto) -> ModelProto:

@@ -79,6 +79,8 @@ def _constant_weight(node: Node) -> str:
     weight = constant_value(node.inputs[1])
     if weight is None or weight.dtype != np.float32:
         return "its weight is not a float32 constant"
+    if not weight.size:
+        return "its weight has no values"
     bias = node.inputs[2] if len(node.inputs) > 2 and node.inputs[2].name else None
     if bias is None:
         return ""
@@ -101,6 +103,8 @@ def _matmul(node: Node) -> str:
     left, right = (constant_value(tensor) for tensor in node.inputs)
     if left is not None:
         return "its first operand is constant"
+    if right is not None and not right.size:
+        return "its weight has no values"
     return "" if right is None or right.ndim == 2 else "its weight is not a matrix"
 
 

@@ -42,6 +42,16 @@ def with_weight(model: ModelProto, name: str, values: NDArray[Any], kind: int) -
     return model
 
 
+@pytest.mark.parametrize("shape", [["N", 99], [4, 5, 1]])
+def test_shapes_that_an_edit_left_behind_are_forgotten(shape: list[int | str]) -> None:
+    source = parser.parse_model("""<ir_version: 8, opset_import: ["": 18]> g (float[N,3] x) => (float[N,2] y)
+    <float[3,5] a = {1,2,3,4,5,6,7,8,9,10,11,12,13,14,15}, float[5,2] b = {1,0,0,1,1,0,0,1,1,0}> {
+        h = MatMul(x, a)  r = Relu(h)  y = MatMul(r, b) }""")
+    source.graph.value_info.append(helper.make_tensor_value_info("h", TensorProto.FLOAT, shape))
+    graph = prepare(source, 18)
+    assert list(graph.tensors()["h"].shape) == list(graph.tensors()["r"].shape) == ["N", 5]
+
+
 # --- floats
 
 KINDS = {"float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16, "double": TensorProto.DOUBLE}

@@ -25,7 +25,7 @@ from qcompile.quant.plan import Form
 from qcompile.targets.schema import Target
 
 TARGET = Target.load("ort-cpu")
-CONSTANTS = """float zero = {0}, float one = {1}, float two = {2}, float[0] nothing = {},
+CONSTANTS = """float zero = {0}, float one = {1}, float two = {2}, float[0] nothing = {}, float[4,0] none = {},
   int64[8] p = {0,0,1,0,0,0,0,1}, int64[1] i0 = {0}, int64[1] i2 = {2}, int64[1] last = {-1}, int64[4] grow = {1,1,2,2},
   float[4] s = {1,1,2,2}, int64[3] sizes = {0,0,-1}, float[1] ones = {1}, int64[4] whole = {2,4,6,6}"""
 
@@ -100,6 +100,8 @@ FLOAT = {
     "Gemm(rows, M, ones)": "its bias is not one constant per output channel",
     "MatMul(M3, x)": "its first operand is constant",
     "MatMul(x, M3)": "its weight is not a matrix",
+    "MatMul(rows, none)": "its weight has no values",
+    "Gemm(rows, none)": "its weight has no values",
     "Add(d, d)": "not float32",
     "Add(x, nothing)": "not float32",
     "Mul(d, d)": "not float32",
