@@ -128,10 +128,11 @@ def _next_layer(graph: Graph, node: Node) -> Node | None:
 
 def _equalize(first: Layer, second: Layer) -> bool:
     """Rescale the channels between two layers; False where they are equal already."""
-    r1 = np.abs(first.weight).max((2, 3)).reshape(-1)
-    r2 = np.abs(second.weight).max((1, 3)).reshape(-1)
+    r1 = np.abs(first.weight).max((2, 3), initial=0).reshape(-1)
+    r2 = np.abs(second.weight).max((1, 3), initial=0).reshape(-1)
     scale = np.ones_like(r1)
     alive = (r1 > DEAD * r1.max(initial=0)) & (r2 > DEAD * r2.max(initial=0))
+    alive &= np.minimum(r1, r2) >= np.finfo(np.float32).tiny  # below, weights have lost bits that scaling would show
     scale[alive] = np.sqrt(r1[alive] / r2[alive])
     if np.abs(np.log(scale)).max(initial=0) < SETTLED:
         return False

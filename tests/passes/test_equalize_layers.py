@@ -92,6 +92,20 @@ def test_dead_channels_are_left_alone(model_of: Build, as_qmodel: AsQModel, same
     same_outputs(source, model.graph, MAP)
 
 
+def test_weights_that_have_lost_bits_or_have_no_values_are_left_alone(model_of: Build, as_qmodel: AsQModel) -> None:
+    for size, factor in ((4, 1e-42), (0, 1.0)):
+        source = model_of(
+            f"g (float[N,6] x, float[6,4] W, float[4,{size}] U) => (float[N,{size}] y)"
+            "{ a = MatMul(x, W) r = Relu(a) y = MatMul(r, U) }"
+        )
+        tensor = source.graph.initializer[0]
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(factor), tensor.name))
+        model = folded(source, as_qmodel)
+        weight = np.array(model.graph.nodes[0].inputs[1].values)
+        assert EqualizeLayers().run(model) == 0
+        np.testing.assert_array_equal(model.graph.nodes[0].inputs[1].values, weight)
+
+
 @settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(spread=st.lists(st.floats(-3, 3), min_size=6, max_size=6), seed=st.integers(0, 2**16))
 def test_any_spread_of_channels(
