@@ -18,6 +18,7 @@ from qcompile.simulation.stretches import OutputError, stretch_errors
 
 ELEMENTS = 1 << 20  # of all inputs of a trial, half of them to choose numbers, half to judge
 MOST = 32  # samples
+SERVED = 3e-3  # relative error (25 dB) up to which the bits serve a stretch as it is
 
 
 def trial(
@@ -81,12 +82,19 @@ def change_where_better(model: QModel, by: str, places: Sequence[Place], untouch
     """Change all places, and put back those whose stretch errs more then, with a note; return how much changed.
 
     `untouched` names the places that are known to be better as they are; None: trials say which, where there are
-    samples. They become part of the plan.
+    samples. They become part of the plan, and so do those that their bits serve as they are: at 8 bits that is usual.
     """
     left = model.plan.untouched if untouched is None else untouched
     places = [place for place in places if place.name not in left]
+    before = trial(model, [place.stretch for place in places]) if untouched is None else None
+    if before is not None:
+        served = [place.name for place, errors in zip(places, before) if total(errors) <= SERVED]
+        model.plan.untouched += served
+        if served:
+            model.journal.note(by, "left alone", nodes=served, reason="their bits serve them as they are")
+        before = [errors for place, errors in zip(places, before) if place.name not in served]
+        places = [place for place in places if place.name not in served]
     stretches = [place.stretch for place in places]
-    before = trial(model, stretches) if untouched is None else None
     changes = [place.change() for place in places]
     after = trial(model, stretches) if before and any(count for count, _ in changes) else None
     if before is None or after is None:

@@ -23,7 +23,7 @@ from qcompile.passes.place_quantizers import PlaceQuantizers
 from qcompile.passes.rotate_channels import RotateChannels
 from qcompile.passmanager import Pass
 from qcompile.runtime.session import Session
-from qcompile.simulation.trial import at_8_bits, total, trial
+from qcompile.simulation.trial import SERVED, at_8_bits, total, trial
 
 PLACED: tuple[Pass, ...] = (NormalizeGraph(), FoldBatchNorm(), PlaceQuantizers())
 
@@ -120,16 +120,24 @@ def test_rotating_that_hurts_is_undone_to_the_bit(bits: int) -> None:
 
 
 def test_equalising_that_hurts_is_undone_to_the_bit() -> None:
+    narrow = (("project|expand", 8, 4),)
     plain, forced, judged = (
-        prepared(hurt()),
-        prepared(hurt(), EqualizeLayers(frozenset())),
-        prepared(hurt(), EqualizeLayers()),
+        prepared(hurt(), *passes, bits=narrow) for passes in ((), (EqualizeLayers(frozenset()),), (EqualizeLayers(),))
     )
     note = next(entry for entry in judged.journal.by("equalize-layers") if entry.get("node") == "project")
     assert note["what"] == "undone" and note["after"] > note["before"]
     assert "project" in judged.plan.untouched
     assert weights(judged) == weights(plain) != weights(forced)
     assert error(judged) < 0.5 * error(forced)
+
+
+def test_what_8_bits_serve_is_left_alone() -> None:
+    plain, judged = prepared(hurt()), prepared(hurt(), EqualizeLayers())
+    note = next(entry for entry in judged.journal.by("equalize-layers") if entry["what"] == "left alone")
+    assert "project" in note["nodes"] and "project" in judged.plan.untouched
+    assert weights(judged) == weights(plain)
+    (errors,) = trial(plain, [["project", "expand"]]) or []
+    assert total(errors) <= SERVED
 
 
 def test_a_plan_that_says_so_leaves_places_untouched_without_samples() -> None:
