@@ -69,8 +69,8 @@ def traced(model: QModel) -> int:
     def run(traceable: ModelProto, feeds: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
         return Session(traceable, level="off", threads=model.config.threads).run(feeds)
 
-    data = model.data or random_dataset(input_infos(model.graph), 2, model.config.seed)
     for sizes in ((1, 2), (1,)):  # some models take one at a time
         with suppress(QCompileError):
+            data = model.data or random_dataset(input_infos(model.graph), 2, model.config.seed)
             return trace_shapes(model.graph, run, [next(data.batches(size)) for size in sizes])
     return 0

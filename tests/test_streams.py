@@ -80,7 +80,7 @@ def test_eight_bits(text: str) -> None:
 @pytest.mark.parametrize("text", [STATE, TIME_FIRST, WRITTEN], ids=[NAMES[0], *NAMES[2:]])
 def test_four_bits_are_trained_feed_by_feed(text: str) -> None:
     source = network(text)
-    config = Config(w=4, a=4, first_last_bits=4, steps=20, threads=1)
+    config = Config(w=4, a=4, first_last_bits=4, steps=120, threads=1)
     result = qcompile.compile(source, config, DATA[text])
     rounded = qcompile.compile(source, Config(w=4, a=4, first_last_bits=4, method="rtn", threads=1), DATA[text])
     assert decibels(source, result.model, FEED[text]) > max(decibels(source, rounded.model, FEED[text]) - 3, 10)

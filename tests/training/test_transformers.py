@@ -192,7 +192,7 @@ def samples(model: Any) -> dict[str, NDArray[Any]]:
 def calibrated(text: str, **settings: Any) -> QModel:
     source = network(text, opset=17)
     model = open_model(
-        source, Config(**{"w": 4, "a": 8, "steps": 20, "first_last_bits": 4, "threads": 1} | settings), samples(source)
+        source, Config(**{"w": 4, "a": 8, "steps": 60, "first_last_bits": 4, "threads": 1} | settings), samples(source)
     )
     PassManager((CORRECT[0], PartitionUnits(), *CORRECT[1:])).run(model)
     return model
