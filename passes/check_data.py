@@ -14,7 +14,7 @@ from qcompile.config import Config
 from qcompile.data.arrays import READY
 from qcompile.data.dataset import Dataset, first_batch_summary
 from qcompile.errors import InputError
-from qcompile.ir import Constant
+from qcompile.ir import Graph, captured_names, topological
 from qcompile.qmodel import Arrays, QModel
 from qcompile.runtime.agreement import scores_classes
 from qcompile.runtime.outputs import Kind, Output, describe_outputs
@@ -58,7 +58,7 @@ class CheckData:
         """Raise InputError, or warn, where outputs of the float model on `model.data` show that something is wrong."""
         assert model.data is not None
         described = describe_outputs(model.graph, labelled=model.evaluation is not None)
-        constant = {tensor.name for tensor in model.graph.outputs if isinstance(tensor, Constant)}
+        flowing = reached(model.graph)
         for name, values in outputs.items():
             if values.dtype.kind == "f" and not np.isfinite(values).all():
                 raise InputError(
@@ -66,12 +66,20 @@ class CheckData:
                     where=model.data.source,
                     remedy="check the model, --data and --preprocess",
                 )
-            problem = "" if name in constant else degenerate(values, described.get(name, Output()).kind)
-            if problem:
+            if name in flowing and (problem := degenerate(values, described.get(name, Output()).kind)):
                 text = f"the float model's output {name!r} {problem}; check --preprocess and --data"
                 model.journal.note(self.name, "warning", text=text)
         if model.evaluation is not None and model.evaluation.labels is not None:
             check_labels(model.evaluation.labels, outputs)
+
+
+def reached(graph: Graph) -> set[str]:
+    """Return the names of the tensors that depend on an input."""
+    found = {tensor.name for tensor in graph.inputs}
+    for node in topological(graph):
+        if not found.isdisjoint({tensor.name for tensor in node.inputs} | captured_names(node)):
+            found.update(tensor.name for tensor in node.outputs)
+    return found
 
 
 def void_batches(config: Config, data: Dataset) -> list[str]:
