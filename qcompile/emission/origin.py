@@ -29,7 +29,8 @@ def tell_origin(emitted: ModelProto, model: QModel) -> None:
     values = {item.name: item for item in (*source.graph.input, *source.graph.output)}
     for item in (*emitted.graph.input, *emitted.graph.output):
         if item.name in values:
-            item.type.CopyFrom(values[item.name].type)  # no size is told or named that the source leaves open
+            if _is_declared(values[item.name]):
+                item.type.CopyFrom(values[item.name].type)  # no size is told or named that the source leaves open
             _copy_notes(values[item.name], item)
     nodes = {node.name: node for node in nodes_of(source) if node.name}
     for node in nodes_of(emitted):
@@ -38,6 +39,12 @@ def tell_origin(emitted: ModelProto, model: QModel) -> None:
     facts = {item.key: item.value for item in source.metadata_props}
     for key, value in (facts | {f"{PREFIX}{key}": value for key, value in ours(model).items()}).items():
         emitted.metadata_props.add(key=key, value=value)
+
+
+def _is_declared(item: ValueInfoProto) -> bool:
+    """Say whether type and rank are there, which ONNX wants of a border."""
+    kind, tensor = item.type.WhichOneof("value"), item.type.tensor_type
+    return tensor.elem_type != 0 and tensor.HasField("shape") if kind == "tensor_type" else kind is not None
 
 
 def _copy_notes(old: Noted, new: Noted) -> None:

@@ -47,7 +47,7 @@ def spelling(node: Node, inputs: list[str], products: Collection[str], constant:
     name.
     """
     if node.op == "PRelu":
-        return _prelu(node, inputs, constant)
+        return _prelu(node, inputs, products, constant)
     if node.op == "Add":
         normalized = any(reader.op in NORMALIZING for reader in consumers(node.outputs[0]))
         return [("Sum", inputs[1:])] if normalized or any(name in products for name in inputs) else []
@@ -57,15 +57,16 @@ def spelling(node: Node, inputs: list[str], products: Collection[str], constant:
     return [(op, [bound]) for op, bound in zip(("Max", "Min"), bounds) if bound]
 
 
-def _prelu(node: Node, inputs: list[str], constant: Constant) -> Operators:
+def _prelu(node: Node, inputs: list[str], products: Collection[str], constant: Constant) -> Operators:
     """max(x, s x) where no slope is above 1, else x + (s - 1) min(x, 0)."""
     slopes = constant_value(node.inputs[1])
     if slopes is None or slopes.dtype != np.float32 or not np.isfinite(slopes).all():
         return []
     if slopes.max(initial=0) <= 1:
         return [("Mul", inputs[1:]), ("Max", inputs[:1])]
+    total = "Sum" if inputs[0] in products else "Add"
     rest = constant(slopes - np.float32(1), f"{node.inputs[1].name}_less_1")
-    return [("Min", [constant(np.float32(0), "float_0")]), ("Mul", [rest]), ("Add", inputs[:1])]
+    return [("Min", [constant(np.float32(0), "float_0")]), ("Mul", [rest]), (total, inputs[:1])]
 
 
 def reshape_in_front(node: Node) -> list[int]:

@@ -32,6 +32,10 @@ CASES = {
     ),
     "MatMul, Relu": (ROWS + "{ a = MatMul(x, W) r = Relu(a) y = Exp(r) }", "Max Exp"),
     "MatMul of tokens, Relu": (TOKENS + "{ a = MatMul(x, W) r = Relu(a) y = Exp(r) }", "Max Exp"),
+    "MatMul, PRelu with a slope above 1": (
+        ROWS + "<float[32] s = {" + ", ".join(["0.5", "2"] * 16) + "}> { a = MatMul(x, W) p = PRelu(a, s) y = Sin(p) }",
+        "Min Mul Sum Sin",
+    ),
     "MatMul of tokens, a Transpose, Relu": (
         "net (float[N,6,32] x, float[32,32] W) => (float[N,32,6] y)"
         "{ a = MatMul(x, W) t = Transpose<perm = [0,2,1]>(a) r = Relu(t) e = Exp(r) y = Neg(e) }",
