@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from plans import small_weight
 
-from qcompile.quant.params import ActivationSpec, Quantizer, WeightQuantizer
+from qcompile.quant.params import ActivationSpec, Quantizer
 from qcompile.quant.plan import Boundary, Form, NodePlan, Plan, Unit
 from qcompile.quant.plan_check import plan_problem
 
@@ -18,14 +19,7 @@ HALF = Quantizer(8, 1 / 256, 0)
 
 def example() -> Plan:
     """A plan without a problem: a layer with a narrow input, a gate, a float node."""
-    weight = WeightQuantizer(
-        4,
-        0,
-        np.arange(12, dtype=np.uint8).reshape(2, 6),
-        np.array([0.1, 0.2], np.float32),
-        np.array([1, 2], np.int8),
-        np.array([-8, -15], np.int8),
-    )
+    weight = small_weight()
     return Plan(
         nodes={
             "conv": NodePlan(Form.COMPUTE, "", 4, 4),

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from plans import small_weight
 
 from qcompile.errors import InputError
-from qcompile.quant.params import ActivationSpec, Quantizer, WeightQuantizer
+from qcompile.quant.params import ActivationSpec, Quantizer
 from qcompile.quant.plan import Boundary, Form, NodePlan, Plan, Unit
 from qcompile.quant.plan_file import load_plan, save_plan
 
@@ -16,14 +17,7 @@ MADE_FOR = {"target": "ort-cpu", "fingerprint": "f"}
 
 def example() -> Plan:
     """A plan that uses every field, with names as exporters make them and bounds that JSON has no number for."""
-    weight = WeightQuantizer(
-        4,
-        0,
-        np.arange(12, dtype=np.uint8).reshape(2, 6),
-        np.array([0.1, 0.2], np.float32),
-        np.array([1, 2], np.int8),
-        np.array([-8, -15], np.int8),
-    )
+    weight = small_weight()
     return Plan(
         nodes={"/layer1/conv": NodePlan(Form.COMPUTE, "", 4, 4), "soft max": NodePlan(Form.FLOAT, "no integer kernel")},
         groups={"/x": "/x"},
