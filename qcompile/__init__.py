@@ -1,12 +1,19 @@
-"""qcompile: float ONNX in, validated low-bit ONNX on integer kernels out."""
+"""qcompile: float ONNX in, validated low-bit ONNX on integer kernels out.
 
-from qcompile.api import Result, compile, open_model, plan_only
-from qcompile.config import Config
-from qcompile.errors import EmissionError, InputError, QCompileError
-from qcompile.passmanager import Pass, PassManager, PassRun
-from qcompile.pipeline import build
-from qcompile.qmodel import QModel
-from qcompile.quant.plan import Plan
+Names are imported when they are first used: the command line's help needs none of the libraries behind them.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qcompile.api import Result, compile, open_model, plan_only, report
+    from qcompile.config import Config
+    from qcompile.errors import EmissionError, InputError, QCompileError
+    from qcompile.passmanager import Pass, PassManager, PassRun
+    from qcompile.pipeline import build
+    from qcompile.qmodel import QModel
+    from qcompile.quant.plan import Plan
 
 __all__ = [
     "Config",
@@ -23,4 +30,30 @@ __all__ = [
     "compile",
     "open_model",
     "plan_only",
+    "report",
 ]
+_HOMES = {
+    "api": ("Result", "compile", "open_model", "plan_only", "report"),
+    "config": ("Config",),
+    "errors": ("EmissionError", "InputError", "QCompileError"),
+    "passmanager": ("Pass", "PassManager", "PassRun"),
+    "pipeline": ("build",),
+    "qmodel": ("QModel",),
+    "quant.plan": ("Plan",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = next((home for home, names in _HOMES.items() if name in names), "")
+    try:
+        module = importlib.import_module(f"qcompile.{home or name}")
+    except ModuleNotFoundError as error:
+        if error.name != f"qcompile.{name}":
+            raise
+        raise AttributeError(f"module 'qcompile' has no attribute {name!r}") from None
+    globals()[name] = found = getattr(module, name) if home else module
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -28,7 +28,7 @@ from qcompile.pipeline import build, build_placement
 from qcompile.qmodel import QModel
 from qcompile.quant.plan import Plan
 from qcompile.quant.plan_file import load_plan, plan_files, plan_folders, save_plan
-from qcompile.report.summary import build_report
+from qcompile.reporting.summary import build_report
 from qcompile.runtime.session import Session, newest_opset, version
 from qcompile.targets.schema import Target, release
 from qcompile.training.engines import check_engine
@@ -48,7 +48,7 @@ class Result:
     report: dict[str, Any]
 
     @classmethod
-    def of(cls, model: QModel, runs: Sequence[PassRun], name: str = "") -> Result:
+    def of(cls, model: QModel, runs: Sequence[PassRun] = (), name: str = "") -> Result:
         """Return the result of passes of your own: `runs` is what `PassManager.run(model)` returned."""
         return cls(model, build_report(model, runs, name))
 
@@ -141,6 +141,14 @@ def _run(opened: QModel, passes: Sequence[Pass], model: Source, watch: Watch | N
     with blaming(opened.source, opened.data):
         runs = PassManager(passes).run(opened, watch)
     return Result.of(opened, runs, "" if isinstance(model, onnx.ModelProto) else Path(model).name)
+
+
+def report(model: QModel, runs: Sequence[PassRun] = ()) -> dict[str, Any]:
+    """Return the report about a model that passes of your own have run on: plain JSON values (schema.json).
+
+    `runs` is what `PassManager.run(model)` returned: what each pass changed and took.
+    """
+    return build_report(model, runs)
 
 
 def open_model(model: Source, config: Config | None = None, data: Any = None, *, evaluation: Any = None) -> QModel:

@@ -3,34 +3,21 @@
 from __future__ import annotations
 
 import re
-import shlex
-import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import Field, fields
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn
 
 import click
-import numpy as np
 
-from qcompile import api
-from qcompile.config import TYPE_NAMES, Config, Files, Flag, build_settings, flag_of, read_recipe, recipe_text
-from qcompile.data.sources import split_labels
-from qcompile.errors import InputError, QCompileError, QualityError, near
-from qcompile.files import check_outputs, write_files
-from qcompile.ir.load import external_files
-from qcompile.quant.plan_file import plan_folders, plan_places
-from qcompile.report import plot
-from qcompile.report.screen import Screen
-from qcompile.report.summary import environment
-from qcompile.training.work_dir import has_state
+from qcompile.config import TYPE_NAMES, Config, Files, Flag, build_settings, flag_of, read_recipe
+from qcompile.errors import InputError, QCompileError, near
+from qcompile.signals import INTERRUPTED
+from qcompile.versions import version_of
 
-INTERRUPTED = 130
-ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 WIDTH = 100
 RANGES = ("calibration_method", "percentile")  # so have these
 DECIDING = ("Precision", "Fusion")  # groups of flags whose effect a saved plan holds
@@ -82,7 +69,7 @@ def from_text(name: str, value: str, known: Flag) -> Any:
 def show_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     """Print the version and leave."""
     if value:
-        click.echo(f"qcompile {environment()['qcompile']}")
+        click.echo(f"qcompile {version_of('qcompile')}")
         ctx.exit()
 
 
@@ -145,9 +132,7 @@ class Main(click.Group):
         0 done, 1 the tool failed, 2 bad usage or input, 3 a warning and --strict, 130 interrupted.
         """
         arguments = list(sys.argv[1:] if args is None else args)
-        with np.errstate(all="ignore"):  # what is not finite is looked for where it matters; numpy's lines help nobody
-            code = guarded(lambda: self.run(arguments), verbose=bool({"-v", "--verbose"} & set(arguments)))
-        sys.exit(code)
+        sys.exit(guarded(lambda: self.run(arguments), verbose=bool({"-v", "--verbose"} & set(arguments))))
 
     def run(self, arguments: list[str]) -> None:
         """Parse and run; errors come out as exceptions."""
@@ -242,15 +227,10 @@ def compile_command(
     with naming_recipe(recipe_path, stored, given):
         config, files = build_settings(stored, given)
         check_request(files, given, plan_only=plan_only)
-        check_places(config, files, recipe_path, [None if plan_only else files.out, files.report, save_config])
-        screen = Screen(verbose=verbose, quiet=quiet)
-        with resumable(config, arguments), screen.progress():
-            result = compiled(config, files, screen, plan_only=plan_only, save_config=save_config)
-            ignore_interruptions()
-            if not plan_only:
-                screen.result(result.report, str(files.out))
-    if files.strict and (count := len(result.report["warnings"])):
-        raise QualityError(f"--strict: {count} warning{'s' if count > 1 else ''}", remedy="all files are written")
+        from qcompile import commands  # what is said above needs none of the libraries behind it
+
+        request = commands.Request(config, files, recipe_path, save_config, plan_only)
+        commands.compile_model(request, arguments, verbose=verbose, quiet=quiet)
 
 
 @contextmanager
@@ -289,49 +269,6 @@ def check_request(files: Files, given: Mapping[str, Any], *, plan_only: bool) ->
         raise InputError(what, where=files.load_plan, remedy="leave it or --load-plan out")
 
 
-def compiled(config: Config, files: Files, screen: Screen, *, plan_only: bool, save_config: str | None) -> api.Result:
-    """Compile, and write all files."""
-    model = str(files.model)
-    if plan_only:
-        result = api.plan_only(model, config, watch=screen.watch)
-        contents = result.files(report=files.report)
-    else:
-        result = api.compile(model, config, files.data, evaluation=files.eval, plan=files.load_plan, watch=screen.watch)
-        contents = result.files(files.out, plan=files.save_plan, report=files.report)
-    if save_config:
-        contents[Path(save_config)] = [recipe_text(config, files).encode()]
-    write_files(contents, made=plan_folders(Path(files.save_plan)) if files.save_plan else ())
-    return result
-
-
-def check_places(config: Config, files: Files, recipe: str | None, outputs: Sequence[str | None]) -> None:
-    """Raise InputError, before any work, where an output cannot be written or would be written over an input."""
-    folder, table = split_labels(files.eval or "")
-    model = str(files.model)
-    named = [(model, "model"), (recipe, "recipe"), (files.data, "data"), (folder, "evaluation data"), (table, "labels")]
-    named += [(part, "preprocessing") for part in (config.preprocess or "").split(",")]
-    read = {Path(name): what for name, what in named if name}
-    read |= dict.fromkeys(plan_places(Path(files.load_plan)) if files.load_plan else (), "plan")
-    read |= dict.fromkeys(external_files(Path(model)), "external data of the model")
-    plan, made = (
-        (plan_places(Path(files.save_plan)), plan_folders(Path(files.save_plan))) if files.save_plan else ((), ())
-    )
-    written = [*(Path(name) for name in outputs if name), *plan]
-    check_outputs(read, written, made=made, work=Path(config.work_dir) if config.work_dir else None)
-
-
-@contextmanager
-def resumable(config: Config, arguments: Sequence[str]) -> Iterator[None]:
-    """Say with an interruption which command goes on, if there is a state to go on from."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        if config.work_dir is None or not has_state(Path(config.work_dir)):
-            raise
-        command = shlex.join(["qcompile", *arguments, *([] if config.resume else ["--resume"])])
-        raise KeyboardInterrupt(f"; go on with: {command}") from None
-
-
 @main.command("plot", context_settings=HELP)
 @click.argument("report", metavar="REPORT.json")
 @click.option("-o", "--out", metavar="FIG.svg", help="the figure to write: .png or .svg")
@@ -339,29 +276,6 @@ def plot_command(report: str, out: str | None) -> None:
     """Draw the errors and capacities of units that a report holds, and which units were trained together."""
     if not out:
         raise InputError("no output file", remedy="give -o FIG.svg or -o FIG.png")
-    kind = plot.kind_of(Path(out))
-    check_outputs({Path(report): "report"}, [Path(out)])
-    write_files({Path(out): [plot.draw(plot.read_report(Path(report)), kind)]})
+    from qcompile import commands
 
-
-# --- signals
-
-
-def interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    """End a run as Ctrl-C does."""
-    raise KeyboardInterrupt
-
-
-def ignore_interruptions() -> None:
-    """Let nothing end the run any more: all is written, and the last lines are for the user."""
-    for number in ENDING:
-        if signal.getsignal(number) is interrupt:
-            signal.signal(number, signal.SIG_IGN)
-
-
-def run() -> None:
-    """Enter from the console script: a terminal that closes and a polite kill end a run as Ctrl-C does."""
-    for number in ENDING:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
-            signal.signal(number, interrupt)
-    main()
+    commands.plot_report(Path(report), Path(out))

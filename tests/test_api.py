@@ -29,7 +29,7 @@ W4A4 = Config(w=4, a=4, threads=1)
 
 PUBLIC = """
     Config EmissionError InputError Pass PassManager PassRun Plan QCompileError QModel Result
-    build compile open_model plan_only
+    build compile open_model plan_only report
 """
 
 
@@ -247,6 +247,8 @@ def test_passes_of_ones_own_have_a_report(residual_model: onnx.ModelProto) -> No
     result = qcompile.Result.of(model, runs, "mine.onnx")
     assert result.report["model"]["name"] == "mine.onnx"
     assert [row["name"] for row in result.report["passes"]] == [run.name for run in runs]
+    assert {**qcompile.report(model, runs), "model": result.report["model"]} == result.report
+    assert qcompile.report(model) == {**qcompile.report(model, runs), "passes": []}
 
 
 BLOCKS = """net (float[N,3,8,8] image, float[16,3,3,3] W1, float[4,4,3,3] W2) => (float[N,4,P,Q] y) {

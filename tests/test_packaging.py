@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+import qcompile
+
 ROOT = Path(__file__).parent.parent
 SETTINGS: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 DATA_SUFFIXES = {".toml", ".json", ".html"}
@@ -84,11 +86,31 @@ def test_passes_under_their_bare_name_are_refused() -> None:
     )
 
 
-def test_import_needs_no_torch() -> None:
-    result = python("import sys, qcompile.cli; print('torch' in sys.modules)")
+def test_the_command_needs_no_torch() -> None:
+    result = python("import sys, qcompile.commands; print('torch' in sys.modules)")
     assert (result.stdout.strip(), result.stderr) == ("False", "")
 
 
-def python(program: str) -> subprocess.CompletedProcess[str]:
+def test_the_help_needs_no_library_but_that_of_the_command_line() -> None:
+    program = (
+        "import sys, qcompile.cli; print(sorted({name.split('.')[0] for name in sys.modules} & set(sys.argv[1:])))"
+    )
+    heavy = ["numpy", "onnx", "onnxruntime", "onnx_graphsurgeon", "networkx", "rich", "PIL", "jsonschema"]
+    result = python(program, *heavy)
+    assert (result.stdout.strip(), result.stderr) == ("[]", "")
+
+
+def test_public_names_are_found_when_they_are_used() -> None:
+    program = (
+        "import qcompile; print([getattr(qcompile, name).__name__ for name in qcompile.__all__] == qcompile.__all__)"
+    )
+    result = python(f"{program}; print(qcompile.errors.__name__, hasattr(qcompile, 'eror'))")
+    assert (result.stdout.split("\n")[:2], result.stderr) == (["True", "qcompile.errors False"], "")
+    assert sorted({*qcompile.__all__} - {*dir(qcompile)}) == []
+
+
+def python(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run `program` in a new interpreter whose search path starts at the root of the checkout."""
-    return subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-c", program, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )

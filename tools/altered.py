@@ -13,7 +13,8 @@ import sys
 
 import assets  # noqa: F401  (puts the checkout on the path)
 
-from qcompile.cli import run
+import qcompile.commands  # noqa: F401  (all code is there before it is changed)
+from qcompile.__main__ import run
 
 
 def alter(text: str) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from importlib import metadata
-
 from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto
 
 from qcompile.ir.protos import nodes_of
 from qcompile.qmodel import QModel
+from qcompile.versions import version_of
 
 Noted = GraphProto | NodeProto | ValueInfoProto
 PREFIX = "qcompile."  # of our keys
@@ -58,12 +57,4 @@ def ours(model: QModel) -> dict[str, str]:
     """Return what we say of the file: `source` is the fingerprint, `recipe` a hash of the settings that decided."""
     plan = model.plan
     facts = {"bits": plan.precision(), "target": model.target.name, "recipe": plan.recipe, "source": model.fingerprint}
-    return {"version": version(), **facts}
-
-
-def version() -> str:
-    """Return the version of qcompile, "unknown" in a checkout that is not installed."""
-    try:
-        return metadata.version("qcompile")
-    except metadata.PackageNotFoundError:
-        return "unknown"
+    return {"version": version_of("qcompile"), **facts}

@@ -12,9 +12,9 @@ from rich.console import Console
 from qcompile.passmanager import PassRun
 from qcompile.progress import listening
 from qcompile.qmodel import QModel
-from qcompile.report import tables
-from qcompile.report.live import Lines, bars
-from qcompile.report.summary import first_batch, node_rows, quantizer_rows
+from qcompile.reporting import tables
+from qcompile.reporting.live import Lines, bars
+from qcompile.reporting.summary import first_batch, node_rows, quantizer_rows
 
 DECIDING = ("place-quantizers", "use-plan")  # after these the plan is known
 FILE_WIDTH = 120

@@ -33,7 +33,7 @@ SHADES = ("#fbe3c8", "#e6dcf0")  # of neighbouring regions
 
 def read_report(path: Path) -> dict[str, Any]:
     """Read a report; raise InputError where it is none, or one of another version."""
-    schema = json.loads(resources.files("qcompile.report").joinpath("schema.json").read_text(encoding="utf-8"))
+    schema = json.loads(resources.files("qcompile.reporting").joinpath("schema.json").read_text(encoding="utf-8"))
     remedy = "give a file that --report of this version wrote"
     data = read_bytes(path, "report")
     try:

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from qcompile.passmanager import PassRun
 from qcompile.quant.plan import Form
-from qcompile.report.summary import agreement_text, by_heart, shortened, speed_text
+from qcompile.reporting.summary import agreement_text, by_heart, shortened, speed_text
 
 Row = Mapping[str, Any]
 View = list[Table | str]

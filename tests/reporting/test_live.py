@@ -7,7 +7,7 @@ import io
 from rich.console import Console
 
 from qcompile.progress import listening, tell
-from qcompile.report.live import Lines, bars, duration
+from qcompile.reporting.live import Lines, bars, duration
 
 
 def test_at_80_columns_step_and_time_stay_and_details_give_way() -> None:

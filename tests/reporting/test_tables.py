@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 
 from qcompile.passmanager import PassRun
-from qcompile.report.tables import View, audit_view, float_view, pass_line, plan_view, training_view
+from qcompile.reporting.tables import View, audit_view, float_view, pass_line, plan_view, training_view
 
 
 def node(name: str, op: str, form: str, reason: str = "", bits: int = 0) -> dict[str, Any]:

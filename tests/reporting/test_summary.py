@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 import qcompile
 from qcompile.qmodel import Journal
-from qcompile.report.summary import (
+from qcompile.reporting.summary import (
     SCHEMA_VERSION,
     advice,
     agreement_text,
@@ -28,7 +28,7 @@ from qcompile.report.summary import (
     warnings,
 )
 
-SCHEMA = json.loads(resources.files("qcompile.report").joinpath("schema.json").read_text())
+SCHEMA = json.loads(resources.files("qcompile.reporting").joinpath("schema.json").read_text())
 Data = dict[str, NDArray[np.float32]]
 
 

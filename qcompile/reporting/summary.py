@@ -8,7 +8,6 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from importlib import metadata
 from itertools import pairwise
 from typing import Any
 
@@ -20,6 +19,7 @@ from qcompile.qmodel import QModel
 from qcompile.quant.plan import Plan, region_name
 from qcompile.runtime.agreement import differs
 from qcompile.runtime.outputs import Kind
+from qcompile.versions import version_of
 
 SCHEMA_VERSION = 1
 ENOUGH_SAMPLES = 256
@@ -55,14 +55,8 @@ def build_report(model: QModel, runs: Sequence[PassRun], name: str = "") -> dict
 
 def environment() -> dict[str, Any]:
     """Return the versions and the machine that the report was made with."""
-    versions = {}
-    for library in LIBRARIES:
-        try:
-            versions[library] = metadata.version(library)
-        except metadata.PackageNotFoundError:  # run from a checkout
-            versions[library] = "unknown"
     return {
-        **versions,
+        **{library: version_of(library) for library in LIBRARIES},
         "python": platform.python_version(),
         "platform": platform.platform(),
         "machine": platform.machine(),

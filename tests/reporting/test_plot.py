@@ -13,7 +13,7 @@ from PIL import Image
 
 import qcompile
 from qcompile.errors import InputError
-from qcompile.report.plot import draw, kind_of, read_report
+from qcompile.reporting.plot import draw, kind_of, read_report
 
 Report = dict[str, Any]
 

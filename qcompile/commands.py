@@ -1,0 +1,110 @@
+"""What the command line does, once it is clear what is asked for: check the places, call the API, write, print."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from qcompile import api
+from qcompile.config import Config, Files, recipe_text
+from qcompile.data.sources import split_labels
+from qcompile.errors import QualityError
+from qcompile.files import check_outputs, write_files
+from qcompile.ir.load import external_files
+from qcompile.quant.plan_file import plan_folders, plan_places
+from qcompile.reporting import plot
+from qcompile.reporting.screen import Screen
+from qcompile.signals import hand_over, interrupt
+from qcompile.training.work_dir import has_state
+
+
+@dataclass(frozen=True)
+class Request:
+    """One compilation as the command line asks for it; `recipe` and `save_config` are files."""
+
+    config: Config
+    files: Files
+    recipe: str | None
+    save_config: str | None
+    plan_only: bool
+
+
+def compile_model(request: Request, arguments: Sequence[str], *, verbose: bool, quiet: bool) -> None:
+    """Compile, write all files and print; `arguments` are those of the command. Raises QualityError with --strict."""
+    hand_over(interrupt)
+    check_places(request)
+    screen = Screen(verbose=verbose, quiet=quiet)
+    with resumable(request.config, arguments), screen.progress(), np.errstate(all="ignore"):
+        result = compiled(
+            request, screen
+        )  # numpy's lines help nobody: what is not finite is looked for where it matters
+        hand_over(signal.SIG_IGN)  # all is written, and the last lines are for the user
+        if not request.plan_only:
+            screen.result(result.report, str(request.files.out))
+    if request.files.strict and (count := len(result.report["warnings"])):
+        raise QualityError(f"--strict: {count} warning{'s' if count > 1 else ''}", remedy="all files are written")
+
+
+def compiled(request: Request, screen: Screen) -> api.Result:
+    """Compile, and write all files."""
+    config, files, model = request.config, request.files, str(request.files.model)
+    if request.plan_only:
+        result = api.plan_only(model, config, watch=screen.watch)
+        contents = result.files(report=files.report)
+    else:
+        result = api.compile(model, config, files.data, evaluation=files.eval, plan=files.load_plan, watch=screen.watch)
+        contents = result.files(files.out, plan=files.save_plan, report=files.report)
+    if request.save_config:
+        contents[Path(request.save_config)] = [recipe_text(config, files).encode()]
+    write_files(contents, made=plan_folders(Path(files.save_plan)) if files.save_plan else ())
+    return result
+
+
+def check_places(request: Request) -> None:
+    """Raise InputError, before any work, where an output cannot be written or would be written over an input."""
+    config, files = request.config, request.files
+    folder, table = split_labels(files.eval or "")
+    model = str(files.model)
+    named = [
+        (model, "model"),
+        (request.recipe, "recipe"),
+        (files.data, "data"),
+        (folder, "evaluation data"),
+        (table, "labels"),
+    ]
+    named += [(part, "preprocessing") for part in (config.preprocess or "").split(",")]
+    read = {Path(name): what for name, what in named if name}
+    read |= dict.fromkeys(plan_places(Path(files.load_plan)) if files.load_plan else (), "plan")
+    read |= dict.fromkeys(external_files(Path(model)), "external data of the model")
+    plan, made = (
+        (plan_places(Path(files.save_plan)), plan_folders(Path(files.save_plan))) if files.save_plan else ((), ())
+    )
+    outputs = [None if request.plan_only else files.out, files.report, request.save_config]
+    written = [*(Path(name) for name in outputs if name), *plan]
+    check_outputs(read, written, made=made, work=Path(config.work_dir) if config.work_dir else None)
+
+
+@contextmanager
+def resumable(config: Config, arguments: Sequence[str]) -> Iterator[None]:
+    """Say with an interruption which command goes on, if there is a state to go on from."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if config.work_dir is None or not has_state(Path(config.work_dir)):
+            raise
+        command = shlex.join(["qcompile", *arguments, *([] if config.resume else ["--resume"])])
+        raise KeyboardInterrupt(f"; go on with: {command}") from None
+
+
+def plot_report(report: Path, figure: Path) -> None:
+    """Draw a report. Raises InputError, before any work, where it cannot be read or the figure cannot be written."""
+    hand_over(interrupt)
+    kind = plot.kind_of(figure)
+    check_outputs({report: "report"}, [figure])
+    write_files({figure: [plot.draw(plot.read_report(report), kind)]})
