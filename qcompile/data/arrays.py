@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -73,7 +73,7 @@ def array_dataset(arrays: Mapping[str, NDArray[Any]], intake: Intake) -> Dataset
     count = common_rows(chosen, intake.where)
     intake.accept({name: array[:1] for name, array in chosen.items()})  # names, shapes and dtypes
     classes = None if labels is None else check_labels(labels, count, intake.where)
-    return Dataset.over(source, array_reader(chosen, intake), count, fixed_batch(intake.inputs), classes)
+    return Dataset.over(source, RowReader(chosen, intake), count, fixed_batch(intake.inputs), classes)
 
 
 def are_stacked(arrays: Arrays, inputs: Sequence[InputInfo]) -> bool:
@@ -93,11 +93,7 @@ def feeds_of(arrays: Arrays, labels: NDArray[Any] | None, intake: Intake, source
     runs = {info.name: per_run(arrays[info.name], info, intake.where) for info in intake.inputs}
     count = common_rows({name: array for name, array in runs.items() if len(array) != 1} or runs, intake.where)
 
-    def read(numbers: Indices, _: int) -> Iterator[Arrays]:
-        for number in numbers:
-            feed = {name: array[number if len(array) > 1 else 0] for name, array in runs.items()}
-            yield intake.accept(feed, np.array([number]))
-
+    read = RunReader(runs, intake)
     next(read(np.arange(1), 1))  # shapes and dtypes
     classes = None if labels is None else check_labels(labels, count, intake.where)
     return Dataset.of_feeds(source, read, count, intake.alone, classes)
@@ -122,17 +118,34 @@ def per_run(array: NDArray[Any], info: InputInfo, where: str) -> NDArray[Any]:
     return array.reshape(len(array) // rows, rows, *array.shape[1:])
 
 
-def array_reader(arrays: Mapping[str, NDArray[Any]], intake: Intake) -> Callable[[Indices, int], Iterator[Arrays]]:
-    """Return a reader that converts `batch` rows at a time."""
+@dataclass(frozen=True, eq=False)
+class RunReader:
+    """A reader of arrays [runs, ...] that yields one run after the other; an array of one run is fed in every run."""
 
-    def read(numbers: Indices, batch: int) -> Iterator[Arrays]:
+    arrays: Arrays
+    intake: Intake
+
+    def __call__(self, numbers: Indices, batch: int) -> Iterator[Arrays]:
+        """Yield the feeds of these numbers."""
+        for number in numbers:
+            feed = {name: array[number if len(array) > 1 else 0] for name, array in self.arrays.items()}
+            yield self.intake.accept(feed, np.array([number]))
+
+
+@dataclass(frozen=True, eq=False)
+class RowReader:
+    """A reader of arrays [samples, ...] that converts `batch` rows at a time."""
+
+    arrays: Arrays
+    intake: Intake
+
+    def __call__(self, numbers: Indices, batch: int) -> Iterator[Arrays]:
+        """Yield the rows of these numbers."""
         for start in range(0, len(numbers), batch):
             rows = numbers[start : start + batch]
             run = len(rows) == rows[-1] - rows[0] + 1
             places = slice(rows[0], rows[-1] + 1) if run else rows  # a slice is a view, indices are a copy
-            yield intake.accept({name: array[places] for name, array in arrays.items()}, rows)
-
-    return read
+            yield self.intake.accept({name: array[places] for name, array in self.arrays.items()}, rows)
 
 
 def check_labels(labels: NDArray[Any], count: int, where: str) -> NDArray[np.int64]:

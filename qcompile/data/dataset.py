@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,11 @@ Reader = Callable[[Indices, int], Iterator[Arrays]]
 """Yields the samples of ascending numbers, in order, in pieces of any number of rows (best: the second argument)."""
 
 
+def new_origin() -> str:
+    """Return what no other source of samples is known by, in any process."""
+    return uuid4().hex
+
+
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """Samples for a model with one or several named inputs: lazy, and the same arrays on every iteration.
@@ -24,6 +30,7 @@ class Dataset:
     ascending; `labels` [count] their classes, or None. `fixed_batch` is the batch that the model insists on, or None.
     Where `alone` says why, nothing is stacked: a sample is then a feed, all that the model takes in one run, whatever
     its axes mean; the reader yields feed after feed, and `fixed_batch` is 1.
+    Parts of one source have the same `origin`; in another process too, where a dataset can go if its reader can.
     """
 
     source: str
@@ -32,6 +39,7 @@ class Dataset:
     labels: NDArray[np.int64] | None = None
     fixed_batch: int | None = None
     alone: str = ""
+    origin: str = field(default_factory=new_origin)
 
     @classmethod
     def over(
@@ -59,13 +67,7 @@ class Dataset:
 
     def one_by_one(self, alone: str) -> Dataset:
         """Return the same samples, each as a feed of its own: for a model that does not take several at a time."""
-        if self.alone:
-            return self
-
-        def read(numbers: Indices, _: int) -> Iterator[Arrays]:
-            return rebatch(self.read(numbers, 1), 1)
-
-        return replace(self, read=read, fixed_batch=1, alone=alone)
+        return self if self.alone else replace(self, read=OneByOne(self.read), fixed_batch=1, alone=alone)
 
     @property
     def count(self) -> int:
@@ -112,7 +114,7 @@ class Dataset:
 
     def joined(self, other: Dataset | None) -> Dataset:
         """Return the samples of this and of another part of the same source, in its order; those alone without one."""
-        if other is None or other.read is not self.read:
+        if other is None or other.origin != self.origin:
             return self
         return replace(self, numbers=np.union1d(self.numbers, other.numbers), labels=None)
 
@@ -120,6 +122,17 @@ class Dataset:
         """Return the samples at ascending `places`, without reading any."""
         labels = None if self.labels is None else self.labels[places]
         return replace(self, numbers=self.numbers[places], labels=labels)
+
+
+@dataclass(frozen=True, eq=False)
+class OneByOne:
+    """A reader that yields one row at a time of another one."""
+
+    read: Reader
+
+    def __call__(self, numbers: Indices, batch: int) -> Iterator[Arrays]:
+        """Yield the samples of these numbers."""
+        return rebatch(self.read(numbers, 1), 1)
 
 
 def rebatch(pieces: Iterable[Arrays], size: int) -> Iterator[Arrays]:

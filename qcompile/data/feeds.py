@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -71,11 +71,20 @@ def read_test_data(folder: Path, inputs: Sequence[InputInfo]) -> dict[str, NDArr
 
 def test_data_dataset(folders: Sequence[Path], intake: Intake) -> Dataset:
     """Return the samples of test_data_set_* folders, one folder in memory at a time."""
+    return feed_dataset(TestData(folders, intake.inputs), intake, None)
 
-    def feeds() -> Iterator[Feed]:
-        return (read_test_data(folder, intake.inputs) for folder in folders)
 
-    return feed_dataset(feeds, intake, None)
+@dataclass(frozen=True, eq=False)
+class TestData:
+    """The feeds in test_data_set_* folders."""
+
+    __test__ = False  # pytest takes it for tests
+    folders: Sequence[Path]
+    inputs: Sequence[InputInfo]
+
+    def __call__(self) -> Iterator[Feed]:
+        """Yield one feed for each folder."""
+        return (read_test_data(folder, self.inputs) for folder in self.folders)
 
 
 def function_dataset(function: Feeds, intake: Intake, samples: int | None) -> Dataset:
@@ -84,20 +93,7 @@ def function_dataset(function: Feeds, intake: Intake, samples: int | None) -> Da
     A mapping or an array that it returns is one batch. It is called without arguments for every pass over the data, has
     to give the same each time, and has to end unless `samples` is given.
     """
-
-    def feeds() -> Iterator[Feed]:
-        try:
-            found = function()
-            for item in [found] if isinstance(found, Mapping) or hasattr(found, "__array__") else found:
-                yield as_feed(item, intake)
-        except InputError:
-            raise
-        except (Exception, SystemExit) as error:
-            raise InputError(
-                f"the data function failed: {type(error).__name__}: {error}", where=intake.where
-            ) from error
-
-    dataset = feed_dataset(feeds, intake, samples)
+    dataset = feed_dataset(FunctionFeeds(function, intake), intake, samples)
     one, other = (next(dataset.batches(1)) for _ in range(2))
     if any(not np.array_equal(one[name], other[name]) for name in one):
         raise InputError(
@@ -115,7 +111,39 @@ def iterable_dataset(items: Iterable[Any], intake: Intake, samples: int | None) 
     """
     if isinstance(items, Iterator):
         items = list(islice(items, samples))  # each has at least one
-    return function_dataset(lambda: items, intake, samples)
+    return function_dataset(Items(items), intake, samples)
+
+
+@dataclass(frozen=True, eq=False)
+class FunctionFeeds:
+    """The feeds that a function of the user gives."""
+
+    function: Callable[[], Any]
+    intake: Intake
+
+    def __call__(self) -> Iterator[Feed]:
+        """Call the function and yield what it gives; its failure is an InputError."""
+        try:
+            found = self.function()
+            for item in [found] if isinstance(found, Mapping) or hasattr(found, "__array__") else found:
+                yield as_feed(item, self.intake)
+        except InputError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise InputError(
+                f"the data function failed: {type(error).__name__}: {error}", where=self.intake.where
+            ) from error
+
+
+@dataclass(frozen=True, eq=False)
+class Items:
+    """A function that gives the same items again and again."""
+
+    items: Iterable[Any]
+
+    def __call__(self) -> Iterable[Any]:
+        """Return the items."""
+        return self.items
 
 
 def as_feed(item: Any, intake: Intake) -> Feed:
@@ -165,29 +193,18 @@ def feed_rows(feeds: Feeds, intake: Intake, samples: int | None) -> Dataset:
         if samples is not None and rows >= samples:
             break
     count = min(rows, samples or rows)
-    return Dataset.over(
-        intake.where, row_reader(feeds, intake), count, fixed_batch(intake.inputs), joined(labels, count)
-    )
+    return Dataset.over(intake.where, FeedRows(feeds, intake), count, fixed_batch(intake.inputs), joined(labels, count))
 
 
 def whole_feeds(feeds: Feeds, intake: Intake, samples: int | None) -> Dataset:
     """Return feeds, each as one sample."""
     labels: list[NDArray[Any] | None] = []
-
-    def read(numbers: Indices, _: int) -> Iterator[Arrays]:
-        taken = 0
-        for number, feed in enumerate(feeds()):
-            if number == numbers[taken]:
-                yield intake.accept(feed, np.array([number]))
-                taken += 1
-            if taken == len(numbers):
-                return
-        raise too_few(taken, len(numbers), intake)
-
     for number, feed in enumerate(islice(feeds(), samples)):
         intake.accept(feed, np.array([number]))
         labels.append(classes(feed, 1))
-    return Dataset.of_feeds(intake.where, read, len(labels), intake.alone, joined(labels, len(labels)))
+    return Dataset.of_feeds(
+        intake.where, WholeFeeds(feeds, intake), len(labels), intake.alone, joined(labels, len(labels))
+    )
 
 
 def accepted(feeds: Feeds, intake: Intake) -> Iterator[tuple[Arrays, Feed]]:
@@ -218,12 +235,36 @@ def joined(labels: Sequence[NDArray[Any] | None], count: int) -> NDArray[Any] | 
     return np.concatenate(found)[:count] if found and len(found) == len(labels) else None
 
 
-def row_reader(feeds: Feeds, intake: Intake) -> Callable[[Indices, int], Iterator[Arrays]]:
-    """Return a reader that runs through the feeds up to the last sample it needs."""
+@dataclass(frozen=True, eq=False)
+class WholeFeeds:
+    """A reader for which every feed is a sample."""
 
-    def read(numbers: Indices, batch: int) -> Iterator[Arrays]:
+    feeds: Feeds
+    intake: Intake
+
+    def __call__(self, numbers: Indices, batch: int) -> Iterator[Arrays]:
+        """Run through the feeds up to the last that is wanted."""
+        taken = 0
+        for number, feed in enumerate(self.feeds()):
+            if number == numbers[taken]:
+                yield self.intake.accept(feed, np.array([number]))
+                taken += 1
+            if taken == len(numbers):
+                return
+        raise too_few(taken, len(numbers), self.intake)
+
+
+@dataclass(frozen=True, eq=False)
+class FeedRows:
+    """A reader for which every row of a feed is a sample."""
+
+    feeds: Feeds
+    intake: Intake
+
+    def __call__(self, numbers: Indices, batch: int) -> Iterator[Arrays]:
+        """Run through the feeds up to the last sample that is wanted."""
         first = taken = 0
-        for piece, _ in accepted(feeds, intake):
+        for piece, _ in accepted(self.feeds, self.intake):
             end = first + rows_of(piece)
             chosen = numbers[taken : np.searchsorted(numbers, end)] - first
             if len(chosen):
@@ -231,9 +272,7 @@ def row_reader(feeds: Feeds, intake: Intake) -> Callable[[Indices, int], Iterato
             first, taken = end, taken + len(chosen)
             if taken == len(numbers):
                 return
-        raise too_few(taken, len(numbers), intake)
-
-    return read
+        raise too_few(taken, len(numbers), self.intake)
 
 
 def too_few(found: int, wanted: int, intake: Intake) -> InputError:
@@ -243,6 +282,20 @@ def too_few(found: int, wanted: int, intake: Intake) -> InputError:
         where=intake.where,
         remedy="make a new iterator on every call of the data function",
     )
+
+
+@dataclass(frozen=True)
+class NamedFunction:
+    """The function that `module:function` names, in whatever process; it has to be there now."""
+
+    text: str
+
+    def __post_init__(self) -> None:
+        load_function(self.text)
+
+    def __call__(self) -> Any:
+        """Call it."""
+        return load_function(self.text)()
 
 
 def load_function(text: str) -> Feeds:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -195,11 +195,14 @@ def check_images(files: Sequence[Path], target: ImageInput) -> None:
             target.check(upright_size(image), str(path))
 
 
-def image_reader(files: Sequence[Path], target: ImageInput) -> Callable[[Indices, int], Iterator[Arrays]]:
-    """Return a reader that decodes one file after the other."""
+@dataclass(frozen=True, eq=False)
+class ImageReader:
+    """A reader that decodes one file after the other."""
 
-    def read(numbers: Indices, batch: int) -> Iterator[Arrays]:
+    files: Sequence[Path]
+    target: ImageInput
+
+    def __call__(self, numbers: Indices, batch: int) -> Iterator[Arrays]:
+        """Yield the images of these numbers."""
         for number in numbers:
-            yield {target.info.name: target.from_file(files[number])}
-
-    return read
+            yield {self.target.info.name: self.target.from_file(self.files[number])}

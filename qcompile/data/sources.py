@@ -15,13 +15,13 @@ from qcompile.data.arrays import array_dataset, load_file
 from qcompile.data.dataset import Dataset
 from qcompile.data.feeds import (
     Feeds,
+    NamedFunction,
     find_test_data,
     function_dataset,
     iterable_dataset,
-    load_function,
     test_data_dataset,
 )
-from qcompile.data.images import ImageInput, check_images, find_images, image_reader
+from qcompile.data.images import ImageInput, ImageReader, check_images, find_images
 from qcompile.data.inputs import NOT_STACKED, Indices, InputInfo, as_array, fixed_batch, stackable, with_ranks
 from qcompile.data.intake import Intake
 from qcompile.data.labels import classes_of
@@ -109,7 +109,7 @@ def open_place(text: str, intake: Intake, samples: int | None, seed: int) -> Dat
             raise InputError(f"cannot read data from a {path.suffix or 'nameless'} file", where=text, remedy=FORMS)
         return open_arrays(load_file(path, intake), intake, samples, seed)
     if FUNCTION.fullmatch(text):
-        return function_dataset(load_function(text), intake, samples)
+        return function_dataset(NamedFunction(text), intake, samples)
     raise InputError("the data does not exist", where=text, remedy=FORMS)
 
 
@@ -142,7 +142,7 @@ def open_images(
     target = ImageInput.of(intake.inputs[0], intake.preprocess, intake.where)
     classes = label(files) if label else None
     alone = intake.alone or ("" if stackable(intake.inputs) else NOT_STACKED)
-    dataset = Dataset.over(intake.where, image_reader(files, target), len(files), fixed_batch(intake.inputs), classes)
+    dataset = Dataset.over(intake.where, ImageReader(files, target), len(files), fixed_batch(intake.inputs), classes)
     dataset = limited(dataset.one_by_one(alone) if alone else dataset, samples, seed)
     check_images([files[number] for number in dataset.numbers], target)
     return dataset

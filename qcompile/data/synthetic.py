@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,15 +27,26 @@ def random_dataset(inputs: Sequence[InputInfo], count: int, seed: int) -> Datase
     stacked = stackable(inputs)
     shapes = {info.name: random_shape(info, inputs, stacked) for info in inputs}
 
-    def read(numbers: Indices, _: int) -> Iterator[Arrays]:
-        for number in numbers:
-            generator = np.random.default_rng([seed, int(number)])
-            yield {info.name: random_array(info, shapes[info.name], generator) for info in inputs}
-
+    read = NoiseReader(inputs, shapes, seed)
     if not stacked:
         return Dataset.of_feeds("random data", read, count, NOT_STACKED)
     step = fixed_batch(inputs) or 1
     return Dataset.over("random data", read, -(-count // step) * step, fixed_batch(inputs))
+
+
+@dataclass(frozen=True, eq=False)
+class NoiseReader:
+    """A reader that makes one random sample, or feed, after the other."""
+
+    inputs: Sequence[InputInfo]
+    shapes: Mapping[str, Sequence[int]]
+    seed: int
+
+    def __call__(self, numbers: Indices, batch: int) -> Iterator[Arrays]:
+        """Yield the samples of these numbers."""
+        for number in numbers:
+            generator = np.random.default_rng([self.seed, int(number)])
+            yield {info.name: random_array(info, self.shapes[info.name], generator) for info in self.inputs}
 
 
 def random_shape(info: InputInfo, inputs: Sequence[InputInfo], stacked: bool) -> list[int]:

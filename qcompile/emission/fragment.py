@@ -21,7 +21,7 @@ def fragment(
 
     `inputs` are values made before the fragment: codes enter as uint8, tensors of the graph with their own type.
     """
-    emitter = Emitter(graph, plan, Program(tuple(steps)), packing="none", fake=True)
+    emitter = Emitter(graph, plan, Program(graph, tuple(steps)), packing="none", fake=True)
 
     def kind(value: Value) -> int:
         return int(TensorProto.UINT8) if value.quantizer is not None else element_type(emitter.tensors[value.name])

@@ -1,5 +1,6 @@
 """The graph under every pass: a thin layer over onnx-graphsurgeon, and the one door to it."""
 
+import qcompile.ir.pickling  # noqa: F401  (from here on graphs can go to other processes)
 from qcompile.ir.graph import (
     Constant,
     Graph,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from typing import Any
 
 from qcompile.ir import Constant, Graph, Node, Tensor, captured_names, only_consumer, topological, unique_name
 from qcompile.program.forms import data_inputs, operands
@@ -25,10 +27,14 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class Value:
-    """A value of the program: uint8 codes of a quantizer, or (without one) a tensor of the float graph."""
+    """A value of the program: uint8 codes of a quantizer, or (without one) a tensor of the float graph.
+
+    `key` is that of the quantizer in the plan; "" where no plan has it.
+    """
 
     name: str
     quantizer: Quantizer | None = None
+    key: str = ""
 
 
 @dataclass(frozen=True)
@@ -57,13 +63,19 @@ class Step:
 
 @dataclass(frozen=True)
 class Program:
-    """Steps in executable order; every value is made before it is read.
+    """Steps in executable order, whose nodes are those of `graph`; every value is made before it is read.
 
     `tensors` maps the names of codes, those of narrower quantizers too, to the tensors that they stand for.
     """
 
+    graph: Graph
     steps: tuple[Step, ...]
     tensors: dict[str, str] = field(default_factory=dict)
+
+    def __reduce__(self) -> tuple[Callable[..., Program], tuple[Any, ...]]:
+        """On the way to another process steps have the names of their nodes, not the nodes: these hang together."""
+        names = [step.node.name if step.node is not None else "" for step in self.steps]
+        return _with_nodes, (self.graph, [replace(step, node=None) for step in self.steps], names, self.tensors)
 
     def residual_operand(self, value: Value) -> Value | None:
         """Return the other operand of the Add that alone reads `value`, or None."""
@@ -71,6 +83,12 @@ class Program:
         if len(readers) != 1 or readers[0].node is None or readers[0].node.op != "Add" or len(readers[0].inputs) != 2:
             return None
         return next((item for item in readers[0].inputs if item.name != value.name), value)
+
+
+def _with_nodes(graph: Graph, steps: Sequence[Step], names: Sequence[str], tensors: dict[str, str]) -> Program:
+    """Return the program of these steps, with the nodes of those names."""
+    nodes = {node.name: node for node in graph.nodes}
+    return Program(graph, tuple(replace(step, node=nodes.get(name)) for step, name in zip(steps, names)), tensors)
 
 
 def lower(graph: Graph, plan: Plan) -> Program:
@@ -81,7 +99,7 @@ def lower(graph: Graph, plan: Plan) -> Program:
     for tensor in graph.outputs:
         lowering.real(tensor)
     tensors = {value.name: tensor for (tensor, _), value in lowering.coded.items()}
-    return Program(tuple(lowering.steps), tensors)
+    return Program(graph, tuple(lowering.steps), tensors)
 
 
 def absorbed_end(graph: Graph, plan: Plan, tensor: Tensor) -> Tensor:
@@ -162,7 +180,7 @@ class _Lowering:
     def _new_codes(self, tensor: Tensor, key: str) -> Value:
         quantizer = self.plan.quantizers[key]
         name = unique_name(f"{tensor.name}_q{quantizer.bits}", self.taken)
-        value = self.coded[tensor.name, key] = Value(name, quantizer)
+        value = self.coded[tensor.name, key] = Value(name, quantizer, key)
         return value
 
     def _step(

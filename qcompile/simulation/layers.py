@@ -61,7 +61,7 @@ def beside(graph: Graph, plan: Plan) -> tuple[onnx.ModelProto, list[_Layer]]:
     """Return a model that gives the sums of every layer, and the layers."""
     program = lower(graph, plan)
     steps, layers = _steps(graph, program)
-    emitter = Emitter(graph, plan, Program(tuple(steps.values()), program.tensors), packing="none", fake=True)
+    emitter = Emitter(graph, plan, Program(graph, tuple(steps.values()), program.tensors), packing="none", fake=True)
     rounded = [onnx.ValueInfoProto(name=layer.rounded) for layer in layers]  # kept by being given out
     model = emitter.fragment([value_info(tensor) for tensor in graph.inputs], rounded)
     _give_sums(model.graph, layers)

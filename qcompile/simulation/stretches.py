@@ -129,17 +129,16 @@ def _beside(
 def _cut(graph: Graph, program: Program, nodes: Collection[str]) -> tuple[list[Step], list[Value]]:
     """Return the steps of a stretch, with the quantizers in front of them, and what is compared of what they make."""
     tensors, results = graph.tensors(), {tensor.name for tensor in graph.outputs}
-    inside, made = list[Step](), set[str]()
+    inside, outside, made = list[Step](), list[Step](), set[str]()
     for step in program.steps:
         own = step.node.name in nodes if step.node is not None else any(v.name in made for v in step.inputs)
+        (inside if own else outside).append(step)
         if own:
-            inside.append(step)
             made.update(value.name for value in step.outputs)
     found = [step.node for step in inside if step.node is not None]
     if any(node.op in INCOMPARABLE or has_subgraph(node) for node in found):
         return [], []
-    own_steps = {id(step) for step in inside}
-    read = {value.name for step in program.steps if id(step) not in own_steps for value in step.reads} | results
+    read = {value.name for step in outside for value in step.reads} | results
     codes = {v.name: v for step in inside for v in step.reads if v.name not in made and v.quantizer is not None}
     front = [Step(Kind.QUANTIZE, (Value(program.tensors[name]),), (value,)) for name, value in codes.items()]
     compared = [

@@ -22,24 +22,21 @@ from qcompile.emission.bias import with_room_for_bias
 from qcompile.errors import InputError
 from qcompile.memory import free_memory, release_freed_memory
 from qcompile.progress import tell
-from qcompile.qmodel import QModel, generator
+from qcompile.qmodel import QModel
 from qcompile.runtime.spool import Spool
 from qcompile.training.correction import correct
-from qcompile.training.engines import open_trainer
+from qcompile.training.loop import DivergedError, Indices, Task, train
 from qcompile.training.pieces import Piece, without_integers
-from qcompile.training.recipe import BATCH, FROZEN, QUANTIZED, STEPS, Kind, draw_mask, settings_at
+from qcompile.training.recipe import BATCH, QUANTIZED, STEPS, Kind
 from qcompile.training.region import Region, RegionBuilder, UntrainableError
 from qcompile.training.rounding import hardened
 from qcompile.training.sides import Sides
 from qcompile.training.work_dir import WorkDir
 
 Array = NDArray[Any]
-Indices = NDArray[np.int64]
 HELD_BACK = 10  # one sample in so many judges whether training made a piece better, where none were held back before
-STARTING_BATCHES = 4  # whose mean error is the unit of the loss
 ELEMENTS = 1 << 21  # of the largest activation of one batch: bounds the memory and the time of a step
 MOST_MEMORY = 3 << 30  # for values, where the configuration does not say
-SHOWN = 0.05  # weight of the newest loss in the mean that is shown
 
 
 @dataclass(frozen=True)
@@ -65,10 +62,6 @@ class _State:
     what: str
     error: float
     decisions: tuple[dict[str, Any], ...]
-
-
-class DivergedError(Exception):
-    """The loss or a parameter is no longer a number; the text says when."""
 
 
 def steps_of(config: Config) -> int:
@@ -100,7 +93,6 @@ def reconstruct(
     if work_dir is not None and work_dir.state:
         trained = work_dir.plan(model)
         plan.weights, plan.biases, plan.quantizers = trained.weights, trained.biases, trained.quantizers
-    plan.quantizers = {key: replace(item) for key, item in plan.quantizers.items()}  # each is known by its identity
     data, trained_on, judged_by = _shares(model.data, model.held_back)
     with Spool(memory_of(model.config), work_dir.values() if work_dir else None) as spool:
         sides = Sides(model.graph, plan, data, model.config.threads, spool)
@@ -113,7 +105,7 @@ def _shares(data: Dataset, held_back: Dataset | None) -> tuple[Dataset, Indices,
 
     What was held back judges; without such samples, one in so many of the data does.
     """
-    if held_back is None or held_back.read is not data.read:
+    if held_back is None or held_back.origin != data.origin:
         judges = np.arange(data.count) % HELD_BACK == HELD_BACK - 1
         return data, np.flatnonzero(~judges), np.flatnonzero(judges if judges.any() else ~judges)
     both = data.joined(held_back)
@@ -205,36 +197,15 @@ class _Run:
     def train(self, name: str, numbers: Sequence[int], total: int) -> None:
         """Train the steps `numbers` of the program, `total` times, and write the result into the plan."""
         config, sides = self.model.config, self.sides
-        random = generator(config, f"{self.title}/{name}")
         batch = sides.batch or min(config.recon_batch or BATCH, len(self.trained_on), self.most_at_once(numbers))
-        trainer = open_trainer(self.region(numbers, batch), config)
+        region = self.region(numbers, batch)
 
-        def feeds() -> dict[str, Array]:
-            picked = np.sort(random.choice(self.trained_on, batch, replace=False))
-            drawn = {name: sides.rows(key, picked) for name, key in trainer.region.feeds.items()}
-            masks = trainer.region.masks.items()
-            return drawn | {name: draw_mask(random, shape, trainer.region.quantized) for name, shape in masks}
+        def told(text: str) -> None:
+            self.done += 1
+            tell(self.title, self.done, self.total, f"{name}: {text}")
 
-        try:
-            start = float(np.mean([trainer.run(feeds(), FROZEN, 1.0) for _ in range(STARTING_BATCHES)]))
-            if not math.isfinite(start):
-                raise DivergedError(f"the loss is {start}")
-            trainer.reset()
-            shown = start
-            for step in range(total):
-                loss = trainer.run(feeds(), settings_at(step / total), max(start, 1e-12))
-                self.done += 1
-                if not math.isfinite(loss):
-                    raise DivergedError(f"the loss is {loss} at step {step + 1} of {total}")
-                shown += SHOWN * (loss - shown)
-                text = f"{name}: loss {start:.3g}, now {shown / max(start, 1e-12):.2f} of it"
-                tell(self.title, self.done, self.total, text)
-            state = trainer.state
-        finally:
-            trainer.close()
-        if not all(np.isfinite(state[name]).all() for name in trainer.region.parameters):
-            raise DivergedError(f"a parameter is not finite after {total} steps")
-        store(self.model, trainer.region, state)
+        task = Task(f"{self.title}/{name}", region, config, self.trained_on, batch, total)
+        store(self.model, region, train(task, sides.rows, told))
 
     def most_at_once(self, numbers: Sequence[int]) -> int:
         """Return the samples whose largest activation in one step is within bounds."""

@@ -261,12 +261,11 @@ class RegionBuilder:
     def _fake_quantize(self, source: str, target: Value) -> None:
         quantizer = target.quantizer
         assert quantizer is not None
-        inputs = [source, self._activation_scale(target.name, quantizer), *self._masks(target.name)]
+        inputs = [source, self._activation_scale(target.key, quantizer), *self._masks(target.name)]
         facts = {"bits": quantizer.bits, "zero_point": quantizer.zero_point}
         self._own("FakeQuantActivation", inputs, target.name, **facts)
 
-    def _activation_scale(self, codes: str, quantizer: Quantizer) -> str:
-        key = self._key(codes, quantizer)
+    def _activation_scale(self, key: str, quantizer: Quantizer) -> str:
         start = self._constant(np.float32(quantizer.scale))
         spec = self.plan.specs[key]
         if spec.fixed is not None:
@@ -276,10 +275,6 @@ class RegionBuilder:
         limit += [np.log(spec.lower / quantizer.low)] if np.isfinite(spec.lower) and quantizer.low < 0 else []
         self._parameter(name, ParameterKind.ACTIVATION_SCALE, np.zeros((), np.float32), key, min(limit, default=np.inf))
         return self._node("Mul", [start, self._node("Exp", [name])])
-
-    def _key(self, codes: str, quantizer: Quantizer) -> str:
-        """Return the key of the quantizer that makes `codes`."""
-        return next(key for key, item in self.plan.quantizers.items() if item is quantizer)
 
     def _weight(self, node: Node, weight: WeightQuantizer) -> str:
         """Return W = scale (base + h): base the grid point below the float weight, h between it and the next one.

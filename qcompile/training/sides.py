@@ -72,7 +72,7 @@ class Sides:
         self.axes: dict[Key, int] = {}
         self.batch = 1 if self.data.alone else None
         self.lost: dict[Key, str] = {}
-        self.lowered: tuple[list[Quantizer], Program] | None = None
+        self.lowered: tuple[dict[str, Quantizer], Program] | None = None
         self._take_in()
 
     def _by_sample(self) -> tuple[set[str], set[str]]:
@@ -117,9 +117,8 @@ class Sides:
 
     def program(self) -> Program:
         """Return the program as the plan stands now. Large graphs take long to lower; only quantizers change."""
-        quantizers = list(self.plan.quantizers.values())
-        if self.lowered is None or any(now is not then for now, then in zip(quantizers, self.lowered[0])):
-            self.lowered = quantizers, lower(self.graph, self.plan)
+        if self.lowered is None or self.lowered[0] != self.plan.quantizers:
+            self.lowered = dict(self.plan.quantizers), lower(self.graph, self.plan)
         return self.lowered[1]
 
     def steps_of(self, nodes: Collection[str]) -> list[int]:
@@ -178,8 +177,8 @@ class Sides:
     def settled(self) -> set[str]:
         """Return the keys of the quantizers whose codes have been made: to change them now would make those wrong."""
         steps = self.program().steps
-        used = {id(value.quantizer) for k in self.steps_done for value in (*steps[k].reads, *steps[k].outputs)}
-        return {key for key, quantizer in self.plan.quantizers.items() if id(quantizer) in used}
+        used = {value.key for k in self.steps_done for value in (*steps[k].reads, *steps[k].outputs)}
+        return used & self.plan.quantizers.keys()
 
     def float_steps(self, nodes: Collection[str]) -> list[Step]:
         """Return these nodes as steps of the float side, with the shape arithmetic that they read."""

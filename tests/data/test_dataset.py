@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from onnx import numpy_helper
+from PIL import Image
 
 from qcompile.data import Dataset, InputInfo, first_batch_summary, open_dataset, random_dataset
 from qcompile.data.dataset import rebatch
@@ -201,3 +207,61 @@ def test_reading_is_lazy() -> None:
     assert read == []
     next(data.batches(4))
     assert read == [10, 11, 12, 13]
+
+
+# --- other processes
+
+
+class Five:
+    """A function of a user that can go to another process."""
+
+    def __call__(self) -> Iterator[dict[str, Any]]:
+        for value in range(5):
+            yield {"x": np.full((2, 2), value, np.float32), "labels": np.array([value, value])}
+
+
+def written(folder: Path, kind: str) -> tuple[Any, list[InputInfo]]:
+    """Return a source of each kind, and the inputs it is for."""
+    vector, images = np.arange(20, dtype=np.float32).reshape(10, 2), np.arange(480).reshape(10, 4, 4, 3) % 256
+    if kind == "folder":
+        for number, image in enumerate(images.astype(np.uint8)):
+            Image.fromarray(image).save(folder / f"{number}.png")
+        return folder, [InputInfo("x", ("N", 3, 4, 4), FLOAT)]
+    if kind == "npy":
+        np.save(folder / "x.npy", vector)
+        return folder / "x.npy", [VECTOR]
+    if kind == "tests":
+        (folder / "test_data_set_0").mkdir()
+        onnx.save_tensor(numpy_helper.from_array(vector, "x"), str(folder / "test_data_set_0" / "input_0.pb"))
+        return folder, [VECTOR]
+    sources = {"array": vector, "function": Five(), "items": list(Five()())}
+    if kind == "runs":
+        return {"x": vector, "h": np.zeros((1, 3), np.float32)}, [VECTOR, InputInfo("h", (1, 3), FLOAT)]
+    return sources[kind], [VECTOR]
+
+
+@pytest.mark.parametrize("kind", ["folder", "npy", "tests", "array", "runs", "function", "items", "noise"])
+def test_a_dataset_survives_pickle_and_its_parts_still_belong_together(kind: str, tmp_path: Path) -> None:
+    if kind == "noise":
+        data = random_dataset([VECTOR], 10, 3)
+    else:
+        source, inputs = written(tmp_path, kind)
+        data = open_dataset(source, inputs, "raw" if kind == "folder" else None)
+    first, rest = data.take(0, 4), data.take(4, data.count)
+    one, other = (pickle.loads(pickle.dumps(part)) for part in (first, rest))  # each by itself
+    for found, expected in ((one, first), (other, rest), (one.joined(other), data)):
+        assert found.count == expected.count > 0
+        for batch, wanted in zip(found.batches(3), expected.batches(3), strict=True):
+            np.testing.assert_equal(batch, wanted)
+    assert one.joined(pickle.loads(pickle.dumps(numbered(6)))).count == one.count  # of another source
+
+
+def test_a_named_function_is_called_by_name_in_the_other_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "its_samples.py").write_text(
+        "import numpy as np\ndef some():\n    yield {'x': np.ones((3, 2), np.float32)}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    data = open_dataset("its_samples:some", [VECTOR], None)
+    assert rows(pickle.loads(pickle.dumps(data))) == [1, 1, 1]

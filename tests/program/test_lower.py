@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections import Counter
 
 import onnx
@@ -50,6 +51,35 @@ def test_residual_block() -> None:
         "head: t_q8 -> y_q8",
         "DEQUANTIZE: y_q8 -> y",
     ]
+
+
+def test_codes_know_the_key_of_their_quantizer_where_several_are_equal() -> None:
+    model = compiled(RESIDUAL, CALIBRATE, w=4, a=4)
+    equal = model.plan.quantizers["c"]
+    model.plan.quantizers |= dict.fromkeys(("trunk@4", "c"), equal)
+    program = lower(model.graph, model.plan)
+    keys = {value.name: value.key for step in program.steps for value in step.outputs if value.quantizer}
+    assert keys == {
+        "image_q8": "image",
+        "trunk_q8": "trunk",
+        "trunk_q4": "trunk@4",
+        "c_q4": "c",
+        "d_q8": "d",
+        "t_q8": "t",
+        "y_q8": "y",
+    }
+
+
+@pytest.mark.parametrize("name", sorted(NETWORKS))
+def test_a_program_survives_pickle_and_its_nodes_are_those_of_its_graph(name: str) -> None:
+    model = compiled(NETWORKS[name], CALIBRATE, w=4, a=4)
+    program = lower(model.graph, model.plan)
+    graph, found = pickle.loads(pickle.dumps((model.graph, program)))
+    assert [line(step) for step in found.steps] == [line(step) for step in program.steps]
+    assert [step.reads for step in found.steps] == [step.reads for step in program.steps]
+    assert found.tensors == program.tensors and found.graph is graph
+    nodes = {node.name: node for node in graph.nodes}
+    assert all(step.node is nodes[step.node.name] for step in found.steps if step.node is not None)
 
 
 def test_residual_block_with_one_narrow_trunk() -> None:

@@ -27,7 +27,7 @@ from qcompile.progress import listening
 from qcompile.quant.plan import Form, NodePlan, Plan
 from qcompile.quant.plan_file import save_plan
 from qcompile.runtime.spool import Spool
-from qcompile.training import recipe, reconstruction, region
+from qcompile.training import loop, recipe, reconstruction, region
 from qcompile.training.engines import open_trainer
 from qcompile.training.pieces import Piece, cut_layers, join_units, regions_of
 from qcompile.training.recipe import Settings
@@ -80,7 +80,7 @@ class Spied:
 def spied(monkeypatch: pytest.MonkeyPatch) -> type[Spied]:
     """The class of every trainer of this test."""
     kind = type("Spied", (Spied,), {"made": [], "loss": lambda trainer, loss: loss})
-    monkeypatch.setattr(reconstruction, "open_trainer", kind)
+    monkeypatch.setattr(loop, "open_trainer", kind)
     return kind
 
 
