@@ -153,6 +153,34 @@ def test_residual_bits(residual: int, expected: dict[str, int]) -> None:
     assert {key: count for key, count in bits(plan).items() if key.startswith("trunk")} == expected
 
 
+def test_a_narrow_quantizer_behind_a_sum_needs_no_even_zero_point() -> None:
+    """A kernel that rounds late writes the wide codes; the narrow ones are made from these, or from the real value."""
+    plan = between(
+        "[sum] b = Add(a, a)  [twice] z = Add(b, b)  [end] u = Conv(z, B)",
+        outputs=", float[N,4,P,Q] u",
+        **W4A4,
+        first_last_bits=4,
+    )
+    assert plan.specs["b"].even_zero_point and not plan.specs["b@4"].even_zero_point
+
+
+@pytest.mark.parametrize("order", ["u, S", "S, u"])
+def test_the_bias_of_a_product_is_added_to_its_float_output(order: str) -> None:
+    """Eight bits of the sum in front of it would cost accuracy for nothing: the kernel gives float32."""
+    plan = placed(f"""net (float[N,6,8] x, float[8,8] A, float[8] S, float[8,4] B) => (float[N,6,4] y) {{
+      [first] u = MatMul(x, A)  [bias] v = Add({order})  [relu] w = Relu(v)  [last] y = MatMul(w, B)
+    }}""")
+    assert reason(plan, "bias") == "the bias of a MatMul is added to its float32 output"
+    assert set(plan.groups) == {"x", "w"}
+
+
+def test_a_sum_behind_a_product_that_others_read_too_is_no_bias() -> None:
+    plan = placed("""net (float[N,6,8] x, float[8,8] A, float[8] S, float[8,4] B) => (float[N,6,4] y, float[N,6,4] z) {
+      [first] u = MatMul(x, A)  [sum] v = Add(u, S)  [last] y = MatMul(v, B)  [other] z = MatMul(u, B)
+    }""")
+    assert plan.form("sum") is Form.ARITHMETIC
+
+
 def test_readers_of_different_bits_get_the_widest_and_a_narrow_one() -> None:
     plan = placed(CONCAT, w=4, a=4, bits=(("left", 4, 3), ("right", 4, 6)))
     assert bits(plan)["b"] == 6 and bits(plan)["b@3"] == 3
