@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,7 @@ import numpy as np
 
 from qcompile import api
 from qcompile.config import Config, Files, recipe_text
-from qcompile.data.sources import split_labels
+from qcompile.data.sources import files_behind, split_labels
 from qcompile.errors import QualityError
 from qcompile.files import check_outputs, write_files
 from qcompile.ir.load import external_files
@@ -69,25 +70,26 @@ def compiled(request: Request, screen: Screen) -> api.Result:
 def check_places(request: Request) -> None:
     """Raise InputError, before any work, where an output cannot be written or would be written over an input."""
     config, files = request.config, request.files
+    plan = Path(files.save_plan) if files.save_plan else None
+    named = [None if request.plan_only else files.out, files.report, request.save_config]
+    written = [*(Path(name) for name in named if name), *(plan_places(plan) if plan else ())]
+    there = any(os.path.exists(path) for path in written)  # noqa: PTH110  (Path.exists fails for names too long)
+    read = read_places(request) if there else {}  # a new file takes nobody's place
+    made = plan_folders(plan) if plan else ()
+    check_outputs(read, written, made=made, work=Path(config.work_dir) if config.work_dir else None)
+
+
+def read_places(request: Request) -> dict[Path, str]:
+    """Return every file that is read, and what it is."""
+    config, files, model = request.config, request.files, str(request.files.model)
     folder, table = split_labels(files.eval or "")
-    model = str(files.model)
-    named = [
-        (model, "model"),
-        (request.recipe, "recipe"),
-        (files.data, "data"),
-        (folder, "evaluation data"),
-        (table, "labels"),
-    ]
+    named = [(model, "model"), (request.recipe, "recipe"), (table, "labels")]
     named += [(part, "preprocessing") for part in (config.preprocess or "").split(",")]
     read = {Path(name): what for name, what in named if name}
     read |= dict.fromkeys(plan_places(Path(files.load_plan)) if files.load_plan else (), "plan")
     read |= dict.fromkeys(external_files(Path(model)), "external data of the model")
-    plan, made = (
-        (plan_places(Path(files.save_plan)), plan_folders(Path(files.save_plan))) if files.save_plan else ((), ())
-    )
-    outputs = [None if request.plan_only else files.out, files.report, request.save_config]
-    written = [*(Path(name) for name in outputs if name), *plan]
-    check_outputs(read, written, made=made, work=Path(config.work_dir) if config.work_dir else None)
+    read |= dict.fromkeys(files_behind(str(folder)) if files.eval else (), "evaluation data")
+    return read | dict.fromkeys(files_behind(files.data) if files.data else (), "data")
 
 
 @contextmanager

@@ -259,6 +259,16 @@ def image_folder() -> None:
     Path("images", "one.jpg").write_bytes(b"no image")
 
 
+def labelled_folder() -> None:
+    image_folder()
+    Path("images", "labels.csv").write_text("one.jpg,0\n")
+
+
+def tensor_folder() -> None:
+    Path("f/test_data_set_0").mkdir(parents=True)
+    Path("f/test_data_set_0/input_0.pb").touch()
+
+
 def pipe_in_folder() -> None:
     Path("f/test").mkdir(parents=True)
     os.mkfifo("f/x.png")
@@ -401,6 +411,31 @@ BAD: dict[str, tuple[Callable[[], object], tuple[str, ...], str]] = {
         "the same name",
     ),
     "output is the data": (NOTHING, ("in.onnx", "-o", "calib.npz", *DATA), "overwrite the data"),
+    **{
+        f"output is {what}": (samples, ("in.onnx", "-o", f"./{name}", *options), f"overwrite the {kind} ({name})")
+        for what, samples, name, options, kind in (
+            ("an image", image_folder, "images/one.jpg", ("--data", "images", "--preprocess", "raw"), "data"),
+            ("a tensor", tensor_folder, "f/test_data_set_0/input_0.pb", ("--data", "f"), "data"),
+            (
+                "the labels in a folder",
+                labelled_folder,
+                "images/labels.csv",
+                (*DATA, "--eval", "images"),
+                "evaluation data",
+            ),
+            ("the function", lambda: Path("mine.py").touch(), "mine.py", ("--data", "mine:samples"), "data"),
+        )
+    },
+    "report is an image": (
+        image_folder,
+        (*PLAIN, "--data", "images", "--preprocess", "raw", "--report", "images/one.jpg"),
+        "overwrite the data (images/one.jpg)",
+    ),
+    "plan is a file of the data": (
+        lambda: np.savez("x.npz", image=GOOD),
+        (*PLAIN, "--data", "x.npz", "--save-plan", "x.npz"),
+        "overwrite the data (x.npz)",
+    ),
     "output is the recipe": (
         lambda: Path("r.toml").write_text("w = 4"),
         (*COMPILE, "--config", "r.toml", "--save-config", "./r.toml"),

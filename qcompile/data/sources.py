@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from qcompile.data.feeds import (
 from qcompile.data.images import ImageInput, ImageReader, check_images, find_images
 from qcompile.data.inputs import NOT_STACKED, Indices, InputInfo, as_array, fixed_batch, stackable, with_ranks
 from qcompile.data.intake import Intake
-from qcompile.data.labels import classes_of
+from qcompile.data.labels import classes_of, places_of_labels
 from qcompile.data.preprocess import parse_preprocess
 from qcompile.errors import InputError
 from qcompile.files import kind_of_place
@@ -160,6 +161,20 @@ def split_labels(text: str) -> tuple[Path, Path | None]:
         return Path(text), None
     inside = Path(folder) / table
     return Path(folder), inside if inside.is_file() and not Path(table).is_file() else Path(table)
+
+
+def files_behind(text: str) -> list[Path]:
+    """Return the files that samples of that name, and their labels, are read from: no output may take their place."""
+    path, module = Path(text), Path(*text.partition(":")[0].split("."))
+    if FUNCTION.fullmatch(text) and not path.exists():
+        return [module.with_suffix(".py"), module / "__init__.py"]
+    if not path.is_dir():
+        return [path]
+    if folders := find_test_data(path):
+        return [file for folder in folders for file in folder.glob("*.pb")]
+    with suppress(InputError):  # whoever reads them says that there are none
+        return [*find_images(path), *places_of_labels(path)]
+    return []
 
 
 def place(source: Any) -> str:
