@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from qcompile.config import Config, parse_fix
 from qcompile.data import InputInfo, input_infos, open_dataset, open_evaluation, parse_preprocess, random_dataset
 from qcompile.data.dataset import Dataset
 from qcompile.emission.pack import INT4_OPSET
-from qcompile.errors import InputError, QCompileError
+from qcompile.errors import InputError, QCompileError, expect
 from qcompile.files import Content, check_outputs, write_files
 from qcompile.ir.fingerprint import fingerprint
 from qcompile.ir.freeze import freeze
@@ -122,11 +123,13 @@ def compile(
     QCompileError
         The compiler failed, or the emitted model broke a rule of its target.
     """
+    plans = (str, os.PathLike, Plan, type(None))
+    expect(plan, plans, "plan", "give the path of a plan that was saved, or the plan of a result")
     opened = open_model(model, config, data, evaluation=evaluation)
     _held = open_work_dir(opened)  # a wrong one is refused before any work; others stay out to the end
     if opened.data is None and plan is None:
         raise InputError("no calibration data", remedy=NO_DATA)
-    if isinstance(plan, str | Path):
+    if isinstance(plan, str | os.PathLike):
         plan = read_plan(opened, Path(plan))
     return _run(opened, build(opened.config, plan), model, watch)
 
@@ -148,6 +151,7 @@ def report(model: QModel, runs: Sequence[PassRun] = ()) -> dict[str, Any]:
 
     `runs` is what `PassManager.run(model)` returned: what each pass changed and took.
     """
+    expect(model, QModel, "model", "give what qcompile.open_model returned")
     return build_report(model, runs)
 
 
@@ -156,7 +160,9 @@ def open_model(model: Source, config: Config | None = None, data: Any = None, *,
 
     A tenth of the samples, at most 64, is held back from all fitting, to compare the emitted file with the float model.
     """
-    config = config or Config()
+    config = Config() if config is None else config
+    expect(config, Config, "config", "give qcompile.Config(w=4), or qcompile.Config.from_dict of a recipe's values")
+    expect(model, (str, os.PathLike, onnx.ModelProto), "model", "give the path of an ONNX file, or an onnx.ModelProto")
     target = open_target(config)
     check_engine(config)
     if config.preprocess is not None:

@@ -40,6 +40,13 @@ class QualityError(QCompileError):
     exit_code = 3
 
 
+def expect(value: object, kinds: type | tuple[type, ...], what: str, remedy: str) -> None:
+    """Raise InputError, which calls it `what`, unless `value` is one of `kinds`: for what Python code passes in."""
+    if not isinstance(value, kinds):
+        kind = f"the class {value.__name__}" if isinstance(value, type) else f"of type {type(value).__name__}"
+        raise InputError(f"the {what} is {kind}", remedy=remedy)
+
+
 NEAR = 0.65  # likeness of a name that was meant: one letter of three may differ
 LISTED = 8  # names, where none is near
 

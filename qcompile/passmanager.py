@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
-from qcompile.errors import QCompileError
+from qcompile.errors import InputError, QCompileError, expect
 from qcompile.ir import Variable
 from qcompile.ir.verify import verify
 from qcompile.memory import peak_memory, release_freed_memory
@@ -68,6 +68,9 @@ class PassManager:
         self.passes: Sequence[Pass] = tuple(passes)
         seen: set[str] = set()
         for item in self.passes:
+            if isinstance(item, type) or not all(hasattr(item, name) for name in ("name", "requires", "run")):
+                what = f"{getattr(item, '__name__', repr(item))} is no pass"
+                raise InputError(what, remedy="give objects with name, requires and run, such as Calibrate()")
             if missing := [name for name in item.requires if name not in seen]:
                 raise QCompileError(
                     f"pass {item.name!r} requires {', '.join(map(repr, missing))} before it",
@@ -80,6 +83,7 @@ class PassManager:
 
         `watch` is called after each pass, with what it took and the model as it left it.
         """
+        expect(model, QModel, "model", "give what qcompile.open_model returned")
         runs = []
         for item in self.passes:
             wall, cpu = time.perf_counter(), time.process_time()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -168,6 +169,35 @@ def test_random_data_has_to_be_asked_for(residual_model: onnx.ModelProto, residu
     assert any("random data" in text for text in result.report["warnings"])
     with pytest.raises(InputError, match="leave one of them out"):
         qcompile.compile(residual_model, Config(random_data=True), residual_data)
+
+
+CONFIG = "give qcompile.Config"
+WRONG: dict[str, tuple[Callable[[onnx.ModelProto], object], str]] = {
+    "bytes as model": (
+        lambda model: qcompile.compile(model.SerializeToString(), W4A4, {}),
+        "model is of type bytes; give",
+    ),
+    "no model": (lambda _: qcompile.plan_only(None), "model is of type NoneType; give the path of an ONNX file"),
+    "graph as model": (lambda model: qcompile.plan_only(model.graph), "model is of type GraphProto; give the path"),
+    "dict as config": (lambda model: qcompile.plan_only(model, {"w": 4}), f"config is of type dict; {CONFIG}"),
+    "empty dict as config": (lambda model: qcompile.plan_only(model, {}), f"config is of type dict; {CONFIG}"),
+    "class as config": (lambda model: qcompile.plan_only(model, Config), f"config is the class Config; {CONFIG}"),
+    "bytes as data": (lambda model: qcompile.compile(model, W4A4, b"calib.npz"), "cannot read data from bytes; give"),
+    "dict as plan": (lambda model: qcompile.compile(model, W4A4, plan={}), "plan is of type dict; give the path"),
+    "class as pass": (lambda _: PassManager([type(build(W4A4)[0])]), "NormalizeGraph is no pass; give objects"),
+    "model to passes": (
+        lambda model: PassManager([]).run(model),
+        "model is of type ModelProto; give what qcompile.open",
+    ),
+    "model to report": (lambda model: qcompile.report(model), "model is of type ModelProto; give what qcompile.open"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_types_say_what_to_write(case: str, residual_model: onnx.ModelProto) -> None:
+    call, message = WRONG[case]
+    with pytest.raises(qcompile.InputError, match=message):
+        call(residual_model)
 
 
 def test_plan_only_needs_no_data(residual_model: onnx.ModelProto) -> None:

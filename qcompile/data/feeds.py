@@ -104,6 +104,31 @@ def function_dataset(function: Feeds, intake: Intake, samples: int | None) -> Da
     return dataset
 
 
+def many(found: Any, where: str) -> Iterable[Any]:
+    """Return what can be iterated; InputError where a data function returned something else."""
+    if isinstance(found, str | bytes) or not (hasattr(found, "__iter__") or hasattr(found, "__getitem__")):
+        raise not_data(found, "returns", where)
+    items: Iterable[Any] = found
+    return items
+
+
+@contextmanager
+def blaming_function(where: str) -> Iterator[None]:
+    """Turn whatever the user's code raises into an InputError; an interruption stays one."""
+    try:
+        yield
+    except (InputError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        raise InputError(f"the data function failed: {type(error).__name__}: {error}", where=where) from error
+
+
+def not_data(value: Any, gives: str, where: str) -> InputError:
+    """Return the error for something that is no feed."""
+    remedy = "give {input name: array}, one dict per batch"
+    return InputError(f"the data {gives} {type(value).__name__}", where=where, remedy=remedy)
+
+
 def iterable_dataset(items: Iterable[Any], intake: Intake, samples: int | None) -> Dataset:
     """Return the samples of a list, a DataLoader or a generator, each item a batch; the first `samples`, if given.
 
@@ -123,16 +148,16 @@ class FunctionFeeds:
 
     def __call__(self) -> Iterator[Feed]:
         """Call the function and yield what it gives; its failure is an InputError."""
-        try:
+        where = self.intake.where
+        with blaming_function(where):
             found = self.function()
-            for item in [found] if isinstance(found, Mapping) or hasattr(found, "__array__") else found:
-                yield as_feed(item, self.intake)
-        except InputError:
-            raise
-        except (Exception, SystemExit) as error:
-            raise InputError(
-                f"the data function failed: {type(error).__name__}: {error}", where=self.intake.where
-            ) from error
+            items = iter([found] if isinstance(found, Mapping) or hasattr(found, "__array__") else many(found, where))
+        while True:
+            with blaming_function(where):
+                if (item := next(items, items)) is items:
+                    return
+                feed = as_feed(item, self.intake)
+            yield feed  # outside: what ends this generator comes in here
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,11 +183,7 @@ def as_feed(item: Any, intake: Intake) -> Feed:
     elif len(names) == 1 and hasattr(item, "__array__"):
         item = {names[0]: item}
     if not isinstance(item, Mapping):
-        raise InputError(
-            f"the data gives {type(item).__name__}",
-            where=intake.where,
-            remedy="give {input name: array}, one dict per batch",
-        )
+        raise not_data(item, "gives", intake.where)
     return {name: as_array(value, intake.where) for name, value in item.items()}
 
 
@@ -304,7 +325,9 @@ def load_function(text: str) -> Feeds:
     with folder_on_path(Path.cwd()):
         try:
             module = importlib.import_module(name)
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             raise InputError(
                 f"cannot import {name!r}: {type(error).__name__}: {error}", where=text, remedy="give module:function"
             ) from error

@@ -92,6 +92,8 @@ def as_array(value: Any, where: str) -> NDArray[Any]:
         reason = str(error).partition("\n")[0]
         what = f"the data holds a {type(value).__name__} that is no array: {reason}"
         raise InputError(what, where=where, remedy="give numpy arrays") from error
+    if np.ma.is_masked(value):
+        raise InputError("the data has masked values", where=where, remedy="give numbers for them, as .filled(0) does")
     objects = array.flat if array.dtype == object else ()
     if name := next((type(item).__name__ for item in objects if not isinstance(item, str | bytes)), ""):
         what = f"the data holds an array of objects ({name}), not of numbers or texts"

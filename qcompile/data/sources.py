@@ -71,7 +71,7 @@ def open_dataset(
         return open_arrays({"array": source}, intake, samples, seed)
     if callable(source):
         return function_dataset(source, intake, samples)
-    if hasattr(source, "__iter__") or hasattr(source, "__getitem__"):
+    if not isinstance(source, bytes) and (hasattr(source, "__iter__") or hasattr(source, "__getitem__")):
         return iterable_dataset(source, intake, samples)
     raise InputError(f"cannot read data from {type(source).__name__}", remedy=FORMS)
 

@@ -107,6 +107,10 @@ def fails() -> Iterator[Feed]:
     raise KeyError("lost")
 
 
+def raised(error: BaseException) -> Any:
+    raise error
+
+
 CALLS = count()
 ONCE = iter([feed(0), feed(1)])
 
@@ -117,7 +121,12 @@ ONCE = iter([feed(0), feed(1)])
         (fails, "the data function failed: KeyError: 'lost' .*fails"),
         (lambda: sys.exit(0), "the data function failed: SystemExit: 0"),
         (lambda: [3], "the data gives int.*one dict per batch"),
-        (lambda: 3, "the data function failed: TypeError"),
+        (lambda: raised(GeneratorExit("early")), "the data function failed: GeneratorExit: early"),
+        (lambda: map(raised, [GeneratorExit("later")]), "the data function failed: GeneratorExit: later"),
+        (lambda: raised(StopIteration()), "the data function failed: StopIteration"),
+        (lambda: 3, "the data returns int.*one dict per batch"),
+        (lambda: None, "the data returns NoneType.*one dict per batch"),
+        (lambda: "calib.npz", "the data returns str.*one dict per batch"),
         (list, "the data is empty"),
         (lambda: [feed(0), feed(0, rows=0)], "the data is empty"),
         (lambda: [feed(0), {"x": np.zeros((1, 2), np.float32)}], "no array for the model's input 'mask'"),
@@ -129,6 +138,25 @@ ONCE = iter([feed(0), feed(1)])
 def test_wrong_functions_are_named(function: Any, message: str) -> None:
     with np.errstate(invalid="ignore"), pytest.raises(InputError, match=message):
         open_dataset(function, INPUTS, None)
+
+
+def test_a_function_may_return_what_is_indexed() -> None:
+    class Indexed:
+        def __getitem__(self, number: int) -> Feed:
+            return [feed(0), feed(1)][number]
+
+    assert firsts(open_dataset(Indexed, INPUTS, None)) == firsts(open_dataset(Indexed(), INPUTS, None)) == [0, 1]
+
+
+def test_an_interruption_in_a_function_stays_one() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        open_dataset(lambda: raised(KeyboardInterrupt()), INPUTS, None)
+
+
+def test_masked_values_are_no_values() -> None:
+    data = {"x": np.ma.masked_greater(np.ones((3, 2), np.float32), 0), "mask": np.ones((3, 3), np.int64)}
+    with pytest.raises(InputError, match=r"the data has masked values.*filled"):
+        open_dataset(data, INPUTS, None)
 
 
 def test_module_and_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
