@@ -206,8 +206,11 @@ def save_model(model: ModelProto, path: Path) -> None:
 
 def model_files(model: ModelProto, path: Path) -> dict[Path, Content]:
     """Return what to write for `model`: above protobuf's 2 GB the weights stand in `<path>.data` beside it."""
-    if byte_size(model) < MESSAGE_LIMIT:
-        return {path: [model.SerializeToString()]}
+    return {path: [model.SerializeToString()]} if byte_size(model) < MESSAGE_LIMIT else split_files(model, path)
+
+
+def split_files(model: ModelProto, path: Path) -> dict[Path, Content]:
+    """Return what to write for `model` with its weights in `<path>.data`, so that they can be mapped."""
     light, weights = hollow(model)
     data = path.with_name(f"{path.name}.data")
     content = _external_data(light, weights, data.name)

@@ -17,14 +17,13 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from qcompile.errors import InputError, QCompileError
-from qcompile.ir.load import byte_size, save_model
+from qcompile.ir.load import byte_size, split_files
 from qcompile.memory import release_freed_memory
 
 Arrays = dict[str, NDArray[Any]]
 NAME = f"ONNX Runtime {ort.__version__}"
 BFLOAT16 = "tensor(bfloat16)"
 SMALL = 1 << 20
-TWO_GB = 2**31 - 2**20  # protobuf's limit for one message, with some room
 PLACE = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : |/onnxruntime_src/\S+:\d+ .*?\) (?=[A-Z])")
 NO_PROVIDER = "pip install onnxruntime-gpu in place of onnxruntime, or use --device cpu"
 NO_DEVICE = "check the driver and that CUDA and cuDNN fit this onnxruntime, or use --device cpu"
@@ -154,22 +153,21 @@ class Session:
 def loadable(model: onnx.ModelProto | str | Path) -> Iterator[bytes | str]:
     """Give what ONNX Runtime loads: a path, or the bytes of a small model.
 
-    A session keeps the bytes it was made from, so a large model goes through a file that is gone once it is loaded.
+    A session keeps the bytes it was made from, so a large model goes through files that are gone once it is loaded. Its
+    weights stand in one of their own: what is mapped has not to be copied.
     """
     if not isinstance(model, onnx.ModelProto):
         yield str(model)
         return
-    size = byte_size(model)
-    if size < SMALL:
+    if byte_size(model) < SMALL:
         yield model.SerializeToString()
         return
     release_freed_memory()
     with tempfile.TemporaryDirectory(prefix="qcompile-") as folder:
         path = Path(folder) / "model.onnx"
-        if size < TWO_GB:
-            path.write_bytes(model.SerializeToString())
-        else:
-            save_model(model, path)
+        for place, content in split_files(model, path).items():
+            with place.open("wb") as file:
+                file.writelines(content)
         yield str(path)
 
 
