@@ -50,7 +50,7 @@ class FloatWhereFaster:
     slower than float: below 8 bits files are asked for that are small.
     """
 
-    place: Pass
+    place: Sequence[Pass]
     again: Sequence[Pass]
     name: ClassVar[str] = "float-where-faster"
     requires: ClassVar[tuple[str, ...]] = ("validate",)
@@ -79,7 +79,7 @@ class FloatWhereFaster:
 
     def _redo(self, model: QModel, kept: dict[str, str]) -> dict[str, float] | None:
         """Place, calibrate and emit anew; return the speed, or None where that failed: there is a good file already."""
-        passes = (self.place, *self.again)
+        passes = (*self.place, *self.again)
         names = {item.name for item in passes}
         model.journal.entries = [entry for entry in model.journal.entries if entry["pass"] not in names]
         model.kept_float, model.plan = model.kept_float | kept, model.plan.unplaced()
@@ -119,7 +119,7 @@ def runs(choice: Choice) -> list[list[int]]:
 class Trials:
     """Files of one model that differ in what is float, timed against the float model."""
 
-    def __init__(self, model: QModel, place: Pass) -> None:
+    def __init__(self, model: QModel, place: Sequence[Pass]) -> None:
         self.model, self.place = model, place
         self.pieces = joined([list(unit.nodes) for unit in model.plan.units], PIECES)
         data = model.held_back or model.data
@@ -176,7 +176,8 @@ class Trials:
         kept = {name: REASON for keep, piece in zip(choice, self.pieces) if keep for name in piece} | model.kept_float
         trial = replace(model, plan=done.unplaced(), journal=Journal(), kept_float=kept)
         with suppress(InputError):  # nothing is left on integers, as it should be
-            self.place.run(trial)
+            for item in self.place:
+                item.run(trial)
         plan = trial.plan
         plan.quantizers = {key: self.quantizer(key, spec) for key, spec in plan.specs.items()}
         placed = {name for name, node in plan.nodes.items() if node.form is Form.COMPUTE}

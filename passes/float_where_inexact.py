@@ -37,7 +37,7 @@ class FloatWhereInexact:
     Then `place` and `again` place and choose numbers anew. Nodes that `--bits` names stay as they are.
     """
 
-    place: Pass
+    place: Sequence[Pass]
     again: Sequence[Pass]
     name: ClassVar[str] = "float-where-inexact"
     requires: ClassVar[tuple[str, ...]] = ("partition-units", "correct-bias")
@@ -61,12 +61,13 @@ class FloatWhereInexact:
     def _placed(self, model: QModel, found: dict[str, str]) -> bool:
         """Place quantizers with `found` kept float; False, and nothing changed, where nothing is left on integers."""
         before = (model.plan, model.journal.entries, model.kept_float)
-        names = {item.name for item in (self.place, *self.again)}
+        names = {item.name for item in (*self.place, *self.again)}
         model.journal.entries = [entry for entry in model.journal.entries if entry["pass"] not in names]
         model.kept_float = model.kept_float | found
         model.plan = model.plan.unplaced()
         try:
-            self.place.run(model)
+            for item in self.place:
+                item.run(model)
         except InputError:
             model.plan, model.journal.entries, model.kept_float = before
             text = f"8 bits lose most of what the model computes, as in {min(found)!r}"

@@ -9,8 +9,7 @@ from qcompile.emission.origin import tell_origin
 from qcompile.emission.qdq import Emitter
 from qcompile.program.lower import lower
 from qcompile.qmodel import QModel
-
-WIDE = 8
+from qcompile.quant.plan import WIDE
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from qcompile.config import Config, parse_fix
+from qcompile.config import Config, parse_fix, recipe_hash
 from qcompile.data import InputInfo, input_infos, open_dataset, open_evaluation, parse_preprocess, random_dataset
 from qcompile.data.dataset import Dataset
 from qcompile.emission.pack import INT4_OPSET
@@ -193,7 +193,8 @@ def open_model(model: Source, config: Config | None = None, data: Any = None, *,
                 opened.evaluation_as = lambda text: open_evaluation(evaluation, inputs, text, alone=alone)
 
     identity = "" if reference is source else fingerprint(source)
-    opened = QModel(graph, reference, target, config, feed_alone=open_samples, identity=identity)
+    plan = Plan(recipe=recipe_hash(config))
+    opened = QModel(graph, reference, target, config, feed_alone=open_samples, plan=plan, identity=identity)
     open_samples("")
     for text in notes:
         opened.journal.note("open-model", "model", text=text)

@@ -14,6 +14,8 @@ from qcompile.memory import peak_memory, release_freed_memory
 from qcompile.qmodel import QModel
 from qcompile.quant.plan import Form
 
+PLACES = "place-quantizers"  # the pass that makes quantizers of the bits that the plan says
+
 
 class Pass(Protocol):
     """One step of the compiler. `run` changes the model's graph or plan in place and returns how much it changed.
@@ -85,12 +87,13 @@ class PassManager:
         """
         expect(model, QModel, "model", "give what qcompile.open_model returned")
         runs = []
-        for item in self.passes:
+        for place, item in enumerate(self.passes):
             wall, cpu = time.perf_counter(), time.process_time()
             release_freed_memory()
             changed = item.run(model)
             verify(model.graph, after=item.name)
-            verify_bits(model, after=item.name)
+            if not any(later.name == PLACES for later in self.passes[place + 1 :]):
+                verify_bits(model, after=item.name)
             wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
             runs.append(PassRun(item.name, changed, wall, cpu, peak_memory()))
             if watch is not None:

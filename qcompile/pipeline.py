@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from qcompile.config import FUSING, Config
+from qcompile.passes.assign_bits import AssignBits
 from qcompile.passes.calibrate import Calibrate
 from qcompile.passes.check_data import CheckData
 from qcompile.passes.check_function import CheckFunction
+from qcompile.passes.choose_forms import ChooseForms
 from qcompile.passes.correct_bias import CorrectBias
 from qcompile.passes.equalize_layers import EqualizeLayers
 from qcompile.passes.fit_filters import FitFilters
@@ -29,6 +31,7 @@ from qcompile.passmanager import Pass
 from qcompile.quant.plan import Plan
 
 PREPARE: tuple[Pass, ...] = (NormalizeGraph(), FoldBatchNorm(), PartitionUnits())
+PLACE: tuple[Pass, ...] = (ChooseForms(), AssignBits(), PlaceQuantizers())
 NUMBERS: tuple[Pass, ...] = (Calibrate(), FitFilters(), CorrectBias())
 EMIT: tuple[Pass, ...] = (SettleScales(), InsertQDQ(), Validate())
 
@@ -39,9 +42,9 @@ def build(config: Config, plan: Plan | None = None) -> tuple[Pass, ...]:
     if plan is not None:
         return (*PREPARE, *change_channels(frozenset(plan.untouched)), UsePlan(plan), *look, *EMIT)
     decide: tuple[Pass, ...] = (*PREPARE, *place(config), *look, *change_channels(), *NUMBERS)
-    decide += (FloatWhereInexact(PlaceQuantizers(), NUMBERS),)
+    decide += (FloatWhereInexact(PLACE, NUMBERS),)
     if config.chosen_method == "rtn":
-        return (*decide, *EMIT, FloatWhereFaster(PlaceQuantizers(), (*NUMBERS, *EMIT)))
+        return (*decide, *EMIT, FloatWhereFaster(PLACE, (*NUMBERS, *EMIT)))
     return (*decide, *train(config), *EMIT)
 
 
@@ -53,8 +56,8 @@ def build_placement(config: Config) -> tuple[Pass, ...]:
 def place(config: Config) -> tuple[Pass, ...]:
     """Return the passes that decide without data, in front of those that need some: a bad scheme is found early."""
     if config.chosen_method not in FUSING:
-        return (PlaceQuantizers(),)
-    score: tuple[Pass, ...] = (PlaceQuantizers(), ScoreCapacity())
+        return PLACE
+    score: tuple[Pass, ...] = (*PLACE, ScoreCapacity())
     return score if _needs_losses(config) else (*score, FuseRegions())
 
 

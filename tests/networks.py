@@ -9,18 +9,17 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper, parser
 
-from qcompile import Config, PassManager, QModel, open_model
+from qcompile import Config, PassManager, QModel, open_model, pipeline
 from qcompile.passes.calibrate import Calibrate
 from qcompile.passes.correct_bias import CorrectBias
 from qcompile.passes.insert_qdq import InsertQDQ
 from qcompile.passes.normalize_graph import NormalizeGraph
-from qcompile.passes.place_quantizers import PlaceQuantizers
 from qcompile.passes.settle_scales import SettleScales
 from qcompile.passmanager import Pass
 
 Arrays = dict[str, NDArray[Any]]
 
-PLACE: Final[tuple[Pass, ...]] = (NormalizeGraph(), PlaceQuantizers())
+PLACE: Final[tuple[Pass, ...]] = (NormalizeGraph(), *pipeline.PLACE)
 CALIBRATE: Final[tuple[Pass, ...]] = (*PLACE, Calibrate())
 CORRECT: Final[tuple[Pass, ...]] = (*CALIBRATE, CorrectBias())
 EMIT: Final[tuple[Pass, ...]] = (*CALIBRATE, SettleScales(), InsertQDQ())

@@ -111,7 +111,7 @@ class WidenSmallLayers:
 
 def test_a_users_pass_takes_its_place(residual_model: onnx.ModelProto, residual_data: Data) -> None:
     passes = list(build(W4A4))
-    place = next(index for index, item in enumerate(passes) if item.name == "place-quantizers")
+    place = next(index for index, item in enumerate(passes) if item.name == "assign-bits")
     passes.insert(place, WidenSmallLayers(limit=8 * 8 * 9))
     opened = qcompile.open_model(residual_model, W4A4, residual_data)
     seen: list[str] = []

@@ -7,8 +7,20 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
-from qcompile.ir import Constant, Graph, Node, Tensor, captured_names, only_consumer, topological, unique_name
-from qcompile.program.forms import data_inputs, operands
+import numpy as np
+
+from qcompile.ir import (
+    Constant,
+    Graph,
+    Node,
+    Tensor,
+    captured_names,
+    only_consumer,
+    producer,
+    topological,
+    unique_name,
+)
+from qcompile.program.forms import clip_bounds, data_inputs, operands
 from qcompile.quant.params import Quantizer
 from qcompile.quant.plan import Form, Plan
 
@@ -107,6 +119,17 @@ def absorbed_end(graph: Graph, plan: Plan, tensor: Tensor) -> Tensor:
     while (reader := only_consumer(graph, tensor)) and plan.form(reader.name) is Form.ABSORBED:
         tensor = reader.outputs[0]
     return tensor
+
+
+def absorbed_bounds(plan: Plan, tensor: Tensor) -> tuple[float, float, Node | None]:
+    """Return the bounds of the clips that the quantizer of `tensor` absorbs, and the node in front of them."""
+    lower, upper = -np.inf, np.inf
+    node = producer(tensor)
+    while node is not None and plan.form(node.name) is Form.ABSORBED:
+        bounds = clip_bounds(node) or (lower, upper)
+        lower, upper = max(lower, bounds[0]), min(upper, bounds[1])
+        node = producer(data_inputs(node)[0])
+    return lower, upper, node
 
 
 @dataclass

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from qcompile.ir import Graph, Node, Tensor, constant_value, only_consumer
 from qcompile.program.dag import activation_dag
 from qcompile.program.forms import (
-    clip_bounds,
     data_inputs,
     dictated,
     integer_form,
@@ -20,7 +19,7 @@ from qcompile.program.forms import (
     operands,
     weight_axis,
 )
-from qcompile.program.lower import absorbed_end
+from qcompile.program.lower import absorbed_bounds, absorbed_end
 from qcompile.quant.plan import Form, Plan
 from qcompile.quant.plan_check import LARGEST, LEAST, plan_problem
 from qcompile.targets.schema import Target
@@ -139,7 +138,7 @@ def _quantized(fit: _Fit) -> Problems:
 def _specs(fit: _Fit) -> Problems:
     """Quantizers do the work of the clips they absorb, and suit the kernels in front of them."""
     for tensor, root in fit.plan.groups.items():
-        lower, upper, node = _absorbed(fit, fit.tensors[tensor])
+        lower, upper, node = absorbed_bounds(fit.plan, fit.tensors[tensor])
         arithmetic = node is not None and fit.plan.form(node.name) is Form.ARITHMETIC
         spec = fit.plan.specs[root]
         fixed = dictated(node) if node is not None and arithmetic else None
@@ -150,18 +149,6 @@ def _specs(fit: _Fit) -> Problems:
         for key in (root, *fit.plan.narrow_keys(root)):
             if fit.plan.specs[key].lower < lower or fit.plan.specs[key].upper > upper:
                 yield f"quantizer {key!r} goes beyond the clip that it stands for, {lower:g} to {upper:g}"
-
-
-def _absorbed(fit: _Fit, tensor: Tensor) -> tuple[float, float, Node | None]:
-    """Return the bounds of the clips that the quantizer of `tensor` absorbs, and the node in front of them."""
-    lower, upper = -np.inf, np.inf
-    node = tensor.inputs[0] if tensor.inputs else None
-    while node is not None and fit.plan.form(node.name) is Form.ABSORBED:
-        bounds = clip_bounds(node) or (lower, upper)
-        lower, upper = max(lower, bounds[0]), min(upper, bounds[1])
-        (source,) = data_inputs(node)
-        node = source.inputs[0] if source.inputs else None
-    return lower, upper, node
 
 
 def _input_bits(fit: _Fit) -> Problems:

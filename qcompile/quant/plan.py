@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from qcompile.quant.params import ActivationSpec, Quantizer, WeightQuantizer
 
 ENDS = "first or last"  # the reason of layers that have the bits of these
+WIDE = 8  # bits: the container of every activation code is uint8
 
 
 class Form(StrEnum):

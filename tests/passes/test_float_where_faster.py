@@ -13,8 +13,7 @@ from networks import CHAIN, CLASSIFIER, PRELU, RESIDUAL, network, samples
 from qcompile import Config, PassManager, QModel, build, open_model
 from qcompile.errors import QCompileError
 from qcompile.passes.float_where_faster import CLEARLY_SLOWER, REASON, FloatWhereFaster, Trials, joined, stretches
-from qcompile.passes.place_quantizers import PlaceQuantizers
-from qcompile.pipeline import EMIT, NUMBERS
+from qcompile.pipeline import EMIT, NUMBERS, PLACE
 from qcompile.quant.plan import Form
 from qcompile.runtime.session import Session
 
@@ -69,7 +68,7 @@ def look(model: QModel, slow: str, monkeypatch: pytest.MonkeyPatch) -> int:
 
     monkeypatch.setattr(Trials, "times", times)
     again = [Measured(slow) if item.name == "validate" else item for item in (*NUMBERS, *EMIT)]
-    return FloatWhereFaster(PlaceQuantizers(), again).run(model)
+    return FloatWhereFaster(PLACE, again).run(model)
 
 
 def float_layers(model: QModel) -> dict[str, str]:
@@ -136,7 +135,7 @@ def test_what_is_not_faster_after_all_is_undone(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(f"{__name__}.speedup", lambda *_: 0.5)  # whatever is float
     monkeypatch.setattr(Trials, "best", lambda trials: ((True, *[False] * (len(trials.pieces) - 1)), trials.pieces))
     again = [Measured("") if item.name == "validate" else item for item in (*NUMBERS, *EMIT)]
-    assert FloatWhereFaster(PlaceQuantizers(), again).run(model) == 0
+    assert FloatWhereFaster(PLACE, again).run(model) == 0
     assert model.plan is plan and model.emitted is emitted and model.kept_float == {}
 
 
@@ -152,14 +151,14 @@ def test_a_second_file_that_fails_leaves_the_first(monkeypatch: pytest.MonkeyPat
     model = prepared(CHAIN, "conv1")
     plan, emitted, entries = model.plan, model.emitted, list(model.journal.entries)
     monkeypatch.setattr(Trials, "best", lambda trials: ((True, *[False] * (len(trials.pieces) - 1)), trials.pieces))
-    assert FloatWhereFaster(PlaceQuantizers(), [Failing()]).run(model) == 0
+    assert FloatWhereFaster(PLACE, [Failing()]).run(model) == 0
     assert model.plan is plan and model.emitted is emitted and model.journal.entries[:-1] == entries
 
 
 @pytest.mark.parametrize("text", [CHAIN, CLASSIFIER, PRELU, RESIDUAL])
 def test_every_trial_runs_on_the_kernels_it_should(text: str) -> None:
     model = prepared(text, "")
-    trials = Trials(model, PlaceQuantizers())
+    trials = Trials(model, PLACE)
     count = len(trials.pieces)
     for first in range(count):
         choice = tuple(place >= first for place in range(count))

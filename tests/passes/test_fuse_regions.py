@@ -22,9 +22,9 @@ from qcompile.ir.prepare import prepare
 from qcompile.passes.fuse_regions import FuseRegions
 from qcompile.passes.normalize_graph import NormalizeGraph
 from qcompile.passes.partition_units import PartitionUnits
-from qcompile.passes.place_quantizers import PlaceQuantizers
 from qcompile.passes.score_capacity import ScoreCapacity
 from qcompile.passmanager import PassManager
+from qcompile.pipeline import PLACE
 from qcompile.quant.plan import Plan
 from qcompile.targets.schema import Target
 
@@ -97,7 +97,7 @@ def by_samples(count: int, source: onnx.ModelProto | Path = EMBEDDED, **settings
     config = Config(w=4, a=4, **settings)  # type: ignore[arg-type]
     data = {"image": np.zeros((count, 3, 32, 32), np.float32)}
     model = open_model(source, config, data)
-    PassManager((NormalizeGraph(), PartitionUnits(), PlaceQuantizers(), ScoreCapacity(), FuseRegions())).run(model)
+    PassManager((NormalizeGraph(), PartitionUnits(), *PLACE, ScoreCapacity(), FuseRegions())).run(model)
     return model
 
 
@@ -141,7 +141,7 @@ def scored(source: onnx.ModelProto, config: Config) -> QModel:
     """Score a drawn graph; one with nothing to quantize is not counted."""
     target = Target.load("ort-cpu")
     model = QModel(prepare(source, target.opset), source, target, config)
-    passes = (NormalizeGraph(), PartitionUnits(max_stack=1, max_compute=2), PlaceQuantizers(), ScoreCapacity())
+    passes = (NormalizeGraph(), PartitionUnits(max_stack=1, max_compute=2), *PLACE, ScoreCapacity())
     try:
         PassManager(passes).run(model)
     except InputError:

@@ -19,13 +19,13 @@ from qcompile.passes.equalize_layers import EqualizeLayers
 from qcompile.passes.fold_batch_norm import FoldBatchNorm
 from qcompile.passes.insert_qdq import InsertQDQ
 from qcompile.passes.normalize_graph import NormalizeGraph
-from qcompile.passes.place_quantizers import PlaceQuantizers
 from qcompile.passes.rotate_channels import RotateChannels
 from qcompile.passmanager import Pass
+from qcompile.pipeline import PLACE
 from qcompile.runtime.session import Session
 from qcompile.simulation.trial import SERVED, at_8_bits, total, trial
 
-PLACED: tuple[Pass, ...] = (NormalizeGraph(), FoldBatchNorm(), PlaceQuantizers())
+PLACED: tuple[Pass, ...] = (NormalizeGraph(), FoldBatchNorm(), *PLACE)
 
 # Depthwise blocks with PRelu, an embedding behind. The channels of `f` are those between two layers without an
 # activation: what equalising and rotating change.
