@@ -11,6 +11,7 @@ An error says what is wrong, where, and what to do; its text is one line.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -68,3 +69,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
         return f"did you mean {close!r}?"
     more = len(known) - LISTED
     return f"known: {', '.join(known[:LISTED])}" + (f" and {more} more" if more > 0 else "")
+
+
+def pattern(names: Iterable[str]) -> str:
+    """Return a regular expression that matches these node names and no other: what --keep-float and --bits take."""
+    return f"^({'|'.join(map(re.escape, names))})$"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 import numpy as np
@@ -172,8 +173,14 @@ def test_a_cache_that_is_empty_in_the_first_step() -> None:
 def test_a_cache_that_is_always_empty() -> None:
     feeds = steps([0] * 24)
     data = {name: np.concatenate([feed[name] for feed in feeds]) for name in ("x", "past")}
-    with pytest.raises(qcompile.InputError, match="calibration saw no value of tensor 'past'; give samples"):
+    with pytest.raises(
+        qcompile.InputError, match="saw no value of tensor 'past'; give samples that have some"
+    ) as error:
         qcompile.compile(network(CACHE), Config(threads=1), data)
+    _, advised = shlex.split(error.value.remedy.partition(", or ")[2])
+    result = qcompile.compile(network(CACHE), Config(keep_float=(advised,), threads=1), data)
+    assert decibels(network(CACHE), result.model, feeds[0]) > 25
+    assert [name for name, node in result.plan.nodes.items() if node.form is Form.COMPUTE]
     source = network(CACHE.replace("N,P,16", "N,0,16"))  # the model itself says so
     result = qcompile.compile(source, Config(w=4, a=8, steps=20, threads=1), data)
     assert decibels(source, result.model, feeds[0]) > 20

@@ -75,7 +75,7 @@ def _same_pads(node: Node, kernel: list[int], *, upper: bool) -> list[int] | Non
     sizes = (shape_of(node.inputs[0]) or [None, None, *[None] * len(kernel)])[2:]
     begins, ends = [], []
     for size, k, stride, dilation in zip(sizes, kernel, strides, dilations, strict=True):
-        reach = (k - 1) * dilation + 1
+        reach = (k - 1) * dilation + 1 if node.op == "Conv" else k  # ONNX Runtime pads a pool as if it were not dilated
         if isinstance(size, int):
             total = max((math.ceil(size / stride) - 1) * stride + reach - size, 0)
         elif stride == 1:

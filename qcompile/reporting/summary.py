@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import platform
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -14,6 +13,7 @@ from typing import Any
 import onnx
 
 from qcompile.config import recipe
+from qcompile.errors import pattern
 from qcompile.passmanager import PassRun
 from qcompile.qmodel import QModel
 from qcompile.quant.plan import Plan, region_name
@@ -238,11 +238,6 @@ def advice(model: QModel, found: Mapping[str, Any]) -> str:
     if config.w == config.a == 8:
         steps.append(f"--calibration-method {'max' if config.calibration_method == 'mse' else 'mse'}")
     return f"try {', or '.join(steps)}"
-
-
-def pattern(names: Sequence[str]) -> str:
-    """Return a regular expression that matches these node names and no other."""
-    return f"^({'|'.join(map(re.escape, names))})$"
 
 
 def verdict(model: QModel, found: Mapping[str, Any]) -> str:

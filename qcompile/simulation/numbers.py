@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+import shlex
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,7 @@ from qcompile.calibration.sharing import share_concats
 from qcompile.config import CalibrationMethod, Config
 from qcompile.data.dataset import Dataset
 from qcompile.emission.bias import with_room_for_bias
+from qcompile.errors import InputError, pattern
 from qcompile.ir import Constant, Graph, Node, constant_value, to_model, topological
 from qcompile.program.forms import float_bias, least_output_scale, weight_axis
 from qcompile.program.lower import absorbed_end
@@ -41,6 +43,7 @@ def choose_numbers(
     roots = set(plan.groups.values()) if only is None else _roots(graph, plan, nodes)
     observers = {root: Histogram(root) if _searches(config, plan, root) else MinMax(root) for root in sorted(roots)}
     _observe(graph, config, data, observers, label)
+    check_seen(graph, plan, nodes, observers)
     shared = list(share_concats(nodes, plan, observers))
     for key, spec in plan.specs.items():
         root = key if key in observers else key.rpartition("@")[0]
@@ -62,6 +65,22 @@ def choose_numbers(
             quantized = with_room_for_bias(quantized, bias, given.scale)
         plan.weights[node.name] = quantized
     return shared
+
+
+def check_seen(graph: Graph, plan: Plan, nodes: Iterable[Node], observers: Mapping[str, MinMax]) -> None:
+    """Raise InputError where quantizers have to be chosen for tensors of which the samples gave no value."""
+    keys = [key for key, spec in plan.specs.items() if spec.fixed is None]
+    roots = {key if key in observers else key.rpartition("@")[0] for key in keys}
+    unseen = [root for root in observers if root in roots and not observers[root].count]
+    if not unseen:
+        return
+    quantized = [node for node in nodes if plan.form(node.name) is not Form.FLOAT]
+    around = [node.name for node in quantized if not _roots(graph, plan, [node]).isdisjoint(unseen)]
+    more = f" and {len(unseen) - 1} more" if unseen[1:] else ""
+    raise InputError(
+        f"calibration saw no value of tensor {unseen[0]!r}{more}",
+        remedy=f"give samples that have some, or --keep-float {shlex.quote(pattern(around))}",
+    )
 
 
 def _roots(graph: Graph, plan: Plan, nodes: Iterable[Node]) -> set[str]:

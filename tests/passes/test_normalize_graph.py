@@ -347,6 +347,24 @@ def test_auto_pad_becomes_pads(
     same_outputs(source, model.graph, [{"x": (1, 4, 11, 8)}, {"x": (2, 4, 11, 8)}])
 
 
+@pytest.mark.parametrize("mode", ["SAME_UPPER", "SAME_LOWER"])
+@pytest.mark.parametrize("size", ["11,8", "H,W2"])
+@pytest.mark.parametrize("op", ["MaxPool", "AveragePool"])
+def test_pads_of_a_dilated_pool_are_those_of_the_runtime(
+    op: str, size: str, mode: str, model_of: Build, as_qmodel: AsQModel, same_outputs: Same
+) -> None:
+    source = model_of(
+        f"g (float[N,4,{size}] x) => (float[N,C,P,Q] y)"
+        f'{{ y = {op}<kernel_shape = [2,3], dilations = [2,2], auto_pad = "{mode}">(x) }}',
+        opset=19,
+    )
+    model = as_qmodel(source)
+    NormalizeGraph().run(model)
+    front, behind = ((0, 1), (1, 1)) if mode == "SAME_UPPER" else ((1, 1), (0, 1))
+    assert model.graph.nodes[0].attrs["pads"] == [*front, *behind]  # kernel - 1 in all: dilation does not count
+    same_outputs(source, model.graph, [{"x": (1, 4, 11, 8)}, {"x": (2, 4, 11, 8)}])
+
+
 @pytest.mark.parametrize(("stride", "left"), [(1, False), (2, True)])
 def test_auto_pad_of_a_dynamic_map_is_resolved_at_stride_one_only(
     stride: int, left: bool, model_of: Build, as_qmodel: AsQModel, same_outputs: Same

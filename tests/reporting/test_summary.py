@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import replace
 from importlib import resources
 from typing import Any
@@ -19,7 +18,6 @@ from qcompile.reporting.summary import (
     advice,
     agreement_text,
     difference_text,
-    pattern,
     shortened,
     speed_text,
     training_text,
@@ -178,12 +176,6 @@ def test_of_several_outputs_the_farthest_has_figures(result: qcompile.Result) ->
 def test_advice_fits_what_was_done(result: qcompile.Result, config: qcompile.Config, steps: list[str]) -> None:
     model = replace(result.qmodel, config=config, data=None)
     assert advice(model, AUDIT) == f"try {', or '.join(steps)}"
-
-
-def test_patterns_match_their_names_alone() -> None:
-    names = ["conv.1", "/layer1/Conv (2)"]
-    found = re.compile(pattern(names))
-    assert [name for name in (*names, "conv.10", "conv_1") if found.search(name)] == names
 
 
 PIECES = [

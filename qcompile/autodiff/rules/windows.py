@@ -74,13 +74,14 @@ def window_of(g: Tape, node: Node, kernel: tuple[int, ...]) -> Window:
         return window.unpadded()
     if node.op == "ConvTranspose" and (mode != "NOTSET" or "output_shape" in node.attributes):
         raise UnknownFormError("runtimes differ in its automatic pads: write them out")
-    return window if mode == "NOTSET" else _same(dims_of(g, node.inputs[0])[2:], window, mode == "SAME_UPPER")
+    reach = window.extent if node.op == "Conv" else kernel  # ONNX Runtime pads a pool as if it were not dilated
+    return window if mode == "NOTSET" else _same(dims_of(g, node.inputs[0])[2:], window, reach, mode == "SAME_UPPER")
 
 
-def _same(dims: tuple[Dim, ...], window: Window, upper: bool) -> Window:
+def _same(dims: tuple[Dim, ...], window: Window, reach: tuple[int, ...], upper: bool) -> Window:
     """Pads that make the output as large as the input divided by the stride, rounded up."""
     totals = []
-    for dim, stride, extent in zip(dims, window.strides, window.extent):
+    for dim, stride, extent in zip(dims, window.strides, reach):
         if not isinstance(dim, int) and stride > 1:
             raise UnknownFormError("auto_pad with strides needs known sizes")
         rest = (dim - 1) % stride if isinstance(dim, int) else 0
