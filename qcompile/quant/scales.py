@@ -25,6 +25,7 @@ HUGE, SHRINK = 2.0**60, np.float32(2.0**-70)  # no network has such weights, but
 FINE = np.array([-0.025, -0.0125, 0.0125, 0.025], np.float32)
 LEAST_SQUARES_ROUNDS = 4
 TIE = np.float32(1 + 1e-5)  # the plain grid wins unless another is better by more than rounding errors
+ROUNDED = np.float32(1 + 1e-3)  # more than rounding errors may be of a bound
 BLOCK = 1 << 16  # weights at a time: the temporary arrays stay in the second-level cache
 LEAST_SCALE = np.float32(1e-8)
 
@@ -99,6 +100,7 @@ def least_error(block: Floats, bits: int) -> tuple[Floats, NDArray[np.int8], NDA
     tables = np.array(grids(bits))
     shifts = (tables[:, 1] / tables[:, 0] - plain_offset(bits)).astype(np.float32)  # of the levels, in steps
     candidates = SHARES[:: LONG_ROW_STRIDE if block.shape[1] >= LONG_ROW else 1]
+    candidates = candidates[candidates >= least_share(block, peak, unit, bits)]
     coarse = np.array([[squared_error(block, unit * k, shift, bits) for k in candidates] for shift in shifts])
     coarse[1:] *= TIE
     grid, nearest = np.divmod(coarse.transpose(2, 0, 1).reshape(len(block), -1).argmin(axis=1), len(candidates))
@@ -110,6 +112,18 @@ def least_error(block: Floats, bits: int) -> tuple[Floats, NDArray[np.int8], NDA
         scale = fitted(block, scale, shift, bits)
     step, offset = tables[grid].astype(np.int8).T
     return np.where(peak > 0, scale / step, np.float32(1)), step, offset
+
+
+def least_share(block: Floats, peak: Floats, unit: Floats, bits: int) -> float:
+    """Return the share below which no grid is the best: clipping the largest weight alone costs more than a share of 1.
+
+    At 8 bits most shares are below it.
+    """
+    alive = unit > LEAST_SCALE
+    root = np.sqrt(squared_error(block, unit, np.float32(0), bits))[alive]
+    most = max(abs(code + offset / step) for step, offset in grids(bits) for code in (0, largest_code(bits)))
+    shares = (peak[alive] - ROUNDED * root) / (unit[alive] * np.float32(most))
+    return float(shares.min(initial=1))
 
 
 def nearest_levels(block: Floats, step: Floats, shift: Floats | np.float32, bits: int) -> tuple[Floats, Floats]:

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from qcompile.errors import InputError
+from qcompile.quant import scales
 from qcompile.quant.params import WEIGHT_MAX, WEIGHT_MIN, WeightQuantizer, largest_code, plain_offset
-from qcompile.quant.scales import BLOCK, QUARTERS, grids, quantize_weight
+from qcompile.quant.scales import BLOCK, QUARTERS, grids, least_share, peaks, quantize_weight
 
 BITS = range(2, 9)
 
@@ -50,6 +51,30 @@ def test_error_is_that_of_the_exhaustive_search(bits: int, size: int, kind: str)
     }[kind].astype(np.float32)
     ours = squared_errors(weight, quantize_weight(weight, bits=bits, axis=0))
     assert ours.sum() <= exhaustive(weight, bits).sum() * 1.005  # what the coarse steps of long rows may cost
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("size", [1, 9, 25, 256, 1280])
+def test_grids_that_clip_too_much_are_never_the_best(bits: int, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that the search leaves out change no bit of what it finds, dead channels and heavy tails included."""
+    rng = np.random.default_rng(size)
+    parts = (
+        rng.standard_normal((16, size)),
+        rng.standard_t(1.5, (16, size)),
+        np.rint(2 * rng.standard_normal((16, size))),
+    )
+    weight = np.concatenate(parts).astype(np.float32)
+    weight[:3] *= np.array([[0], [1e25], [1e-3]], np.float32)
+    found = quantize_weight(weight, bits=bits, axis=0)
+    monkeypatch.setattr(scales, "least_share", lambda *_: 0.0)
+    expected = quantize_weight(weight, bits=bits, axis=0)
+    for name in ("codes", "scale", "step", "offset"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+
+
+def test_at_8_bits_few_grids_may_be_the_best() -> None:
+    weight = np.random.default_rng(0).standard_normal((16, 9)).astype(np.float32)
+    assert 0.95 < least_share(weight, peaks(weight), peaks(weight) / 127, 8) < 1
 
 
 @pytest.mark.parametrize("bits", [2, 4])
