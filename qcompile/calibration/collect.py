@@ -47,14 +47,14 @@ def observe(
     whole = list(dict.fromkeys(name for name, observer in pairs if type(observer) is not MinMax))
     reduced = [name for name, observer in pairs if type(observer) is MinMax]
     tap(model, whole, reduced)
-    session = Session(model, threads=threads)
+    taps = [name for name in whole if name not in {item.name for item in model.graph.input}]
+    wanted = [*taps, *(reduction_name(name, op) for name in reduced for op in REDUCTIONS)]
+    session = Session(model, threads=threads) if wanted else None  # inputs alone are seen without a run
     del model  # the session has its own weights
     release_freed_memory()
-    taps = [name for name in whole if name not in session.inputs]
-    wanted = [*taps, *(reduction_name(name, op) for name in reduced for op in REDUCTIONS)]
     size = batch or batch_size(session, data, wanted)
     for feeds in track(data.batches(size), label, -(-data.count // size)):
-        values = session.run(feeds, wanted)
+        values = session.run(feeds, wanted) if session is not None else {}
         for name, observer in pairs:
             if type(observer) is MinMax:
                 least, most, mean = (values[reduction_name(name, op)] for op in REDUCTIONS)
@@ -80,12 +80,14 @@ def reduction_name(tensor: str, op: str) -> str:
     return f"{op}({tensor})"
 
 
-def batch_size(session: Session, data: Dataset, wanted: list[str]) -> int:
+def batch_size(session: Session | None, data: Dataset, wanted: list[str]) -> int:
     """Return how many samples to run at once: by the bytes of one sample's inputs and tapped outputs."""
     if data.alone:
         return 1
     first: dict[str, NDArray[Any]] = next(iter(data.batches(1)))
     given = sum(value.nbytes for value in first.values())
+    most = min(INPUT_BYTES // max(given, 1), LARGEST_BATCH, data.count)
+    if most <= 1 or session is None:
+        return max(1, most)
     taken = sum(value.nbytes for value in session.run(first, wanted).values())
-    most = min(TAP_BYTES // max(taken, 1), INPUT_BYTES // max(given, 1), LARGEST_BATCH, data.count)
-    return max(1, most)
+    return max(1, min(most, TAP_BYTES // max(taken, 1)))

@@ -76,6 +76,18 @@ def topological(graph: Graph) -> list[Node]:
     return [nodes[key] for key in nx.lexicographical_topological_sort(dag, key=order.__getitem__)]
 
 
+def part_before(graph: Graph, names: Iterable[str]) -> Graph:
+    """Return the part of `graph` that makes the tensors `names`, without outputs; nodes and tensors are shared."""
+    wanted, nodes = set(names), list[Node]()
+    for node in reversed(topological(graph)):
+        if not wanted.isdisjoint(tensor.name for tensor in node.outputs):
+            nodes.append(node)
+            wanted |= {tensor.name for tensor in node.inputs} | captured_names(node)
+    part = Graph()
+    vars(part).update(vars(graph) | {"nodes": nodes[::-1], "outputs": []})
+    return part
+
+
 def replace_uses(graph: Graph, old: Tensor, new: Tensor) -> None:
     """Let every reader of `old` read `new`; if `old` is a graph output, `new` takes its name and its place."""
     for node in list(old.outputs):

@@ -206,7 +206,7 @@ def save_model(model: ModelProto, path: Path) -> None:
 
 def model_files(model: ModelProto, path: Path) -> dict[Path, Content]:
     """Return what to write for `model`: above protobuf's 2 GB the weights stand in `<path>.data` beside it."""
-    return {path: [model.SerializeToString()]} if byte_size(model) < MESSAGE_LIMIT else split_files(model, path)
+    return {path: [model.SerializeToString()]} if weight_bytes(model) < MESSAGE_LIMIT else split_files(model, path)
 
 
 def split_files(model: ModelProto, path: Path) -> dict[Path, Content]:
@@ -219,8 +219,13 @@ def split_files(model: ModelProto, path: Path) -> dict[Path, Content]:
 
 def byte_size(model: ModelProto) -> int:
     """Return how many bytes `model` takes in a file; above protobuf's limit those of its weights alone."""
-    weights = sum(size(tensor) * _itemsize(tensor) for _, tensor in tensors_of(model))
+    weights = weight_bytes(model)
     return weights if weights >= MESSAGE_LIMIT else model.ByteSize()  # which fails above 2 GB
+
+
+def weight_bytes(model: ModelProto) -> int:
+    """Return how many bytes the weights of `model` take: found without writing it, as its own size is."""
+    return sum(size(tensor) * _itemsize(tensor) for _, tensor in tensors_of(model))
 
 
 def _external_data(light: ModelProto, weights: dict[str, TensorProto], location: str) -> Iterator[bytes]:

@@ -17,7 +17,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from qcompile.errors import InputError, QCompileError
-from qcompile.ir.load import byte_size, split_files
+from qcompile.ir.load import split_files, weight_bytes
 from qcompile.memory import release_freed_memory
 
 Arrays = dict[str, NDArray[Any]]
@@ -159,7 +159,7 @@ def loadable(model: onnx.ModelProto | str | Path) -> Iterator[bytes | str]:
     if not isinstance(model, onnx.ModelProto):
         yield str(model)
         return
-    if byte_size(model) < SMALL:
+    if weight_bytes(model) < SMALL:
         yield model.SerializeToString()
         return
     release_freed_memory()

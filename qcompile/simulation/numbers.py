@@ -16,7 +16,7 @@ from qcompile.config import CalibrationMethod, Config
 from qcompile.data.dataset import Dataset
 from qcompile.emission.bias import with_room_for_bias
 from qcompile.errors import InputError, pattern
-from qcompile.ir import Constant, Graph, Node, constant_value, to_model, topological
+from qcompile.ir import Constant, Graph, Node, constant_value, part_before, to_model, topological
 from qcompile.program.forms import float_bias, least_output_scale, weight_axis
 from qcompile.program.lower import absorbed_end
 from qcompile.quant.params import ActivationSpec, Quantizer
@@ -113,7 +113,10 @@ def _observe(graph: Graph, config: Config, data: Dataset, observers: dict[str, H
     for name in constants:
         observers[name].update(np.asarray(tensors[name].values, np.float32))
     live = {name: observer for name, observer in observers.items() if name not in constants}
-    observe(to_model(graph), live.items(), data, batch=config.batch, threads=config.threads, label=label)
+    if not live:
+        return
+    part = to_model(part_before(graph, live))
+    observe(part, live.items(), data, batch=config.batch, threads=config.threads, label=label)
 
 
 def calibration_method(config: Config, spec: ActivationSpec) -> CalibrationMethod:

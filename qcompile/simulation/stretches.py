@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from qcompile.emission.fragment import boundary, fragment
-from qcompile.ir import Constant, Graph, to_model
+from qcompile.ir import Constant, Graph, part_before, to_model
 from qcompile.program.dag import has_subgraph
 from qcompile.program.lower import Kind, Program, Step, Value, lower
 from qcompile.quant.plan import Plan
@@ -78,6 +78,7 @@ def stretch_errors(
     if not any(outputs):
         return [[] for _ in stretches]
     session = Session(model, threads=threads, fuse_qdq=False)
+    del model  # the session has its own weights
     totals: dict[str, Sums] = {}
     wanted = [name for some in outputs for output in some for name in output.sums]
     for feeds in batches:
@@ -104,11 +105,12 @@ def _beside(
     graph: Graph, plan: Plan, stretches: Sequence[Collection[str]]
 ) -> tuple[onnx.ModelProto, list[list[_Output]]]:
     """Return the float model with every stretch beside it, which gives out the sums, and the outputs by stretch."""
-    program, model = lower(graph, plan), to_model(graph)
-    del model.graph.output[:]
-    outputs: list[list[_Output]] = []
-    for number, nodes in enumerate(stretches):
-        steps, values = _cut(graph, program, nodes)
+    program, outputs = lower(graph, plan), list[list[_Output]]()
+    cuts = [_cut(graph, program, nodes) for nodes in stretches]
+    read = (value.name for steps, values in cuts for step in steps for value in step.reads)
+    given = {program.tensors.get(value.name, value.name) for _, values in cuts for value in values}
+    model = to_model(part_before(graph, given.union(read)))
+    for number, (steps, values) in enumerate(cuts):
         outputs.append([])
         if not values:
             continue

@@ -18,7 +18,7 @@ from qcompile.simulation.stretches import OutputError, stretch_errors
 
 ELEMENTS = 1 << 20  # of all inputs of a trial, half of them to choose numbers, half to judge
 MOST = 32  # samples
-SERVED = 3e-3  # relative error (25 dB) up to which the bits serve a stretch as it is
+SERVED = 3e-3  # relative error (25 dB) of each output up to which the bits serve a stretch as it is
 
 
 def trial(
@@ -88,7 +88,7 @@ def change_where_better(model: QModel, by: str, places: Sequence[Place], untouch
     places = [place for place in places if place.name not in left]
     before = trial(model, [place.stretch for place in places]) if untouched is None else None
     if before is not None:
-        served = [place.name for place, errors in zip(places, before) if total(errors) <= SERVED]
+        served = [place.name for place, errors in zip(places, before) if largest(errors) <= SERVED]
         model.plan.untouched += served
         if served:
             model.journal.note(by, "left alone", nodes=served, reason="their bits serve them as they are")
@@ -111,6 +111,15 @@ def change_where_better(model: QModel, by: str, places: Sequence[Place], untouch
     return changed
 
 
+def largest(errors: Iterable[OutputError]) -> float:
+    """Return the largest of the relative errors of all outputs of a stretch."""
+    return max(_shares_of(errors), default=0.0)
+
+
 def total(errors: Iterable[OutputError]) -> float:
     """Return the sum of the relative errors of all outputs of a stretch."""
-    return sum(error.share for error in errors if error.axis < 0 and not math.isnan(error.share))
+    return sum(_shares_of(errors))
+
+
+def _shares_of(errors: Iterable[OutputError]) -> list[float]:
+    return [error.share for error in errors if error.axis < 0 and not math.isnan(error.share)]

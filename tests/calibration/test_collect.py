@@ -43,6 +43,13 @@ def all_values(model: onnx.ModelProto, data: NDArray[np.float32], tensors: tuple
     return {name: np.concatenate([run[name] for run in runs]) for name in tensors}
 
 
+def test_inputs_alone_are_seen_without_a_run() -> None:
+    model, data, seen = network(RESIDUAL), images(), Histogram("image")
+    del model.graph.node[:], model.graph.output[:]
+    observe(model, [("image", seen)], dataset(data), batch=None, threads=1, label="test")
+    assert (seen.count, seen.lo, seen.hi) == (data.size, data.min(), data.max())
+
+
 @pytest.mark.parametrize("batch", [None, 1, 3, 64])
 @pytest.mark.parametrize("kind", [MinMax, Histogram])
 def test_ranges_are_those_of_numpy(kind: type[MinMax], batch: int | None) -> None:

@@ -23,7 +23,9 @@ from qcompile.passes.rotate_channels import RotateChannels
 from qcompile.passmanager import Pass
 from qcompile.pipeline import PLACE
 from qcompile.runtime.session import Session
-from qcompile.simulation.trial import SERVED, at_8_bits, total, trial
+from qcompile.simulation import trial as trials
+from qcompile.simulation.stretches import OutputError
+from qcompile.simulation.trial import SERVED, Place, at_8_bits, change_where_better, total, trial
 
 PLACED: tuple[Pass, ...] = (NormalizeGraph(), FoldBatchNorm(), *PLACE)
 
@@ -138,6 +140,18 @@ def test_what_8_bits_serve_is_left_alone() -> None:
     assert weights(judged) == weights(plain)
     (errors,) = trial(plain, [["project", "expand"]]) or []
     assert total(errors) <= SERVED
+
+
+@pytest.mark.parametrize("shares, tried", [([2e-3, 2e-3, 2e-3], False), ([1e-3, 4e-3], True)])
+def test_every_output_counts_by_itself(shares: list[float], tried: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream over many blocks has many readers: it is not served worse for that."""
+    model, one = prepared(hurt()), np.ones(1)
+    errors = [OutputError(f"t{k}", -1, one, one * share, 1.0, False) for k, share in enumerate(shares)]
+    changes: list[str] = []
+    place = Place("f", frozenset(["project"]), lambda: (changes.append("f") or 1, []))
+    monkeypatch.setattr(trials, "trial", lambda *_: [errors])
+    change_where_better(model, "rotate-channels", [place], None)
+    assert changes == ["f"] * tried and model.plan.untouched == ["f"] * (not tried)
 
 
 def test_a_plan_that_says_so_leaves_places_untouched_without_samples() -> None:
