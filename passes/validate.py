@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -28,6 +28,7 @@ from qcompile.runtime.timing import compare
 from qcompile.simulation.layers import layer_errors
 
 SAMPLES = 64  # compared with the float model, at most
+FEW = 8  # held-back samples: below, one that happens to be easy would stand for all
 ELEMENTS = 32 * 3 * 224 * 224  # of all inputs together that are compared: keeps the cost of large images in bounds
 BATCH_ELEMENTS = 3 * 224 * 224  # of one batch: keeps memory in bounds
 UNOPTIMIZED_BATCHES = 2  # five times slower
@@ -50,7 +51,8 @@ class Validate:
     fused         {"planned": nodes that should run on integer kernels, "integer": those that do,
                   "missing": [{"node", "kernel", "rule"}]}; kernel "gone" if the node is not in the optimized graph
     size          {"float", "emitted"}
-    agreement     with the float model: {"samples", "outputs": {name: figures}}, or None without samples
+    agreement     with the float model: {"samples", "held_back": how many of these no number was fitted to, "outputs":
+                  {name: figures}}, or None without samples; where few are held back, the others count as well
     worst_layers  [{"node", "sqnr_db"}]: where an output differs much, those that err most by themselves
     unoptimized   of the run with all optimizations off with the optimized run, in the same form
     speed         {"float", "emitted", "speedup", "low", "high", "rounds", "batch", "threads"}, or None without samples;
@@ -137,16 +139,17 @@ def unasked(model: QModel, nodes: list[tuple[str, str]]) -> list[str]:
 
 
 def comparison(model: QModel, emitted: onnx.ModelProto) -> dict[str, Any]:
-    """Run float and emitted model on held-back samples: agreement, speed, and what optimizations change."""
+    """Run float and emitted model on the same samples: agreement, speed, and what optimizations change."""
     reference, optimized = Session(model.source, threads=1, fault=InputError), Session(emitted, threads=1)
-    data = model.held_back or model.data
-    if data is None:  # compiled from a saved plan
+    samples = judging(model)
+    if samples is None:  # compiled from a saved plan
         return {"agreement": None, "unoptimized": None, "speed": None}
+    data, size = some(samples)
     described = describe_outputs(model.graph, labelled=model.evaluation is not None)
     agreement = Comparison("the emitted model", described)
     unoptimized = Comparison("the emitted model without optimizations", described)
     first: list[tuple[Arrays, Arrays]] = []
-    for feeds in track(batches(data), "validate"):
+    for feeds in track(data.batches(size), "validate"):
         expected, outputs = reference.run(feeds), optimized.run(feeds)
         agreement.add(feeds, expected, outputs, data.samples_in(feeds))
         if len(first) < UNOPTIMIZED_BATCHES:
@@ -160,15 +163,30 @@ def comparison(model: QModel, emitted: onnx.ModelProto) -> dict[str, Any]:
     plain = Session(emitted, level="off", threads=1)
     for feeds, outputs in first:
         unoptimized.add(feeds, outputs, plain.run(feeds), data.samples_in(feeds))
-    return {"agreement": agreement.summary(), "unoptimized": unoptimized.summary(), "speed": speed}
+    found = agreement.summary() | {"held_back": unfitted(model, data)}
+    return {"agreement": found, "unoptimized": unoptimized.summary(), "speed": speed}
 
 
-def batches(data: Dataset) -> Iterator[Arrays]:
-    """Yield the first samples in small batches: the number depends on the samples' size alone, never on the time."""
+def judging(model: QModel) -> Dataset | None:
+    """Return the samples that judge: those that are held back; where these are few, the others as well."""
+    held_back = model.held_back
+    return model.data if held_back is None else held_back if held_back.count >= FEW else held_back.joined(model.data)
+
+
+def some(data: Dataset) -> tuple[Dataset, int]:
+    """Return samples that are few enough, and how many to run at once: by their size alone, never by the time."""
     elements = sum(array.size for array in next(data.take(0, data.fixed_batch or 1).batches(1)).values())
     step = data.fixed_batch or 1
-    count = min(SAMPLES, max(ELEMENTS // max(elements // step, 1), 1), data.count)
-    yield from data.take(0, max(count, step)).batches(max(min(BATCH_ELEMENTS // max(elements, 1), SAMPLES), 1))
+    count = min(SAMPLES, max(ELEMENTS // max(elements // step, 1), 1))
+    return data.spread(count), max(min(BATCH_ELEMENTS // max(elements, 1), SAMPLES), 1)
+
+
+def unfitted(model: QModel, data: Dataset) -> int:
+    """Return how many of the samples no number was fitted to."""
+    if model.held_back is None:
+        return 0
+    spared = np.isin(data.numbers, model.held_back.numbers)
+    return int((spared if model.data is None else spared & ~np.isin(data.numbers, model.data.numbers)).sum())
 
 
 class Comparison:
@@ -208,7 +226,7 @@ def worst_layers(model: QModel, agreement: Mapping[str, Any] | None) -> list[dic
 
     They serve a warning: where they cannot be measured, it comes without them.
     """
-    data = model.held_back or model.data
+    data = judging(model)
     if agreement is None or data is None or not any(map(differs, agreement["outputs"].values())):
         return []
     step = data.fixed_batch or 1

@@ -158,7 +158,8 @@ def report(model: QModel, runs: Sequence[PassRun] = ()) -> dict[str, Any]:
 def open_model(model: Source, config: Config | None = None, data: Any = None, *, evaluation: Any = None) -> QModel:
     """Return what passes work on: `PassManager([...]).run(open_model("in.onnx", config, data))`.
 
-    A tenth of the samples, at most 64, is held back from all fitting, to compare the emitted file with the float model.
+    A tenth of the samples, at most 64, is held back from all fitting, to compare the emitted file with the float model;
+    where these are fewer than 8, the others are compared as well.
     """
     config = Config() if config is None else config
     expect(config, Config, "config", "give qcompile.Config(w=4), or qcompile.Config.from_dict of a recipe's values")
@@ -260,11 +261,8 @@ def _split(samples: Dataset) -> tuple[Dataset, Dataset]:
     pieces = samples.count // step
     if pieces < 2:  # none to spare: agreement is measured on what the numbers were made from
         return samples, samples
-    spared = np.zeros(pieces, bool)
-    count = max(min(HELD_BACK // step, pieces // 10), 1)
-    spared[np.linspace(0, pieces - 1, count).astype(int)] = True  # evenly: samples are often sorted by class
-    held_back = np.repeat(spared, step)
-    return samples.select(np.flatnonzero(~held_back)), samples.select(np.flatnonzero(held_back))
+    held_back = samples.spread(min(HELD_BACK // step, pieces // 10) * step)
+    return samples.select(np.flatnonzero(~np.isin(samples.numbers, held_back.numbers))), held_back
 
 
 def read_plan(model: QModel, path: Path) -> Plan:

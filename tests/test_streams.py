@@ -73,7 +73,7 @@ def test_eight_bits(text: str) -> None:
     result = qcompile.compile(source, Config(threads=1), DATA[text])
     assert decibels(source, result.model, FEED[text]) > 25
     assert result.report["data"]["samples"] == COUNT - 2 and result.report["data"]["held_back"] == 2
-    assert result.report["audit"]["agreement"]["samples"] == 2
+    assert result.report["audit"]["agreement"] | {"outputs": {}} == {"samples": COUNT, "held_back": 2, "outputs": {}}
     assert "one sample in each run" in result.report["data"]["first_batch"][-1]
     assert [item.name for item in result.model.graph.input] == list(FEED[text])
 

@@ -112,6 +112,14 @@ class Dataset:
         drawn = np.random.default_rng(seed).choice(self.count, max(count // step, 1) * step, replace=False)
         return self.select(np.sort(drawn))
 
+    def spread(self, count: int) -> Dataset:
+        """Return `count` samples evenly from all, which may be sorted by class: whole batches, at least one."""
+        step = self.fixed_batch or 1
+        pieces = self.count // step
+        chosen = np.zeros(pieces, bool)
+        chosen[np.linspace(0, pieces - 1, min(max(count // step, 1), pieces)).astype(int)] = True
+        return self.select(np.flatnonzero(np.repeat(chosen, step)))
+
     def joined(self, other: Dataset | None) -> Dataset:
         """Return the samples of this and of another part of the same source, in its order; those alone without one."""
         if other is None or other.origin != self.origin:

@@ -253,7 +253,9 @@ def verdict(model: QModel, found: Mapping[str, Any]) -> str:
     elif outputs := outputs_of(found):
         name = min(outputs, key=lambda name: distance(outputs[name]))
         most = f", the farthest of {len(outputs)}" if len(outputs) > 1 else ""
-        parts.append(f"{agreement_text(outputs[name])} on {name!r}{most}")
+        judged = found["agreement"]
+        few = f" ({samples_text(judged)})" if judged["held_back"] < judged["samples"] else ""
+        parts.append(f"{agreement_text(outputs[name])} on {name!r}{most}{few}")
     if text := training_text(training_rows(model)):
         parts.append(text)
     return ", ".join(parts)
@@ -280,6 +282,14 @@ def agreement_text(figures: Mapping[str, Any]) -> str:
     if figures["kind"] == Kind.VALUES:
         texts.append(f"relative error {figures['relative_error']:.2g}")
     return ", ".join(texts) or "no figures"
+
+
+def samples_text(agreement: Mapping[str, Any]) -> str:
+    """Return on how many samples two models were compared, and whether numbers were fitted to these."""
+    count, held_back = agreement["samples"], agreement["held_back"]
+    if held_back in (0, count):
+        return f"{count} {'held-back' if held_back else 'calibration'} samples"
+    return f"{count} samples, {held_back} of them held back"
 
 
 def worst_text(found: Mapping[str, Any]) -> str:

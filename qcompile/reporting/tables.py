@@ -11,7 +11,7 @@ from rich.table import Table
 
 from qcompile.passmanager import PassRun
 from qcompile.quant.plan import Form
-from qcompile.reporting.summary import agreement_text, by_heart, shortened, speed_text
+from qcompile.reporting.summary import agreement_text, by_heart, samples_text, shortened, speed_text
 
 Row = Mapping[str, Any]
 View = list[Table | str]
@@ -66,7 +66,7 @@ def audit_view(report: Mapping[str, Any], shown: Collection[str] = ()) -> View:
         *training_view(report),
         *(line for line in float_view(report["nodes"]) if line not in shown),
     ]
-    return [*lines, before_after(audit, report["data"])]
+    return [*lines, before_after(audit)]
 
 
 def training_view(report: Mapping[str, Any]) -> list[str]:
@@ -86,7 +86,7 @@ def training_view(report: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def before_after(audit: Mapping[str, Any], data: Mapping[str, Any]) -> Table:
+def before_after(audit: Mapping[str, Any]) -> Table:
     """Return the table of float against emitted file."""
     table = _table("Before and after", "", "float", "quantized", "", numbers=(1, 2))
     size = audit["size"]
@@ -100,9 +100,9 @@ def before_after(audit: Mapping[str, Any], data: Mapping[str, Any]) -> Table:
         change = f"{top1['emitted'] - top1['float']:+.2f} points"
         table.add_row(f"top-1, {top1['samples']} samples", f"{top1['float']:.2f} %", f"{top1['emitted']:.2f} %", change)
     if agreement := audit["agreement"]:
-        kind = "held-back" if data["held_back"] else "calibration"
+        samples = samples_text(agreement)
         for name, figures in agreement["outputs"].items():
-            table.add_row(f"{escape(name)}, {agreement['samples']} {kind} samples", "", "", agreement_text(figures))
+            table.add_row(f"{escape(name)}, {samples}", "", "", agreement_text(figures))
     return table
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,15 @@ def test_take_is_a_slice_with_its_labels() -> None:
     assert rows(part) == [4, 5, 6] and part.labels is not None and part.labels.tolist() == [4, 5, 6]
     assert part.count == 3
     assert rows(numbered(3).take(2, 2)) == []
+
+
+@pytest.mark.parametrize(
+    "count, wanted, fixed, found",
+    [(10, 3, None, [0, 4, 9]), (10, 99, None, [*range(10)]), (10, 0, None, [0]), (12, 5, 4, [0, 1, 2, 3])],
+)
+def test_spread_takes_evenly_from_all(count: int, wanted: int, fixed: int | None, found: list[int]) -> None:
+    part = replace(numbered(count), fixed_batch=fixed).spread(wanted)
+    assert rows(part) == found and part.labels is not None and part.labels.tolist() == found
 
 
 def test_sample_is_drawn_by_seed_in_order_with_its_labels() -> None:

@@ -17,7 +17,7 @@ from qcompile.data.inputs import Arrays, Indices
 from qcompile.errors import EmissionError, InputError, QCompileError
 from qcompile.ir.prepare import prepare
 from qcompile.passes import validate
-from qcompile.passes.validate import BATCH_ELEMENTS, ELEMENTS, SAMPLES, Validate, batches, worst_layers
+from qcompile.passes.validate import BATCH_ELEMENTS, ELEMENTS, SAMPLES, Validate, some, worst_layers
 from qcompile.qmodel import QModel
 from qcompile.quant.params import Quantizer
 from qcompile.quant.plan import Form, NodePlan, Plan
@@ -100,6 +100,17 @@ def test_audit_of_a_good_file() -> None:
     assert unoptimized["outputs"]["logits"]["largest_difference"] < 1e-5  # type: ignore[index]  # float32 sums
     assert found["speed"]["rounds"] >= 1 and found["speed"]["speedup"] > 0  # type: ignore[index]
     assert found["size"]["float"] == parser.parse_model(FLOAT).ByteSize()  # type: ignore[index]
+
+
+@pytest.mark.parametrize("held_back, compared", [(1, 12), (7, 12), (8, 8)])
+def test_few_held_back_samples_do_not_judge_alone(held_back: int, compared: int) -> None:
+    whole = dataset(12)
+    spared = whole.spread(held_back)
+    rest = whole.select(np.flatnonzero(~np.isin(whole.numbers, spared.numbers)))
+    agreement = audit(qmodel(data=rest, held_back=spared))["agreement"]
+    assert (agreement["samples"], agreement["held_back"]) == (compared, held_back)  # type: ignore[index]
+    alone = audit(qmodel(held_back=whole if compared == 12 else spared))["agreement"]
+    assert agreement["outputs"] == alone["outputs"]  # type: ignore[index]
 
 
 def test_agreement_is_with_the_float_model() -> None:
@@ -200,7 +211,8 @@ def test_nothing_emitted() -> None:
     ],
 )
 def test_batches_are_bounded(count: int, fixed: int | None, shape: tuple[int, ...]) -> None:
-    sizes = [feeds["x"].shape[0] for feeds in batches(dataset(count, fixed=fixed, shape=shape))]
+    data, size = some(dataset(count, fixed=fixed, shape=shape))
+    sizes = [feeds["x"].shape[0] for feeds in data.batches(size)]
     elements = int(np.prod(shape))
     step = fixed or 1
     assert sum(sizes) == max(min(count, SAMPLES, ELEMENTS // elements) // step * step, step)

@@ -83,7 +83,7 @@ AUDIT: dict[str, Any] = {
     "float_nodes": [],
     "speed": {"speedup": 1.5, "low": 1.45, "high": 1.55},
     "top1": None,
-    "agreement": {"samples": 4, "outputs": {"y": FIGURES}},
+    "agreement": {"samples": 4, "held_back": 4, "outputs": {"y": FIGURES}},
     "worst_layers": [],
     "fused": {"missing": []},
 }
@@ -95,6 +95,17 @@ def test_the_verdict_is_one_line(result: qcompile.Result) -> None:
         "w4a4 for ort-cpu, 20 % of the float size, 1.50x the float speed,"
         " same class 75.0 %, SQNR 20.0 dB, cosine 0.9950 (least 0.9000) on 'y'"
     )
+
+
+@pytest.mark.parametrize(
+    "samples, held_back, text",
+    [(12, 1, " (12 samples, 1 of them held back)"), (1, 0, " (1 calibration samples)"), (8, 8, "")],
+)
+def test_the_verdict_says_what_few_samples_it_rests_on(
+    result: qcompile.Result, samples: int, held_back: int, text: str
+) -> None:
+    agreement = {**AUDIT["agreement"], "samples": samples, "held_back": held_back}
+    assert verdict(result.qmodel, {**AUDIT, "agreement": agreement}).endswith(f"on 'y'{text}")
 
 
 def test_top1_stands_in_the_verdict_where_labels_are(result: qcompile.Result) -> None:
@@ -157,7 +168,7 @@ def test_of_several_outputs_the_farthest_has_figures(result: qcompile.Result) ->
         {**FIGURES, "kind": "values", "same": None, "sqnr_db": 9.0},
     )
     outputs = {"a": near, "b": {**far, "sqnr_db": 15.0}, "c": far}
-    found = {**AUDIT, "agreement": {"samples": 4, "outputs": outputs}}
+    found = {**AUDIT, "agreement": {"samples": 4, "held_back": 4, "outputs": outputs}}
     text = agreement_text(far)
     assert verdict(result.qmodel, found).endswith(f"{text} on 'c', the farthest of 3")
     (warning,) = (line for line in warnings(result.qmodel, found) if "differs" in line)

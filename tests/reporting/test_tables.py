@@ -24,7 +24,6 @@ FIGURES = {"kind": "classes", "same": 1.0, "foreground": None, "sqnr_db": 30.0, 
 REPORT: dict[str, Any] = {
     "nodes": NODES,
     "journal": [],
-    "data": {"held_back": 6},
     "audit": {
         "bits": {"weights": {"4": 3, "8": 1}, "activations": {}},
         "fused": {"planned": 5, "integer": 4, "missing": []},
@@ -32,7 +31,7 @@ REPORT: dict[str, Any] = {
         "size": {"float": 4_000_000, "emitted": 1_000_000},
         "speed": {"float": 0.004, "emitted": 0.001, "speedup": 4.0, "low": 3.9, "high": 4.1, "batch": 1, "threads": 1},
         "top1": {"samples": 100, "float": 90.0, "emitted": 88.0},
-        "agreement": {"samples": 6, "outputs": {"y": FIGURES}},
+        "agreement": {"samples": 6, "held_back": 6, "outputs": {"y": FIGURES}},
     },
 }
 
