@@ -23,7 +23,7 @@ class InsertQDQ:
         """Write `model.emitted`; return the number of steps."""
         program = lower(model.graph, model.plan)
         packing = "planes" if model.config.pack == "auto" else model.config.pack
-        model.emitted = Emitter(model.graph, model.plan, program, packing).model()
+        model.emitted = Emitter(model.graph, model.plan, program, packing, store=model.store).model()
         tell_origin(model.emitted, model)
         weights = model.plan.weights.values()
         if model.config.pack in ("int4", "planes") and all(weight.bits == WIDE for weight in weights):

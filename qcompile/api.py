@@ -24,6 +24,7 @@ from qcompile.ir.fingerprint import fingerprint
 from qcompile.ir.freeze import freeze
 from qcompile.ir.load import check_model, load_model, model_files
 from qcompile.ir.prepare import plain_model, prepare
+from qcompile.ir.store import Store, stored_model, whole_model
 from qcompile.passmanager import Pass, PassManager, PassRun, Watch
 from qcompile.pipeline import build, build_placement
 from qcompile.qmodel import QModel
@@ -59,6 +60,10 @@ class Result:
     @property
     def model(self) -> onnx.ModelProto:
         """The emitted model."""
+        return whole_model(self._emitted)
+
+    @property
+    def _emitted(self) -> onnx.ModelProto:
         if self.qmodel.emitted is None:
             raise QCompileError("no pass emitted a model", remedy="add InsertQDQ to the passes")
         return self.qmodel.emitted
@@ -79,7 +84,7 @@ class Result:
         self, path: str | Path | None = None, *, plan: str | Path | None = None, report: str | Path | None = None
     ) -> dict[Path, Content]:
         """Return what `save` writes under these names."""
-        contents = model_files(self.model, Path(path)) if path is not None else {}
+        contents = model_files(self._emitted, Path(path)) if path is not None else {}
         if plan is not None:
             facts = {"target": self.qmodel.target.name, "fingerprint": self.qmodel.fingerprint}
             contents |= plan_files(self.plan, Path(plan), **facts)
@@ -168,18 +173,19 @@ def open_model(model: Source, config: Config | None = None, data: Any = None, *,
     check_engine(config)
     if config.preprocess is not None:
         parse_preprocess(config.preprocess)  # a wrong one is refused even where there is no image
+    store = Store()
     if isinstance(model, onnx.ModelProto):
-        source = model
-        check_model(source, max_opset=onnx.defs.onnx_opset_version())
+        check_model(model, max_opset=onnx.defs.onnx_opset_version())
+        source = stored_model(model, store)
     else:
-        source = load_model(Path(model), max_opset=onnx.defs.onnx_opset_version())
+        source = load_model(Path(model), max_opset=onnx.defs.onnx_opset_version(), store=store)
     if config.fix:
         source = freeze(source, map(parse_fix, config.fix))
     with blaming(source):
         oldest = max(target.opset, INT4_OPSET) if config.pack == "int4" else target.opset
-        graph = prepare(source, oldest, newest_opset())
+        graph = prepare(source, oldest, newest_opset(), store)
         notes: list[str] = vars(graph)["notes"]
-        reference = _reference(source, notes)
+        reference = stored_model(_reference(source, notes), store)
         notes += [f"{text} is fixed: it is no input of the file" for text in config.fix]
     inputs = input_infos(graph)
     if not inputs:
@@ -195,7 +201,9 @@ def open_model(model: Source, config: Config | None = None, data: Any = None, *,
 
     identity = "" if reference is source else fingerprint(source)
     plan = Plan(recipe=recipe_hash(config))
-    opened = QModel(graph, reference, target, config, feed_alone=open_samples, plan=plan, identity=identity)
+    opened = QModel(
+        graph, reference, target, config, feed_alone=open_samples, plan=plan, identity=identity, store=store
+    )
     open_samples("")
     for text in notes:
         opened.journal.note("open-model", "model", text=text)

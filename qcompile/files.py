@@ -16,7 +16,7 @@ from typing import Any
 
 from qcompile.errors import InputError
 
-Content = Iterable[bytes]  # of a file, in parts
+Content = Iterable[bytes | memoryview]  # of a file, in parts
 SPACE = "check the folder, its permissions and free space"
 OURS = "qcompile-"  # what the names of the files in a work folder begin with
 

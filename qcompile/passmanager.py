@@ -91,6 +91,7 @@ class PassManager:
             wall, cpu = time.perf_counter(), time.process_time()
             release_freed_memory()
             changed = item.run(model)
+            model.store.hold_all(model.graph)
             verify(model.graph, after=item.name)
             if not any(later.name == PLACES for later in self.passes[place + 1 :]):
                 verify_bits(model, after=item.name)

@@ -15,6 +15,7 @@ from qcompile.config import Config
 from qcompile.data.dataset import Dataset
 from qcompile.ir import Graph
 from qcompile.ir.fingerprint import fingerprint
+from qcompile.ir.store import Store
 from qcompile.quant.plan import Plan
 from qcompile.targets.schema import Target
 
@@ -46,7 +47,7 @@ class QModel:
     `evaluation` labelled ones, `evaluation_as` opens the same with another preprocessing, where they pass one;
     `feed_alone` opens all of them again for a model that takes one at a time, and is told why; `kept_float` names nodes
     that a pass wants float, with its reason; `emitted` the file's content once it exists; `identity` the fingerprint of
-    the model that was given, where `source` is another form of it.
+    the model that was given, where `source` is another form of it; `store` holds the large weights of all of these.
     """
 
     graph: Graph
@@ -63,6 +64,7 @@ class QModel:
     kept_float: dict[str, str] = field(default_factory=dict)
     emitted: onnx.ModelProto | None = None
     identity: str = ""
+    store: Store = field(default_factory=Store)
 
     @cached_property
     def fingerprint(self) -> str:

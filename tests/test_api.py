@@ -17,7 +17,9 @@ import qcompile
 from qcompile import Config, InputError, PassManager, QCompileError, QModel, build
 from qcompile.api import Result, read_plan, write_plan
 from qcompile.errors import nearest
+from qcompile.ir import store
 from qcompile.ir.fingerprint import fingerprint
+from qcompile.ir.store import place_of
 from qcompile.pipeline import build_placement
 from qcompile.quant.plan import Form
 from qcompile.runtime.session import Session, version
@@ -374,3 +376,18 @@ def test_a_late_sample_that_the_float_model_cannot_take_is_no_fault_of_ours() ->
         InputError, match=r"the model cannot run on this data: .*indices element out of data bounds, idx=99"
     ):
         qcompile.compile(source, Config(w=8, a=8, method="rtn", threads=1), {"ids": ids})
+
+
+def test_weights_on_disk_give_the_same_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large weights are stored: with a limit that makes nearly all of them large, the file is the same."""
+    weights = "float[80, 80] V, float[80, 80] W"
+    source = network(f"net (float[N, 80] x, {weights}) => (float[N, 80] y) {{ h = MatMul(x, V) y = MatMul(h, W) }}")
+    data = samples(source)
+    config = Config(w=4, a=8, method="rtn", placement="all", threads=1)
+    files = []
+    for limit in (1 << 30, 4100):
+        monkeypatch.setattr(store, "LARGE_BYTES", limit)
+        result = qcompile.compile(source, config, data)
+        files.append(result.model.SerializeToString())
+    assert any(place_of(tensor) for tensor in result.qmodel.source.graph.initializer)
+    assert files[0] == files[1]

@@ -15,6 +15,7 @@ from qcompile.autodiff.operators import Operand, Operators, Value
 from qcompile.errors import InputError
 from qcompile.ir import unique_name
 from qcompile.ir.protos import all_nodes, hollow, size, subgraphs
+from qcompile.ir.store import values_of
 
 OLDEST_OPSET = 18  # the first where all reductions and Pad take their axes as inputs
 FEW = 1024  # elements; axes, pads, shapes and bounds have fewer
@@ -86,7 +87,7 @@ class Tape(Operators):
         for tensor in graph.initializer:
             self._infos[tensor.name] = tensor
             if size(tensor) <= FEW and tensor.name not in fed:
-                self._constants[tensor.name] = numpy_helper.to_array(tensor)
+                self._constants[tensor.name] = values_of(tensor)
         self._taken = self.known_values()
         self._taken |= {name for node in all_nodes(graph.node) for name in (*node.output, node.name)}
 
@@ -123,7 +124,7 @@ class Tape(Operators):
             attributes = sorted((name, _frozen(value)) for name, value in node.attributes.items())
             self._pool.setdefault((node.domain, node.op, *node.inputs, *attributes), node.outputs[0])
         if node.op == "Constant" and "value" in node.attributes:
-            self._constants[node.outputs[0]] = numpy_helper.to_array(node.attributes["value"])
+            self._constants[node.outputs[0]] = values_of(node.attributes["value"])
 
     def extra_output(self, node: Node, index: int) -> Value:
         """Return an optional output of a forward node, which is asked for if nobody did."""

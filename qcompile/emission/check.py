@@ -14,8 +14,9 @@ from typing import Any, Final
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
+from qcompile.ir.store import values_of
 from qcompile.quant.params import WEIGHT_MIN
 
 COMPUTE: Final = ("Conv", "Gemm", "MatMul")
@@ -97,10 +98,10 @@ class Emitted:
     def value(self, name: str) -> NDArray[Any] | None:
         """Return the array of an initializer or a Constant node."""
         if name in self.initializers:
-            return numpy_helper.to_array(self.initializers[name])
+            return values_of(self.initializers[name])
         node = self.maker(name, "Constant")
         tensors = [item.t for item in node.attribute if item.name == "value"] if node is not None else []
-        return numpy_helper.to_array(tensors[0]) if tensors else None
+        return values_of(tensors[0]) if tensors else None
 
     def parameters(self, node: onnx.NodeProto) -> tuple[NDArray[Any] | None, NDArray[Any]]:
         """Return scale and zero point of a QuantizeLinear or DequantizeLinear; an absent zero point is 0."""

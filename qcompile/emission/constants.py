@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -11,23 +12,27 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from qcompile.ir import unique_name
+from qcompile.ir.store import Store
 
 
 class Constants:
-    """Initializers by content. `add` returns the name under which an equal array stands in the file."""
+    """Initializers by content, large ones in `store` if there is one.
 
-    def __init__(self, taken: set[str]) -> None:
+    `add` returns the name under which an equal array stands in the file.
+    """
+
+    def __init__(self, taken: set[str], store: Store | None = None) -> None:
         self.protos: list[onnx.TensorProto] = []
         self._taken = taken
-        self._names: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+        self._store = store
+        self._names: dict[tuple[Any, ...], str] = {}
 
     def add(self, value: NDArray[Any] | np.generic, stem: str) -> str:
         """Store `value` and return its name: `stem`, or that of an equal array stored before."""
         array = np.asarray(value)
-        key = (array.dtype.str, array.shape, array.tobytes())
+        key = content_key(array)
         if key not in self._names:
-            self._names[key] = name = self.unique(stem)
-            self.protos.append(numpy_helper.from_array(array, name))
+            self._names[key] = self.put(array, self.unique(stem))
         return self._names[key]
 
     def scalar(self, value: int, dtype: type[np.generic]) -> str:
@@ -40,7 +45,8 @@ class Constants:
 
     def put(self, value: NDArray[Any], name: str) -> str:
         """Store `value` under exactly `name`, which was reserved as taken."""
-        self.protos.append(numpy_helper.from_array(value, name))
+        store = self._store
+        self.protos.append(numpy_helper.from_array(value, name) if store is None else store.put(value, name))
         return name
 
     def proto(self, proto: onnx.TensorProto) -> str:
@@ -56,3 +62,8 @@ class Constants:
     def unique(self, stem: str) -> str:
         """Return `stem`, or `stem_2`, `stem_3` ...: a name not yet taken, which is taken now."""
         return unique_name(stem, self._taken)
+
+
+def content_key(array: NDArray[Any]) -> tuple[Any, ...]:
+    """Return what equal arrays have in common: no copy of their values."""
+    return array.dtype.str, array.shape, blake2b(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data).digest()

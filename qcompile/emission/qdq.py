@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 from qcompile.emission import pack
 from qcompile.emission.bias import integer_bias
 from qcompile.emission.composites import COMPOSITES
-from qcompile.emission.constants import Constants
+from qcompile.emission.constants import Constants, content_key
 from qcompile.emission.spelling import Operators, repeats, reshape_in_front, spelling
 from qcompile.ir import (
     Constant,
@@ -29,6 +29,7 @@ from qcompile.ir import (
     value_info,
 )
 from qcompile.ir.protos import all_nodes
+from qcompile.ir.store import Store
 from qcompile.program.forms import clip_bounds, float_bias, operands
 from qcompile.program.lower import Kind, Program, Step, Value
 from qcompile.quant.arithmetic import quantize
@@ -56,6 +57,7 @@ QUANTIZED_AT_LOAD = {"Conv", "ConvTranspose", "Gemm"}  # by ONNX Runtime, where 
 @dataclass
 class Emitter:
     """Writes one program. `packing` is "planes", "int4" or "none"; `fake` keeps weights and biases in float.
+    Large constants go to `store`, if there is one.
 
     The fake form is the float simulation: the same nodes around float weights, to be run without Q/DQ fusion.
     """
@@ -65,6 +67,7 @@ class Emitter:
     program: Program
     packing: str = "planes"
     fake: bool = False
+    store: Store | None = None
     nodes: list[onnx.NodeProto] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -72,7 +75,7 @@ class Emitter:
         codes = {value.name for step in self.program.steps for value in step.outputs}
         kept = {name for name, tensor in self.tensors.items() if not isinstance(tensor, Constant)}
         kept |= {tensor.name for tensor in self.graph.outputs}
-        self.constants = Constants(kept | codes)
+        self.constants = Constants(kept | codes, self.store)
         self.names = {node.name for node in self.graph.nodes}
         self.dequantized: dict[str, str] = {}  # codes -> their float reading for integer kernels
         self.weights: dict[tuple[Any, ...], str] = {}  # what defines a weight -> its float reading
@@ -294,7 +297,7 @@ class Emitter:
         stem = node.inputs[1].name
         if self.fake:
             return self.constants.add(weight.dequantize(), stem)
-        key = (weight.axis, weight.integers().tobytes(), weight.scale.tobytes(), weight.codes.shape)
+        key = (weight.axis, content_key(weight.integers()), weight.scale.tobytes())
         if key not in self.weights:
             scale = self.constants.add(weight.scale, f"{stem}_scale")
             # a Gemm without zero points stays float; shared ones bar the file from session.x64quantprecision

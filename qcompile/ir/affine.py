@@ -99,19 +99,19 @@ class Layer:
 
 @dataclass(frozen=True)
 class Kept:
-    """A node as it stands, with the values of its constants: what `restore` puts back, to the bit."""
+    """A node as it stands, with what its constants hold: what `restore` puts back, to the bit."""
 
     node: Node
     op: str
     attrs: dict[str, Any]
     inputs: list[Tensor]
-    values: list[tuple[Constant, NDArray[Any]]]
+    values: list[tuple[Constant, Any]]
 
     @classmethod
     def of(cls, node: Node) -> Kept:
         """Return the node as it stands."""
         constants = [tensor for tensor in node.inputs if isinstance(tensor, Constant)]
-        return cls(node, node.op, dict(node.attrs), list(node.inputs), [(c, np.asarray(c.values)) for c in constants])
+        return cls(node, node.op, dict(node.attrs), list(node.inputs), [(c, c._values) for c in constants])
 
     def restore(self) -> None:
         """Undo whatever `Layer.write` has done to the node since."""

@@ -9,6 +9,8 @@ import onnx
 from google.protobuf.message import Message
 from onnx import TensorProto, numpy_helper
 
+from qcompile.ir.store import place_of, raw_values
+
 REMARKS = {"doc_string", "metadata_props"}
 # By message: who made the model, and what inference finds. The same model may say so or not.
 SET_ASIDE = {
@@ -21,7 +23,16 @@ SET_ASIDE = {
     "NodeProto": {"device_configurations"},
     "TypeProto": {"denotation"},
 }
-VALUES = {"raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "data_location"}
+VALUES = {
+    "raw_data",
+    "float_data",
+    "int32_data",
+    "int64_data",
+    "double_data",
+    "uint64_data",
+    "data_location",
+    "external_data",
+}
 UNORDERED = {"initializer", "sparse_initializer", "opset_import", "functions", "attribute"}
 
 
@@ -37,7 +48,7 @@ def fingerprint(model: onnx.ModelProto) -> str:
 def _digest(message: Message) -> bytes:
     kind = message.DESCRIPTOR.name
     found = hashlib.sha256(kind.encode())
-    tensor = isinstance(message, TensorProto) and message.data_location != TensorProto.EXTERNAL
+    tensor = isinstance(message, TensorProto) and _has_values(message)
     ignored = REMARKS | SET_ASIDE.get(kind, set()) | (VALUES if tensor else set())
     for field, value in message.ListFields():
         if field.name not in ignored and value not in ("", b""):  # an empty name is none
@@ -46,8 +57,13 @@ def _digest(message: Message) -> bytes:
                 found.update(b"%d:" % len(part))
                 found.update(part)
     if isinstance(message, TensorProto) and tensor:
-        found.update(message.raw_data if message.HasField("raw_data") else _typed(message))
+        found.update(raw_values(message) if place_of(message) or message.HasField("raw_data") else _typed(message))
     return found.digest()
+
+
+def _has_values(tensor: TensorProto) -> bool:
+    """Say whether the values can be had: not those of a file that nobody has read."""
+    return tensor.data_location != TensorProto.EXTERNAL or place_of(tensor) is not None
 
 
 def _parts(name: str, value: Any) -> list[bytes]:

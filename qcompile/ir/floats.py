@@ -13,6 +13,7 @@ from qcompile.ir.graph import unique_name
 from qcompile.ir.packed_weights import PACKED
 from qcompile.ir.protos import WEIGHT_READERS, all_graphs, all_nodes, set_nodes, tensor_names, tensor_type
 from qcompile.ir.scopes import rename_inside
+from qcompile.ir.store import values_of
 
 Weights = dict[str, TensorProto]
 
@@ -113,7 +114,7 @@ def _converted(tensor: TensorProto, wrong: set[int]) -> TensorProto:
         values = (codes.astype(np.uint32) << 16).view(np.float32).reshape(tuple(tensor.dims))
     else:
         with np.errstate(over="ignore"):
-            values = numpy_helper.to_array(tensor).astype(np.float32)
+            values = values_of(tensor).astype(np.float32)
     return numpy_helper.from_array(values, tensor.name)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs  # noqa: TID251  (the one door)
 from google.protobuf.message import DecodeError
-from onnx import ModelProto, TensorProto, external_data_helper, numpy_helper
+from onnx import ModelProto, TensorProto, external_data_helper
 from onnx_graphsurgeon.ir.tensor import LazyValues  # noqa: TID251
 from onnx_graphsurgeon.logger import G_LOGGER  # noqa: TID251
 
@@ -31,9 +31,20 @@ from qcompile.ir.protos import (
     tensors_of,
 )
 from qcompile.ir.sound import check_sound, check_texts
+from qcompile.ir.store import (
+    PAGE,
+    Place,
+    Store,
+    Stored,
+    place_of,
+    point,
+    raw_values,
+    stored_model,
+    whole_model,
+    whole_size,
+)
 
 MESSAGE_LIMIT = 2**31 - 2**20  # protobuf's limit for one message, with room for everything but the weights
-PAGE = 4096
 QUANTIZED = {
     "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger", "QGemm",
     "MatMulIntegerToFloat", "MatMulNBits", "QAttention", "DynamicQuantizeMatMul",
@@ -44,8 +55,8 @@ G_LOGGER.severity = G_LOGGER.ERROR  # types that numpy lacks are left alone here
 # --- reading
 
 
-def load_model(path: Path, *, max_opset: int | None = None) -> ModelProto:
-    """Read a float ONNX model with its external data into memory.
+def load_model(path: Path, *, max_opset: int | None = None, store: Store | None = None) -> ModelProto:
+    """Read a float ONNX model with its external data: into memory, large weights into `store` if there is one.
 
     Raises InputError where the file is missing, not ONNX, cut off, newer than `max_opset`, quantized already, or has
     NaN or infinite weights; each names what it found.
@@ -54,9 +65,9 @@ def load_model(path: Path, *, max_opset: int | None = None) -> ModelProto:
     check_texts(model, path)
     _check_opset(model, path, max_opset)
     _check_float(model, path)
-    _load_external(model, path)
+    _load_external(model, path, store)
     check_sound(model, path)
-    return model
+    return model if store is None else stored_model(model, store)
 
 
 def check_model(model: ModelProto, *, max_opset: int | None = None) -> None:
@@ -109,13 +120,19 @@ def _check_float(model: ModelProto, path: Path) -> None:
             )
 
 
-def _load_external(model: ModelProto, path: Path) -> None:
+def _load_external(model: ModelProto, path: Path, store: Store | None) -> None:
     remedy = "keep the model and its data files in one folder, as they were exported"
-    for name, tensor in tensors_of(model):
-        if external_data_helper.uses_external_data(tensor) and (problem := _missing(tensor, path.parent)):
+    external = {name: item for name, item in tensors_of(model) if external_data_helper.uses_external_data(item)}
+    for name, tensor in external.items():
+        if problem := _missing(tensor, path.parent):
             raise InputError(problem, where=f"tensor {name!r} of {path}", remedy=remedy)
     try:
-        external_data_helper.load_external_data_for_model(model, str(path.parent))
+        for tensor in external.values():
+            loaded = TensorProto.FromString(tensor.SerializeToString())  # whose memory is freed, when it is stored
+            external_data_helper.load_external_data_for_tensor(loaded, str(path.parent))
+            tensor.CopyFrom(loaded if store is None else store.take(loaded))
+    except InputError:
+        raise
     except Exception as error:  # onnx raises its own, and those of Python
         what = f"external data cannot be read: {[*str(error).strip().splitlines(), ''][0]}"
         raise InputError(what, where=str(path), remedy=remedy) from error
@@ -159,15 +176,15 @@ def to_graph(model: ModelProto) -> Graph:
     return import_graph(*hollow(model))
 
 
-def import_graph(light: ModelProto, weights: dict[str, TensorProto]) -> Graph:
-    """Return what `hollow` made of a model as a graph."""
+def import_graph(light: ModelProto, weights: dict[str, TensorProto], store: Store | None = None) -> Graph:
+    """Return what `hollow` made of a model as a graph; with `store`, its large weights are there."""
     attributes = detach_exotic_attributes(light)
     inner = [info for graph in all_graphs(light.graph) for info in (*graph.input, *graph.output, *graph.value_info)]
     types = detach_exotic_types(inner)
     graph = gs.import_onnx(light)
     for tensor in graph.inputs:
         if tensor.name in weights:
-            tensor.to_constant(LazyValues(weights[tensor.name]))
+            tensor.to_constant(_held(weights[tensor.name], store))
     graph.inputs = [tensor for tensor in graph.inputs if tensor.name not in weights]
     outermost = {id(node) for node in graph.nodes}
     for node, exotic in zip(nested_nodes(graph.nodes), attributes, strict=True):
@@ -177,11 +194,16 @@ def import_graph(light: ModelProto, weights: dict[str, TensorProto]) -> Graph:
     return graph
 
 
+def _held(weight: TensorProto, store: Store | None) -> LazyValues:
+    taken = weight if store is None else store.take(weight)
+    return LazyValues(taken) if store is None or place_of(taken) is None else Stored(taken, store)
+
+
 def to_model(graph: Graph, *, ir_version: int | None = None) -> ModelProto:
     """Return `graph` as an ONNX model; without `ir_version` it keeps its own. Opset, producer and metadata are kept."""
     for tensor in graph.tensors().values():
         values = tensor._values if isinstance(tensor, Constant) else None
-        if isinstance(values, LazyValues) and values.tensor.name != tensor.name:
+        if isinstance(values, LazyValues) and not isinstance(values, Stored) and values.tensor.name != tensor.name:
             tensor.values = np.asarray(tensor.values)  # else the export renames the tensor inside the source model
     domains = [onnx.helper.make_opsetid("", graph.opset)]
     domains += [item for item in graph.import_domains or [] if item.domain not in ONNX_DOMAINS]
@@ -206,21 +228,29 @@ def save_model(model: ModelProto, path: Path) -> None:
 
 def model_files(model: ModelProto, path: Path) -> dict[Path, Content]:
     """Return what to write for `model`: above protobuf's 2 GB the weights stand in `<path>.data` beside it."""
-    return {path: [model.SerializeToString()]} if weight_bytes(model) < MESSAGE_LIMIT else split_files(model, path)
+    inside = weight_bytes(model) < MESSAGE_LIMIT
+    return {path: [whole_model(model).SerializeToString()]} if inside else split_files(model, path)
 
 
 def split_files(model: ModelProto, path: Path) -> dict[Path, Content]:
-    """Return what to write for `model` with its weights in `<path>.data`, so that they can be mapped."""
+    """Return what to write for `model` with its weights in `<path>.data`, so that they can be mapped.
+
+    Weights that are stored in the folder of `path` stay where they are.
+    """
     light, weights = hollow(model)
+    here = {name: place for name, tensor in weights.items() if (place := place_of(tensor)) is not None}
+    here = {name: place for name, place in here.items() if place.path.parent == path.parent}
     data = path.with_name(f"{path.name}.data")
-    content = _external_data(light, weights, data.name)
-    return {data: content, path: [light.SerializeToString()]}
+    rest = {name: tensor for name, tensor in weights.items() if name not in here}
+    places = here | _places(rest, data)
+    _point_at(light, weights, places)
+    return ({data: _padded(rest.values())} if rest else {}) | {path: [light.SerializeToString()]}
 
 
 def byte_size(model: ModelProto) -> int:
     """Return how many bytes `model` takes in a file; above protobuf's limit those of its weights alone."""
     weights = weight_bytes(model)
-    return weights if weights >= MESSAGE_LIMIT else model.ByteSize()  # which fails above 2 GB
+    return weights if weights >= MESSAGE_LIMIT else whole_size(model)  # which fails above 2 GB
 
 
 def weight_bytes(model: ModelProto) -> int:
@@ -228,30 +258,35 @@ def weight_bytes(model: ModelProto) -> int:
     return sum(size(tensor) * _itemsize(tensor) for _, tensor in tensors_of(model))
 
 
-def _external_data(light: ModelProto, weights: dict[str, TensorProto], location: str) -> Iterator[bytes]:
-    """Let initializers of `light` point at the weights, which are yielded one behind the other."""
+def _places(weights: dict[str, TensorProto], data: Path) -> dict[str, Place]:
+    """Return where tensors stand in a file that holds them one behind the other, each in pages of its own."""
+    found: dict[str, Place] = {}
+    offset = 0
+    for name, tensor in weights.items():
+        found[name] = Place(data, offset, _stored_size(tensor))
+        offset += found[name].length + -found[name].length % PAGE
+    return found
+
+
+def _point_at(light: ModelProto, weights: dict[str, TensorProto], places: dict[str, Place]) -> None:
+    """Let initializers of `light` take the place of its inputs for the weights, with their values at `places`."""
     inputs = [item for item in light.graph.input if item.name not in weights]
     del light.graph.input[:]
     light.graph.input.extend(inputs)
-    sizes = {name: _stored_size(tensor) for name, tensor in weights.items()}
-    offset = 0
     for name, tensor in weights.items():
         pointer = light.graph.initializer.add(name=name, data_type=tensor.data_type, dims=tensor.dims)
-        pointer.data_location = TensorProto.EXTERNAL
-        for key, value in (("location", location), ("offset", offset), ("length", sizes[name])):
-            pointer.external_data.add(key=key, value=str(value))
-        offset += sizes[name] + -sizes[name] % PAGE
-    return _padded(weights.values())
+        point(pointer, places[name], places[name].path.name)
 
 
 def _stored_size(tensor: TensorProto) -> int:
-    return len(tensor.raw_data) if tensor.HasField("raw_data") else numpy_helper.to_array(tensor).nbytes
+    place = place_of(tensor)
+    return len(raw_values(tensor)) if place is None else place.length
 
 
-def _padded(tensors: Iterable[TensorProto]) -> Iterator[bytes]:
+def _padded(tensors: Iterable[TensorProto]) -> Iterator[bytes | memoryview]:
     """Yield the values of each, and what fills its last page: so a runtime can map the file."""
     for tensor in tensors:
-        raw = tensor.raw_data if tensor.HasField("raw_data") else numpy_helper.to_array(tensor).tobytes()
+        raw = raw_values(tensor)
         yield raw
         yield bytes(-len(raw) % PAGE)
 

@@ -11,6 +11,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from qcompile.errors import InputError
 from qcompile.ir.graph import unique_name
 from qcompile.ir.protos import all_graphs, all_nodes, innermost_first, is_weight, set_nodes, tensor_names
+from qcompile.ir.store import values_of
 
 PACKED = "MatMulNBits"
 REMEDY = "give the float model it was made from"
@@ -61,7 +62,7 @@ def _weight(node: NodeProto, constants: Weights) -> Array:
     if zeros and order and constants[zeros].data_type == TensorProto.UINT8:
         what = f"ONNX Runtime ignores the zero points of node {node.name or node.output[0]!r} where it has a g_idx"
         raise InputError(what, remedy=REMEDY)
-    values = {name: numpy_helper.to_array(constants[name]) for name in (packed, scales, zeros, order) if name}
+    values = {name: values_of(constants[name]) for name in (packed, scales, zeros, order) if name}
     attributes: dict[str, int] = {item.name: item.i for item in node.attribute}
     rows, columns, bits = attributes["K"], attributes["N"], attributes.get("bits", 4)
     blocks = -(-rows // attributes["block_size"])

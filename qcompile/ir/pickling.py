@@ -9,11 +9,12 @@ from typing import Any
 from qcompile.ir.graph import Graph
 from qcompile.ir.load import import_graph, to_model
 from qcompile.ir.protos import hollow
+from qcompile.ir.store import whole_model
 
 
 def _as_onnx(graph: Graph) -> tuple[Callable[..., Graph], tuple[Any, ...]]:
     """Return what makes the graph again: ONNX without the large weights, and these."""
-    return import_graph, hollow(to_model(graph))
+    return import_graph, hollow(whole_model(to_model(graph)))
 
 
 copyreg.pickle(Graph, _as_onnx)

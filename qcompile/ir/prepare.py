@@ -16,14 +16,16 @@ from qcompile.ir.opsets import lowered, raised
 from qcompile.ir.packed_weights import unpack_weights
 from qcompile.ir.protos import all_nodes, densify, hollow, open_sizes, opset
 from qcompile.ir.scopes import unique_inner_names
+from qcompile.ir.store import Store
 
 
-def prepare(model: ModelProto, oldest: int, newest: int | None = None) -> Graph:
+def prepare(model: ModelProto, oldest: int, newest: int | None = None, store: Store | None = None) -> Graph:
     """Return the graph the passes start from: plain, its opset at `oldest` or more, shapes inferred.
 
     A newer model keeps its opset up to `newest`; so does one that cannot be converted (custom domains, broken
-    converters) if it is at least opsets.OLDEST_OPSET. Weights are shared with `model`, not copied. `graph.notes` says
-    what was changed that a reader of the plan should know. Raises InputError for a model that cannot be converted.
+    converters) if it is at least opsets.OLDEST_OPSET. Weights are shared with `model`, not copied; large ones are in
+    `store`, if there is one. `graph.notes` says what was changed that a reader of the plan should know. Raises
+    InputError for a model that cannot be converted.
     """
     light, weights, notes = _plain(model)
     if opset(light) < oldest:
@@ -33,7 +35,7 @@ def prepare(model: ModelProto, oldest: int, newest: int | None = None) -> Graph:
     _forget_stale_shapes(light)
     with suppress(Exception):  # a model of custom operators keeps the shapes it came with
         light = onnx.shape_inference.infer_shapes(light, data_prop=True)
-    graph = import_graph(light, weights)
+    graph = import_graph(light, weights, store)
     graph.notes = notes
     return graph
 

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import onnx
 from google.protobuf.message import Message
-from onnx import ModelProto, TensorProto, external_data_helper, numpy_helper
+from onnx import ModelProto, TensorProto, external_data_helper
 
 from qcompile.errors import InputError
 from qcompile.ir.protos import WEIGHT_READERS, nodes_of, size, tensors_of
+from qcompile.ir.store import place_of, values_of
 
 CHUNK = 1 << 22
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
@@ -74,11 +75,12 @@ def _wrong_count(tensor: TensorProto) -> str:
     if any(dim < 0 for dim in tensor.dims):
         return f"has the shape {list(tensor.dims)}"
     name, count = TensorProto.DataType.Name(tensor.data_type), size(tensor)
-    if external_data_helper.uses_external_data(tensor) or name in UNKNOWN_WIDTH:
+    place = place_of(tensor)
+    if name in UNKNOWN_WIDTH or (external_data_helper.uses_external_data(tensor) and place is None):
         return ""
     bits = BELOW_A_BYTE.get(name) or 8 * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-    if tensor.HasField("raw_data"):
-        wanted, found = (count * bits + 7) // 8, len(tensor.raw_data)
+    if place is not None or tensor.HasField("raw_data"):
+        wanted, found = (count * bits + 7) // 8, len(tensor.raw_data) if place is None else place.length
     else:
         found = len(getattr(tensor, onnx.helper.tensor_dtype_to_field(tensor.data_type)))
         wanted = found if name in BELOW_A_BYTE else count * (2 if tensor.data_type in COMPLEX else 1)
@@ -88,7 +90,7 @@ def _wrong_count(tensor: TensorProto) -> str:
 def _not_finite(tensor: TensorProto) -> str:
     if tensor.data_type not in FLOATS or not size(tensor):
         return ""
-    values = numpy_helper.to_array(tensor).reshape(-1)
+    values = values_of(tensor).reshape(-1)
     for start in range(0, values.size, CHUNK):
         part = values[start : start + CHUNK]
         low, high = part.min(), part.max()  # NaN comes through both; no mask as large as the weights

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import re
+import secrets
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from numpy.typing import NDArray
 
 from qcompile.errors import InputError, QCompileError
 from qcompile.ir.load import split_files, weight_bytes
+from qcompile.ir.protos import tensors_of
+from qcompile.ir.store import place_of
 from qcompile.memory import release_freed_memory
 
 Arrays = dict[str, NDArray[Any]]
@@ -159,16 +162,28 @@ def loadable(model: onnx.ModelProto | str | Path) -> Iterator[bytes | str]:
     if not isinstance(model, onnx.ModelProto):
         yield str(model)
         return
-    if weight_bytes(model) < SMALL:
+    folder = stored_in(model)
+    if folder is None and weight_bytes(model) < SMALL:
         yield model.SerializeToString()
         return
     release_freed_memory()
-    with tempfile.TemporaryDirectory(prefix="qcompile-") as folder:
-        path = Path(folder) / "model.onnx"
-        for place, content in split_files(model, path).items():
-            with place.open("wb") as file:
-                file.writelines(content)
-        yield str(path)
+    with nullcontext(str(folder)) if folder else tempfile.TemporaryDirectory(prefix="qcompile-") as place:
+        path = Path(place) / f"{secrets.token_hex(4)}.onnx"
+        files = split_files(model, path)
+        try:
+            for part, content in files.items():
+                with part.open("wb") as file:
+                    file.writelines(content)
+            yield str(path)
+        finally:
+            for part in files:
+                part.unlink(missing_ok=True)
+
+
+def stored_in(model: onnx.ModelProto) -> Path | None:
+    """Return the folder in which weights of a model are stored, or None: then all are inside."""
+    places = (place_of(tensor) for _, tensor in tensors_of(model))
+    return next((place.path.parent for place in places if place is not None), None)
 
 
 def to_bfloat16(array: NDArray[Any]) -> NDArray[np.uint16]:
