@@ -74,7 +74,7 @@ def _tell_unused(model: QModel, compute: Sequence[Node]) -> None:
         bits = getattr(model.config, flag)
         if bits < WIDE and all(getattr(item, found) != bits for item in placed):
             text = f"--{flag} {bits} has no effect: every layer is the first, the last, float or named by --bits"
-            model.journal.note(AssignBits.name, "warning", text=text)
+            model.journal.warn(AssignBits.name, text)
 
 
 def _first_and_last(nodes: Sequence[Node], readers: Readers, compute: set[str]) -> set[str]:

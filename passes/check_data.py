@@ -48,9 +48,10 @@ class CheckData:
         count = max(SAMPLES // (model.data.fixed_batch or 1), 1)
         feeds = list(islice(model.data.batches(1), count))  # so few at once that activations of large images stay small
         runs = [session.run(feed) for feed in feeds]
-        model.journal.note(self.name, "first batch", inputs=summary(model.data, feeds))
+        model.first_batch = summary(model.data, feeds)
+        model.journal.note(self.name, "first batch", inputs=model.first_batch)
         for text in (*void_batches(model.config, model.data), *void_preprocessing(model)):
-            model.journal.note(self.name, "warning", text=text)
+            model.journal.warn(self.name, text)
         self.check_outputs(model, {name: joined([run[name] for run in runs]) for name in runs[0]})
         return 0
 
@@ -68,7 +69,7 @@ class CheckData:
                 )
             if name in flowing and (problem := degenerate(values, described.get(name, Output()).kind)):
                 text = f"the float model's output {name!r} {problem}; check --preprocess and --data"
-                model.journal.note(self.name, "warning", text=text)
+                model.journal.warn(self.name, text)
         if model.evaluation is not None and model.evaluation.labels is not None:
             check_labels(model.evaluation.labels, outputs)
 

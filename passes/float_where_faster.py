@@ -15,6 +15,7 @@ import onnx
 from qcompile.config import BITS
 from qcompile.emission.qdq import Emitter
 from qcompile.errors import InputError, QCompileError
+from qcompile.outcomes import Speed
 from qcompile.passmanager import Pass
 from qcompile.program.lower import lower
 from qcompile.program.stretches import Costs, fastest
@@ -57,7 +58,7 @@ class FloatWhereFaster:
 
     def run(self, model: QModel) -> int:
         """Change plan and emitted model; return the number of nodes that are float now and were not before."""
-        speed = measured(model.journal)
+        speed = measured(model)
         if speed is None or not wanted(model, speed):
             return 0
         choice, pieces = Trials(model, self.place).best()
@@ -66,44 +67,43 @@ class FloatWhereFaster:
         if not kept:
             model.journal.note(self.name, "nothing is faster in float")
             return 0
-        before = (model.plan, model.emitted, model.journal.entries, model.kept_float)
+        before = (model.plan, model.emitted, model.audit, model.journal, model.kept_float)
         faster = self._redo(model, kept)
-        if faster is None or faster["speedup"] <= speed["speedup"]:
-            model.plan, model.emitted, model.journal.entries, model.kept_float = before
+        if faster is None or faster.speedup <= speed.speedup:
+            model.plan, model.emitted, model.audit, model.journal, model.kept_float = before
             model.journal.note(self.name, "nothing is faster in float")
             return 0
         for stretch in stretches(choice, pieces):
             model.journal.note(self.name, "kept float", nodes=stretch, reason=REASON)
-        model.journal.note(self.name, "speed against float", before=speed["speedup"], after=faster["speedup"])
+        model.journal.note(self.name, "speed against float", before=speed.speedup, after=faster.speedup)
         return len(kept)
 
-    def _redo(self, model: QModel, kept: dict[str, str]) -> dict[str, float] | None:
+    def _redo(self, model: QModel, kept: dict[str, str]) -> Speed | None:
         """Place, calibrate and emit anew; return the speed, or None where that failed: there is a good file already."""
         passes = (*self.place, *self.again)
         names = {item.name for item in passes}
-        model.journal.entries = [entry for entry in model.journal.entries if entry["pass"] not in names]
-        model.kept_float, model.plan = model.kept_float | kept, model.plan.unplaced()
+        model.journal = model.journal.without(names)
+        model.kept_float, model.plan, model.audit = model.kept_float | kept, model.plan.unplaced(), None
         try:
             for item in passes:
                 item.run(model)
         except QCompileError:
             return None
-        return measured(model.journal)
+        return measured(model)
 
 
-def measured(journal: Journal) -> dict[str, float] | None:
-    """Return what the last audit says of the speed of the emitted file; None where it was not timed."""
-    audits = [entry for entry in journal.by("validate") if entry["what"] == "audit"]
-    return audits[-1]["speed"] if audits else None
+def measured(model: QModel) -> Speed | None:
+    """Return the speed of the emitted file; None where it was not timed."""
+    return model.audit.speed if model.audit else None
 
 
-def wanted(model: QModel, speed: dict[str, float]) -> bool:
+def wanted(model: QModel, speed: Speed) -> bool:
     """Say whether to look for stretches that are faster in float."""
     if model.config.placement != "auto":
         return model.config.placement == "fast"
     bits = {weight.bits for weight in model.plan.weights.values()}
     bits |= {quantizer.bits for quantizer in model.plan.quantizers.values()}
-    return bits == {BITS[1]} and speed["speedup"] < CLEARLY_SLOWER and speed["float"] > LEAST_SECONDS
+    return bits == {BITS[1]} and speed.speedup < CLEARLY_SLOWER and speed.float > LEAST_SECONDS
 
 
 def stretches(choice: Choice, pieces: list[list[str]]) -> list[list[str]]:

@@ -60,18 +60,18 @@ class FloatWhereInexact:
 
     def _placed(self, model: QModel, found: dict[str, str]) -> bool:
         """Place quantizers with `found` kept float; False, and nothing changed, where nothing is left on integers."""
-        before = (model.plan, model.journal.entries, model.kept_float)
+        before = (model.plan, model.journal, model.kept_float)
         names = {item.name for item in (*self.place, *self.again)}
-        model.journal.entries = [entry for entry in model.journal.entries if entry["pass"] not in names]
+        model.journal = model.journal.without(names)
         model.kept_float = model.kept_float | found
         model.plan = model.plan.unplaced()
         try:
             for item in self.place:
                 item.run(model)
         except InputError:
-            model.plan, model.journal.entries, model.kept_float = before
+            model.plan, model.journal, model.kept_float = before
             text = f"8 bits lose most of what the model computes, as in {min(found)!r}"
-            model.journal.note(self.name, "warning", text=text)
+            model.journal.warn(self.name, text)
             return False
         return True
 

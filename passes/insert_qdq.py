@@ -28,5 +28,5 @@ class InsertQDQ:
         weights = model.plan.weights.values()
         if model.config.pack in ("int4", "planes") and all(weight.bits == WIDE for weight in weights):
             text = f"--pack {model.config.pack} has no effect: all weights have {WIDE} bits"
-            model.journal.note(self.name, "warning", text=text)
+            model.journal.warn(self.name, text)
         return len(program.steps)

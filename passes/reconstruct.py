@@ -27,9 +27,9 @@ class Reconstruct:
         """Train every region with weights; return how many came out better."""
         layers = model.config.chosen_method == "adaround"
         pieces = cut_layers(model.graph) if layers else join_units(model.plan, regions_of(model.plan))
-        better = 0
+        model.outcomes = []
         for outcome in reconstruct(model, pieces, work_dir=open_work_dir(model)):
+            model.outcomes.append(outcome)
             facts = {key: value for key, value in asdict(outcome).items() if value not in (None, "")}
             model.journal.note(self.name, facts.pop("what"), unit=facts.pop("piece"), **facts)
-            better += outcome.trained
-        return better
+        return sum(outcome.trained for outcome in model.outcomes)

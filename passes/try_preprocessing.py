@@ -49,7 +49,7 @@ class TryPreprocessing:
             before, after = (f"{100 * right.mean():.0f} %" for right in (given, found[best]))
             text = f"the float model is right on {before} of {len(given)} labelled images, on {after}"
             text += f" with --preprocess {best}: was it trained with that?"
-            model.journal.note(self.name, "warning", text=text)
+            model.journal.warn(self.name, text)
         return 0
 
 

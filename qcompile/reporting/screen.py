@@ -14,7 +14,7 @@ from qcompile.progress import listening
 from qcompile.qmodel import QModel
 from qcompile.reporting import tables
 from qcompile.reporting.live import Lines, bars
-from qcompile.reporting.summary import first_batch, node_rows, quantizer_rows
+from qcompile.reporting.summary import node_rows, quantizer_rows
 
 DECIDING = ("place-quantizers", "use-plan")  # after these the plan is known
 FILE_WIDTH = 120
@@ -58,9 +58,9 @@ class Screen:
             target = f"{model.target.name}, ONNX Runtime {model.target.runtime} or later"
             self.show(tables.plan_view(nodes, quantizer_rows(model), target))
         if not self.quiet and run.name == "check-data":
-            for line in first_batch(model):
+            for line in model.first_batch:
                 self.out.print(f"first batch  {line}", markup=False, soft_wrap=True)
-        self.warn([entry["text"] for entry in model.journal.entries if entry["what"] == "warning"])
+        self.warn(model.journal.warnings)
 
     def show(self, view: tables.View) -> None:
         """Write tables and lines to stdout; long lines are left whole."""

@@ -9,9 +9,10 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from qcompile.outcomes import Judged, Outcome, Speed
 from qcompile.passmanager import PassRun
 from qcompile.quant.plan import Form
-from qcompile.reporting.summary import agreement_text, by_heart, samples_text, shortened, speed_text
+from qcompile.reporting.summary import agreement_text, samples_text, shortened, speed_text
 
 Row = Mapping[str, Any]
 View = list[Table | str]
@@ -71,17 +72,17 @@ def audit_view(report: Mapping[str, Any], shown: Collection[str] = ()) -> View:
 
 def training_view(report: Mapping[str, Any]) -> list[str]:
     """Return what was trained, and what was not, one line per reason; nothing without training."""
-    rows = [entry for entry in report["journal"] if entry["pass"] == "reconstruct"]
-    if not rows:
+    pieces = [Outcome(**row) for row in report["training"]]
+    if not pieces:
         return []
-    better = [row for row in rows if row["trained"]]
-    last = f", error of the last {rows[-1]['before']:.2g}, then {rows[-1]['after']:.2g}" if "after" in rows[-1] else ""
-    lines = [f"training     {report['recipe']['method']}: kept for {len(better)} of {len(rows)} pieces{last}"]
-    left = [row for row in rows if not row["trained"]]
-    for what in dict.fromkeys(row.get("reason") or row["what"] for row in left):
-        names = [row["unit"] for row in left if (row.get("reason") or row["what"]) == what]
+    better, end = [piece for piece in pieces if piece.trained], pieces[-1]
+    last = f", error of the last {end.before:.2g}, then {end.after:.2g}" if end.after is not None else ""
+    lines = [f"training     {report['recipe']['method']}: kept for {len(better)} of {len(pieces)} pieces{last}"]
+    left = [piece for piece in pieces if not piece.trained]
+    for what in dict.fromkeys(piece.reason or piece.what for piece in left):
+        names = [piece.piece for piece in left if (piece.reason or piece.what) == what]
         lines.append(f"             {escape(what)}: {escape(', '.join(names))}")
-    if names := [row["unit"] for row in rows if by_heart(row)]:
+    if names := [piece.piece for piece in pieces if piece.by_heart]:
         lines.append(f"             learnt by heart, so more samples would help: {escape(', '.join(names))}")
     return lines
 
@@ -95,12 +96,12 @@ def before_after(audit: Mapping[str, Any]) -> Table:
     )
     if speed := audit["speed"]:
         label = f"one run, batch {speed['batch']}, {speed['threads']} thread"
-        table.add_row(label, _milliseconds(speed["float"]), _milliseconds(speed["emitted"]), speed_text(speed))
+        table.add_row(label, _milliseconds(speed["float"]), _milliseconds(speed["emitted"]), speed_text(Speed(**speed)))
     if top1 := audit["top1"]:
         change = f"{top1['emitted'] - top1['float']:+.2f} points"
         table.add_row(f"top-1, {top1['samples']} samples", f"{top1['float']:.2f} %", f"{top1['emitted']:.2f} %", change)
     if agreement := audit["agreement"]:
-        samples = samples_text(agreement)
+        samples = samples_text(Judged(**agreement))
         for name, figures in agreement["outputs"].items():
             table.add_row(f"{escape(name)}, {samples}", "", "", agreement_text(figures))
     return table

@@ -21,6 +21,7 @@ from qcompile.data.dataset import Dataset
 from qcompile.emission.bias import with_room_for_bias
 from qcompile.errors import InputError
 from qcompile.memory import free_memory, release_freed_memory
+from qcompile.outcomes import Outcome
 from qcompile.progress import tell
 from qcompile.qmodel import QModel
 from qcompile.runtime.spool import Spool
@@ -37,22 +38,6 @@ Array = NDArray[Any]
 HELD_BACK = 10  # one sample in so many judges whether training made a piece better, where none were held back before
 ELEMENTS = 1 << 21  # of the largest activation of one batch: bounds the memory and the time of a step
 MOST_MEMORY = 3 << 30  # for values, where the configuration does not say
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one piece: `what` in words, its error on held-back samples `before` and `after` (relative to the
-    float values), or the `reason` why it was not trained. `trained` says that the plan has the result; `fitted` is then
-    the error on as many samples that it was trained on, far below `after` where the piece has learnt them by heart.
-    """
-
-    piece: str
-    what: str
-    trained: bool = False
-    before: float | None = None
-    after: float | None = None
-    fitted: float | None = None
-    reason: str = ""
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from networks import CHAIN, CLASSIFIER, PRELU, RESIDUAL, network, samples
 
 from qcompile import Config, PassManager, QModel, build, open_model
 from qcompile.errors import QCompileError
+from qcompile.outcomes import Audit, Fused, Size, Speed
 from qcompile.passes.float_where_faster import CLEARLY_SLOWER, REASON, FloatWhereFaster, Trials, joined, stretches
 from qcompile.pipeline import EMIT, NUMBERS, PLACE
 from qcompile.quant.plan import Form
@@ -29,8 +30,9 @@ class Measured:
     requires: ClassVar[tuple[str, ...]] = ()
 
     def run(self, model: QModel) -> int:
-        times = {"float": FLOAT_MS / 1e3, "speedup": speedup(model, self.slow)}
-        model.journal.note("validate", "audit", speed=times)
+        gain = speedup(model, self.slow)
+        speed = Speed(FLOAT_MS / 1e3, FLOAT_MS / 1e3 / gain, gain, gain, gain, rounds=1, batch=1, threads=1)
+        model.audit = Audit("", {}, [], {}, Fused(0, 0), Size(1, 1), speed=speed)
         return 0
 
 
@@ -83,7 +85,8 @@ def test_the_slow_stretch_is_float_and_says_why(monkeypatch: pytest.MonkeyPatch)
     assert notes["kept float"]["nodes"] == ["conv1", "relu1"]
     speed = notes["speed against float"]
     assert speed["before"] < CLEARLY_SLOWER < 1 < speed["after"]
-    assert sum(entry["what"] == "audit" for entry in model.journal.by("validate")) == 1
+    assert model.audit is not None and model.audit.speed is not None
+    assert model.audit.speed.speedup == speed["after"]
     assert set(model.plan.weights) == {"conv2", "conv3"}
     feeds = samples(model.source)
     assert model.emitted is not None

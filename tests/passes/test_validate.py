@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 from onnx import numpy_helper, parser
 from onnx.reference import ReferenceEvaluator
 
+from qcompile.audit import compare
+from qcompile.audit.compare import BATCH_ELEMENTS, ELEMENTS, SAMPLES, some, worst_layers
 from qcompile.config import Config
 from qcompile.data.dataset import Dataset
 from qcompile.data.inputs import Arrays, Indices
 from qcompile.errors import EmissionError, InputError, QCompileError
 from qcompile.ir.prepare import prepare
-from qcompile.passes import validate
-from qcompile.passes.validate import BATCH_ELEMENTS, ELEMENTS, SAMPLES, Validate, some, worst_layers
+from qcompile.outcomes import Audit, FloatNode, Fused, LayerError, MissingKernel
+from qcompile.passes.validate import Validate
 from qcompile.qmodel import QModel
 from qcompile.quant.params import Quantizer
 from qcompile.quant.plan import Form, NodePlan, Plan
@@ -50,7 +52,7 @@ FORMS = {"conv": Form.COMPUTE, "mean": Form.ARITHMETIC, "flatten": Form.CODES, "
 def measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plans made up by hand cannot be run: the layers' own errors are given."""
     errors = {"conv": 12.0, "gemm": 30.0, "mean": float("inf")}
-    monkeypatch.setattr(validate, "layer_errors", lambda *_, **__: errors)
+    monkeypatch.setattr(compare, "layer_errors", lambda *_, **__: errors)
 
 
 def dataset(
@@ -78,28 +80,29 @@ def qmodel(emitted: str = EMITTED, **changes: object) -> QModel:
     return replace(model, emitted=parser.parse_model(emitted), **changes)  # type: ignore[arg-type]
 
 
-def audit(model: QModel) -> dict[str, object]:
-    """Validate and return the one entry of the journal."""
-    assert Validate().run(model) == 0
-    (entry,) = (entry for entry in model.journal.by("validate") if entry["what"] == "audit")
-    assert json.loads(json.dumps(entry, allow_nan=False)) == entry  # plain JSON
-    return entry
+def audit(model: QModel) -> Audit:
+    """Validate and return what was found."""
+    assert Validate().run(model) == 0 and model.audit is not None
+    facts = asdict(model.audit)
+    assert json.loads(json.dumps(facts, allow_nan=False)) == facts  # plain JSON
+    return model.audit
 
 
 def test_audit_of_a_good_file() -> None:
     found = audit(qmodel())
-    assert found["fused"] == {"planned": 3, "integer": 3, "missing": []}
-    assert found["kernels"]["QLinearConv"] == 1 and found["kernels"]["QGemm"] == 1  # type: ignore[index]
-    assert found["bits"] == {"weights": {}, "activations": {"4": 1, "8": 2}}
-    assert found["float_nodes"] == [] and found["top1"] is None and found["worst_layers"] == []
-    agreement, unoptimized = found["agreement"], found["unoptimized"]
-    assert agreement["samples"] == 5 and unoptimized["samples"] == 5  # type: ignore[index]
+    assert found.fused == Fused(planned=3, integer=3)
+    assert found.kernels["QLinearConv"] == 1 and found.kernels["QGemm"] == 1
+    assert found.bits == {"weights": {}, "activations": {"4": 1, "8": 2}}
+    assert found.float_nodes == [] and found.top1 is None and found.worst_layers == []
+    agreement, unoptimized = found.agreement, found.unoptimized
+    assert agreement is not None and unoptimized is not None and found.speed is not None
+    assert agreement.samples == 5 and unoptimized.samples == 5
     # Weights are exact; a step of 1/32 on values around 0.6 leaves about 30 dB after the mean over 16 pixels.
-    assert agreement["outputs"]["logits"]["sqnr_db"] > 15  # type: ignore[index]
+    assert agreement.outputs["logits"]["sqnr_db"] > 15
     # The scales are powers of two and the zero points even, so integer and float arithmetic round alike.
-    assert unoptimized["outputs"]["logits"]["largest_difference"] < 1e-5  # type: ignore[index]  # float32 sums
-    assert found["speed"]["rounds"] >= 1 and found["speed"]["speedup"] > 0  # type: ignore[index]
-    assert found["size"]["float"] == parser.parse_model(FLOAT).ByteSize()  # type: ignore[index]
+    assert unoptimized.outputs["logits"]["largest_difference"] < 1e-5  # float32 sums
+    assert found.speed.rounds >= 1 and found.speed.speedup > 0
+    assert found.size.float == parser.parse_model(FLOAT).ByteSize()
 
 
 @pytest.mark.parametrize("held_back, compared", [(1, 12), (7, 12), (8, 8)])
@@ -107,39 +110,40 @@ def test_few_held_back_samples_do_not_judge_alone(held_back: int, compared: int)
     whole = dataset(12)
     spared = whole.spread(held_back)
     rest = whole.select(np.flatnonzero(~np.isin(whole.numbers, spared.numbers)))
-    agreement = audit(qmodel(data=rest, held_back=spared))["agreement"]
-    assert (agreement["samples"], agreement["held_back"]) == (compared, held_back)  # type: ignore[index]
-    alone = audit(qmodel(held_back=whole if compared == 12 else spared))["agreement"]
-    assert agreement["outputs"] == alone["outputs"]  # type: ignore[index]
+    agreement = audit(qmodel(data=rest, held_back=spared)).agreement
+    assert agreement is not None and (agreement.samples, agreement.held_back) == (compared, held_back)
+    alone = audit(qmodel(held_back=whole if compared == 12 else spared))
+    assert agreement.outputs == alone.outputs
 
 
 def test_agreement_is_with_the_float_model() -> None:
     """A wrong weight scale keeps every rule and every kernel; only the numbers show it."""
     found = audit(qmodel(EMITTED.replace("float[2] ws = {0.25, 0.25}", "float[2] ws = {0.25, 0.125}")))
-    assert found["fused"]["missing"] == []  # type: ignore[index]
-    assert found["agreement"]["outputs"]["logits"]["sqnr_db"] < 10  # type: ignore[index]
+    assert found.fused.missing == []
+    assert found.outputs["logits"]["sqnr_db"] < 10
 
 
 def test_layers_are_measured_where_an_output_differs_much() -> None:
     far = {"kind": "values", "same": None, "foreground": None, "sqnr_db": 9.0, "cosine": 0.9}
-    expected = [{"node": "conv", "sqnr_db": 12.0}, {"node": "gemm", "sqnr_db": 30.0}]
-    assert worst_layers(qmodel(), {"outputs": {"near": far | {"sqnr_db": 30.0, "cosine": 1.0}, "far": far}}) == expected
-    assert worst_layers(qmodel(), {"outputs": {"near": far | {"sqnr_db": 30.0, "cosine": 1.0}}}) == []
-    assert worst_layers(qmodel(held_back=None), None) == []
+    near, model = far | {"sqnr_db": 30.0, "cosine": 1.0}, qmodel()
+
+    def worst(data: Dataset | None, *outputs: dict[str, object]) -> list[LayerError]:
+        return worst_layers(model.graph, model.plan, data, outputs, threads=1)
+
+    assert worst(model.held_back, near, far) == [LayerError("conv", 12.0), LayerError("gemm", 30.0)]
+    assert worst(model.held_back, near) == []
+    assert worst(None, far) == []
 
 
 def test_node_on_no_integer_kernel_is_named_with_its_rule() -> None:
     text = EMITTED.replace("[mean] p = GlobalAveragePool(ad)", "[mean] p = ReduceMean<keepdims = 1>(ad, axes)")
     text = text.replace("float s =", "int64[2] axes = {2, 3}, float s =")
-    assert audit(qmodel(text))["fused"] == {
-        "planned": 3,
-        "integer": 2,
-        "missing": [{"node": "mean", "kernel": "ReduceMean", "rule": "no rule of the emitted file explains it"}],
-    }
+    unknown = "no rule of the emitted file explains it"
+    assert audit(qmodel(text)).fused == Fused(3, 2, [MissingKernel("mean", "ReduceMean", unknown)])
     text = EMITTED.replace("GlobalAveragePool(ad)", "GlobalAveragePool(x)")
-    missing = audit(qmodel(text))["fused"]["missing"]  # type: ignore[index]
-    assert {"node": "mean", "kernel": "GlobalAveragePool"}.items() <= missing[0].items()
-    assert missing[0]["rule"].endswith("[dequantized-inputs]")
+    (missing,) = audit(qmodel(text)).fused.missing
+    assert (missing.node, missing.kernel) == ("mean", "GlobalAveragePool")
+    assert missing.rule.endswith("[dequantized-inputs]")
 
 
 def test_broken_rule_is_an_error() -> None:
@@ -152,9 +156,9 @@ def test_float_nodes_have_reasons() -> None:
     model = qmodel()
     model.plan.nodes["gemm"] = NodePlan(Form.FLOAT, "asked for")
     del model.plan.nodes["flatten"]
-    assert audit(model)["float_nodes"] == [
-        {"node": "flatten", "op": "Flatten", "reason": "no pass has placed it"},
-        {"node": "gemm", "op": "Gemm", "reason": "asked for"},
+    assert audit(model).float_nodes == [
+        FloatNode("flatten", "Flatten", "no pass has placed it"),
+        FloatNode("gemm", "Gemm", "asked for"),
     ]
 
 
@@ -163,7 +167,7 @@ def test_float_node_that_runs_on_integers_is_warned_about() -> None:
     model = qmodel()
     model.plan.nodes["mean"] = NodePlan(Form.FLOAT, "asked for")
     audit(model)
-    (text,) = (entry["text"] for entry in model.journal.entries if entry["what"] == "warning")
+    (text,) = model.journal.warnings
     assert text.startswith("kept float, yet on integer kernels") and text.endswith(": mean")
 
 
@@ -173,9 +177,9 @@ def test_top1_of_both() -> None:
     answers = ReferenceEvaluator(model.source)
     labels = np.array([answers.run(None, feeds)[0].argmax() for feeds in dataset(20).batches(1)])  # type: ignore[union-attr]
     labels[:5] = (labels[:5] + 1) % 3  # five of twenty wrong on purpose
-    found = audit(replace(model, evaluation=dataset(20, labels)))["top1"]
-    assert found["samples"] == 20 and found["float"] == 75.0  # type: ignore[index]
-    assert abs(found["emitted"] - 75.0) <= 10  # type: ignore[index]  # two samples may be close calls
+    found = audit(replace(model, evaluation=dataset(20, labels))).top1
+    assert found is not None and found.samples == 20 and found.float == 75.0
+    assert abs(found.emitted - 75.0) <= 10  # two samples may be close calls
 
 
 def test_nan_names_the_output_and_the_model() -> None:
@@ -192,7 +196,7 @@ def test_nan_names_the_output_and_the_model() -> None:
 
 def test_without_samples_it_is_loaded_only() -> None:
     found = audit(qmodel(held_back=None))
-    assert found["agreement"] is None and found["speed"] is None and found["unoptimized"] is None
+    assert found.agreement is None and found.speed is None and found.unoptimized is None
 
 
 def test_nothing_emitted() -> None:

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 import qcompile
-from qcompile.qmodel import Journal
+from qcompile.outcomes import Audit, FloatNode, Fused, Judged, LayerError, MissingKernel, Outcome, Size, Speed, Top1
 from qcompile.reporting.summary import (
     SCHEMA_VERSION,
     advice,
@@ -78,15 +78,17 @@ FIGURES = {
     "kind": "classes", "same": 0.75, "foreground": None, "standard_error": 0.02, "sqnr_db": 20.04, "cosine": 0.995,
     "least_cosine": 0.9, "relative_error": 0.1, "largest_difference": 1.0,
 }  # fmt: skip
-AUDIT: dict[str, Any] = {
-    "size": {"float": 1000, "emitted": 200},
-    "float_nodes": [],
-    "speed": {"speedup": 1.5, "low": 1.45, "high": 1.55},
-    "top1": None,
-    "agreement": {"samples": 4, "held_back": 4, "outputs": {"y": FIGURES}},
-    "worst_layers": [],
-    "fused": {"missing": []},
-}
+SPEED = Speed(1.5, 1.0, 1.5, 1.45, 1.55, 9, 1, 1)
+AUDIT = Audit(
+    onnxruntime="1.0",
+    bits={},
+    float_nodes=[],
+    kernels={},
+    fused=Fused(3, 3),
+    size=Size(1000, 200),
+    speed=SPEED,
+    agreement=Judged(4, {"y": FIGURES}, held_back=4),
+)
 
 
 def test_the_verdict_is_one_line(result: qcompile.Result) -> None:
@@ -104,36 +106,33 @@ def test_the_verdict_is_one_line(result: qcompile.Result) -> None:
 def test_the_verdict_says_what_few_samples_it_rests_on(
     result: qcompile.Result, samples: int, held_back: int, text: str
 ) -> None:
-    agreement = {**AUDIT["agreement"], "samples": samples, "held_back": held_back}
-    assert verdict(result.qmodel, {**AUDIT, "agreement": agreement}).endswith(f"on 'y'{text}")
+    found = replace(AUDIT, agreement=Judged(samples, {"y": FIGURES}, held_back))
+    assert verdict(result.qmodel, found).endswith(f"on 'y'{text}")
 
 
 def test_top1_stands_in_the_verdict_where_labels_are(result: qcompile.Result) -> None:
-    top1 = {"samples": 9, "float": 90.0, "emitted": 88.5}
-    text = verdict(result.qmodel, {**AUDIT, "top1": top1})
+    text = verdict(result.qmodel, replace(AUDIT, top1=Top1(9, 90.0, 88.5)))
     assert text.endswith("top-1 88.50 % (float 90.00 %, 9 samples)")
 
 
 def test_a_slower_file_is_said_to_be_slower(result: qcompile.Result) -> None:
-    slow = {**AUDIT, "speed": {"speedup": 0.94, "low": 0.93, "high": 0.95}}
+    slow = replace(AUDIT, speed=replace(SPEED, speedup=0.94, low=0.93, high=0.95))
     assert "SLOWER than float: 0.94x" in verdict(result.qmodel, slow)
     text = "the file is slower than its float model: 0.94x"
     assert text in warnings(result.qmodel, slow)
-    blamed = {**slow, "float_nodes": [{"node": "act", "op": "Erf", "reason": "no integer kernel"}]}
+    blamed = replace(slow, float_nodes=[FloatNode("act", "Erf", "no integer kernel")])
     assert f"{text}; see the float nodes for why" in warnings(result.qmodel, blamed)
     assert not any("slower" in text for text in warnings(result.qmodel, AUDIT))
 
 
 def test_a_wide_spread_of_speeds_is_told() -> None:
-    assert speed_text({"speedup": 1.6, "low": 1.4, "high": 1.65}) == "1.60x"
-    assert speed_text({"speedup": 1.6, "low": 1.2, "high": 2.1}) == "1.60x (half of the runs 1.20x to 2.10x)"
+    assert speed_text(replace(SPEED, speedup=1.6, low=1.4, high=1.65)) == "1.60x"
+    assert speed_text(replace(SPEED, speedup=1.6, low=1.2, high=2.1)) == "1.60x (half of the runs 1.20x to 2.10x)"
 
 
 def test_a_node_without_its_kernel_is_named(result: qcompile.Result) -> None:
-    missing = {"missing": [{"node": "conv7", "kernel": "Conv", "rule": "two quantizers behind it"}]}
-    assert any(
-        "'conv7'" in text and "two quantizers" in text for text in warnings(result.qmodel, {**AUDIT, "fused": missing})
-    )
+    found = replace(AUDIT, fused=Fused(4, 3, [MissingKernel("conv7", "Conv", "two quantizers behind it")]))
+    assert any("'conv7'" in text and "two quantizers" in text for text in warnings(result.qmodel, found))
 
 
 @pytest.mark.parametrize(
@@ -153,8 +152,8 @@ def test_agreement_says_what_its_kind_means(figures: dict[str, Any], text: str) 
 
 def test_a_far_output_is_warned_about_with_flags_to_copy(result: qcompile.Result) -> None:
     """The stem has 8 bits, the branch 4."""
-    rows = [{"node": node, "sqnr_db": sqnr} for node, sqnr in (("branch", 12.34), ("stem", 15.0), ("logits", 41.0))]
-    (text,) = (text for text in warnings(result.qmodel, {**AUDIT, "worst_layers": rows}) if "differs" in text)
+    layers = [LayerError("branch", 12.34), LayerError("stem", 15.0), LayerError("logits", 41.0)]
+    (text,) = (text for text in warnings(result.qmodel, replace(AUDIT, worst_layers=layers)) if "differs" in text)
     assert text == (
         "'y' differs much from the float model (same class 75.0 %, SQNR 20.0 dB, cosine 0.9950 (least 0.9000));"
         " the layers that err most by themselves: 'branch' 12.3 dB, 'stem' 15.0 dB, 'logits' 41.0 dB;"
@@ -168,7 +167,7 @@ def test_of_several_outputs_the_farthest_has_figures(result: qcompile.Result) ->
         {**FIGURES, "kind": "values", "same": None, "sqnr_db": 9.0},
     )
     outputs = {"a": near, "b": {**far, "sqnr_db": 15.0}, "c": far}
-    found = {**AUDIT, "agreement": {"samples": 4, "held_back": 4, "outputs": outputs}}
+    found = replace(AUDIT, agreement=Judged(4, outputs, held_back=4))
     text = agreement_text(far)
     assert verdict(result.qmodel, found).endswith(f"{text} on 'c', the farthest of 3")
     (warning,) = (line for line in warnings(result.qmodel, found) if "differs" in line)
@@ -186,13 +185,13 @@ def test_of_several_outputs_the_farthest_has_figures(result: qcompile.Result) ->
 )
 def test_advice_fits_what_was_done(result: qcompile.Result, config: qcompile.Config, steps: list[str]) -> None:
     model = replace(result.qmodel, config=config, data=None)
-    assert advice(model, AUDIT) == f"try {', or '.join(steps)}"
+    assert advice(model, []) == f"try {', or '.join(steps)}"
 
 
 PIECES = [
-    {"unit": "stem", "trained": True},
-    {"unit": "block", "trained": False},
-    {"unit": "head", "trained": False, "reason": "no gradient of Round"},
+    Outcome("stem", "trained", True),
+    Outcome("block", "not better after training: left as it was"),
+    Outcome("head", "not trained", reason="no gradient of Round"),
 ]
 
 
@@ -206,10 +205,7 @@ def test_pieces_that_were_not_trained_are_warned_about() -> None:
 def test_training_that_trained_nothing_is_warned_about(result: qcompile.Result) -> None:
     assert training_text(PIECES[1:]) == "NOTHING TRAINED (0 of 2 pieces kept)"
     assert training_warnings(PIECES[1:2]) == ["training made no piece better; try more samples, or --effort max"]
-    journal = Journal()
-    for piece in PIECES[1:]:
-        journal.note("reconstruct", "not trained", **piece)
-    model = replace(result.qmodel, journal=journal)
+    model = replace(result.qmodel, outcomes=PIECES[1:])
     assert verdict(model, AUDIT).endswith(", NOTHING TRAINED (0 of 2 pieces kept)")
     assert "1 of 2 pieces were not trained: no gradient of Round (head)" in warnings(model, AUDIT)
 

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import io
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
 
+from qcompile.outcomes import Outcome
 from qcompile.passmanager import PassRun
 from qcompile.reporting.tables import View, audit_view, float_view, pass_line, plan_view, training_view
 
@@ -23,13 +25,22 @@ NODES = [
 FIGURES = {"kind": "classes", "same": 1.0, "foreground": None, "sqnr_db": 30.0, "cosine": 0.99, "least_cosine": 0.98}
 REPORT: dict[str, Any] = {
     "nodes": NODES,
-    "journal": [],
+    "training": [],
     "audit": {
         "bits": {"weights": {"4": 3, "8": 1}, "activations": {}},
         "fused": {"planned": 5, "integer": 4, "missing": []},
         "kernels": {"QLinearConv": 4, "HardSwish": 6},
         "size": {"float": 4_000_000, "emitted": 1_000_000},
-        "speed": {"float": 0.004, "emitted": 0.001, "speedup": 4.0, "low": 3.9, "high": 4.1, "batch": 1, "threads": 1},
+        "speed": {
+            "float": 0.004,
+            "emitted": 0.001,
+            "speedup": 4.0,
+            "low": 3.9,
+            "high": 4.1,
+            "rounds": 9,
+            "batch": 1,
+            "threads": 1,
+        },
         "top1": {"samples": 100, "float": 90.0, "emitted": 88.0},
         "agreement": {"samples": 6, "held_back": 6, "outputs": {"y": FIGURES}},
     },
@@ -82,16 +93,12 @@ def test_pass_line() -> None:
 
 
 def test_training_names_what_was_left_and_why() -> None:
-    def entry(unit: str, what: str, trained: bool, **facts: Any) -> dict[str, Any]:
-        return {"pass": "reconstruct", "what": what, "unit": unit, "trained": trained, **facts}
-
     report = {
         "recipe": {"method": "qdrop"},
-        "journal": [
-            {"pass": "calibrate", "what": "ranges"},
-            entry("stem", "not trained", False, reason="no rule for Round"),
-            entry("block", "not better after training: left as it was", False, before=0.2, after=0.2),
-            entry("head", "trained", True, before=0.125, after=0.0625, fitted=0.03),
+        "training": [
+            asdict(Outcome("stem", "not trained", reason="no rule for Round")),
+            asdict(Outcome("block", "not better after training: left as it was", before=0.2, after=0.2)),
+            asdict(Outcome("head", "trained", True, before=0.125, after=0.0625, fitted=0.03)),
         ],
     }
     assert training_view(report) == [
@@ -100,4 +107,4 @@ def test_training_names_what_was_left_and_why() -> None:
         "             not better after training: left as it was: block",
         "             learnt by heart, so more samples would help: head",
     ]
-    assert training_view({"recipe": {}, "journal": []}) == []
+    assert training_view({"recipe": {}, "training": []}) == []
