@@ -1,6 +1,7 @@
 # No command needs another first, and nothing has to be installed but Python 3.11 or later.
 #   make demo                compile the embedded ResNet-20 to W4A4 and print its accuracy before and after
 #   make test                formatter, linter, types, import layers, tests
+#   make quick               most tests, those that take little: 90 seconds of one core
 #   make test-lowest         tests on the lowest versions that pyproject.toml allows; in an environment of its own
 #   make test-ort-training   the second training engine; in an environment of its own: 1.1 GB, and Python 3.11
 
@@ -10,7 +11,7 @@ ORT_TRAINING_PYTHON ?= $(shell command -v python3.11 || echo $(PYTHON))
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check tests test-lowest test-ort-training clean
+.PHONY: demo test check tests quick test-lowest test-ort-training clean
 
 demo: .venv/installed
 	mkdir -p out
@@ -21,6 +22,9 @@ test: check tests
 
 tests: .venv/installed-dev
 	$(BIN)/python -m pytest
+
+quick: .venv/installed-dev
+	$(BIN)/python -m pytest -m "not slow and not long"
 
 test-lowest: .venv-lowest/installed
 	.venv-lowest/bin/python -m pytest

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from qcompile.calibration.affine import AffineKernels, JudgedFit, Means, by_channel
 from qcompile.data.dataset import Dataset
-from qcompile.emission.bias import take_up
 from qcompile.emission.fragment import boundary, fragment
 from qcompile.errors import InputError
 from qcompile.ir import Constant, Node, Tensor, captured_names, topological
@@ -18,6 +17,7 @@ from qcompile.program.lower import Kind, Step, Value, lower
 from qcompile.progress import track
 from qcompile.qmodel import QModel
 from qcompile.quant.arithmetic import dequantize
+from qcompile.quant.bias import take_up
 from qcompile.runtime.session import Session
 from qcompile.runtime.spool import Spool
 
@@ -139,7 +139,7 @@ class _Correction:
         if found.error == 1:
             self.refused.append(node.name)
         slope, shift = found.slope, found.shift + self._skip_error(step, channels)
-        take_up(self.model.plan, step, slope, shift)
+        take_up(self.model.plan, node.name, step.input_scale, slope, shift)
         self.at, self.float_at = index + 1, float_end
         for batch in range(len(self.sizes)):
             q = self.spool.get(f"q:{raw.name}", batch)

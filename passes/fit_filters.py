@@ -11,10 +11,10 @@ import numpy as np
 from qcompile.calibration.collect import observe
 from qcompile.calibration.windows import Windows
 from qcompile.data.dataset import Dataset
-from qcompile.emission.bias import with_room_for_bias
 from qcompile.ir import constant_value, to_model
 from qcompile.ir.canonical import pads_of
 from qcompile.qmodel import QModel
+from qcompile.quant.bias import with_room_for_bias
 from qcompile.quant.filters import MOST_BITS, better_filters, fit_filters, is_short
 
 JUDGES = 16  # other samples, that judge

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from hypothesis import settings
+from long_files import LONG
 from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper, parser
 
@@ -49,6 +50,13 @@ RESIDUAL_SHAPES = {
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="rewrite tests/golden from what the tests find")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests in long files."""
+    for item in items:
+        if item.path.relative_to(ROOT / "tests").as_posix() in LONG:
+            item.add_marker(pytest.mark.long)
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,6 @@ import onnx
 from onnx import TensorProto, helper
 
 from qcompile.emission import pack
-from qcompile.emission.bias import integer_bias
 from qcompile.emission.composites import COMPOSITES
 from qcompile.emission.constants import Constants, content_key
 from qcompile.emission.spelling import Operators, repeats, reshape_in_front, spelling
@@ -33,6 +32,7 @@ from qcompile.ir.store import Store
 from qcompile.program.forms import clip_bounds, float_bias, operands
 from qcompile.program.lower import Kind, Program, Step, Value
 from qcompile.quant.arithmetic import quantize
+from qcompile.quant.bias import integer_bias
 from qcompile.quant.params import Quantizer, WeightQuantizer
 from qcompile.quant.plan import Plan
 

@@ -72,6 +72,13 @@ class Step:
         """Say whether this computes with a weight and may have a bias."""
         return self.kind is Kind.COMPUTE and self.node is not None and self.node.op != "MatMul"
 
+    @property
+    def input_scale(self) -> float:
+        """The scale of the codes that this reads first."""
+        quantizer = self.inputs[0].quantizer
+        assert quantizer is not None
+        return quantizer.scale
+
 
 @dataclass(frozen=True)
 class Program:

@@ -11,7 +11,6 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
-from qcompile.emission.bias import integer_bias
 from qcompile.ir import Constant, Graph, Node, Tensor, node_proto
 from qcompile.program.forms import (
     HARD_SIGMOID,
@@ -24,6 +23,7 @@ from qcompile.program.forms import (
 )
 from qcompile.program.lower import Kind, Program, Step, Value
 from qcompile.quant.arithmetic import dequantize, quantize
+from qcompile.quant.bias import integer_bias
 from qcompile.quant.elementwise import add, multiply
 from qcompile.quant.params import Quantizer
 from qcompile.quant.plan import Plan

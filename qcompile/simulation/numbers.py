@@ -14,11 +14,11 @@ from qcompile.calibration.ranges import choose
 from qcompile.calibration.sharing import share_concats
 from qcompile.config import CalibrationMethod, Config
 from qcompile.data.dataset import Dataset
-from qcompile.emission.bias import with_room_for_bias
 from qcompile.errors import InputError, pattern
 from qcompile.ir import Constant, Graph, Node, constant_value, part_before, to_model, topological
 from qcompile.program.forms import float_bias, least_output_scale, weight_axis
 from qcompile.program.lower import absorbed_end
+from qcompile.quant.bias import with_room_for_bias
 from qcompile.quant.params import ActivationSpec, Quantizer
 from qcompile.quant.plan import Form, Plan
 from qcompile.quant.scales import quantize_weight

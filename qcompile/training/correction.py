@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 
 from qcompile.calibration.affine import AffineKernels, Correction, JudgedFit, Means
-from qcompile.emission.bias import take_up
 from qcompile.program.lower import Step, Value
 from qcompile.quant.arithmetic import dequantize
+from qcompile.quant.bias import take_up
 from qcompile.training.sides import FLOAT, QUANTIZED, Places, Sides
 
 SAMPLES = 256  # more change the result less than their choice does
@@ -33,7 +33,8 @@ def correct(
         if step.is_layer and step.node is not None and step.node.name in sides.plan.weights:
             before = [program[k] for k in numbers if k < index]
             found = _fit(sides, kernels, floats, before, step, some)
-            take_up(sides.plan, step, found.slope, found.shift + _skip_error(sides, kernels, step, some))
+            shift = found.shift + _skip_error(sides, kernels, step, some)
+            take_up(sides.plan, step.node.name, step.input_scale, found.slope, shift)
 
 
 def _fit(

@@ -27,9 +27,9 @@ from onnx import numpy_helper
 from qcompile import Config, InputError, PassManager, QModel, open_model
 from qcompile.calibration.observers import Histogram
 from qcompile.calibration.ranges import choose, grids
-from qcompile.emission.bias import LARGEST, integer_bias
 from qcompile.passes.calibrate import Calibrate
 from qcompile.program.forms import HARD_SIGMOID, weight_axis
+from qcompile.quant.bias import LARGEST, integer_bias
 from qcompile.quant.params import ActivationSpec, Quantizer
 from qcompile.quant.plan import Form
 from qcompile.quant.scales import quantize_weight

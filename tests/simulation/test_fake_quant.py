@@ -24,8 +24,8 @@ from networks import (
 
 from qcompile import Config, InputError, PassManager, QModel, open_model
 from qcompile.calibration.collect import tap
-from qcompile.emission.bias import integer_bias
 from qcompile.program.lower import lower
+from qcompile.quant.bias import integer_bias
 from qcompile.runtime.session import Session
 from qcompile.simulation import simulate
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from qcompile.program.lower import Step
 from qcompile.quant.params import WeightQuantizer, largest_code
 from qcompile.quant.plan import Plan
 
@@ -23,14 +22,13 @@ def integer_bias(
     return np.clip(codes, -(2**31), 2**31 - 1).astype(np.int32), scale
 
 
-def take_up(plan: Plan, layer: Step, slope: NDArray[np.float64], shift: NDArray[np.float64]) -> None:
+def take_up(plan: Plan, name: str, input_scale: float, slope: NDArray[np.float64], shift: NDArray[np.float64]) -> None:
     """Make a layer W x + bias of the plan slope * (W x + bias) + shift; both [C]."""
-    assert layer.node is not None and layer.inputs[0].quantizer is not None
-    name, weight = layer.node.name, plan.weights[layer.node.name]
+    weight = plan.weights[name]
     old = plan.biases.get(name, np.zeros(len(slope), np.float32))
     plan.biases[name] = new = (slope * old + shift).astype(np.float32)
     scaled = replace(weight, scale=(weight.scale * slope).astype(np.float32))
-    plan.weights[name] = with_room_for_bias(scaled, new, layer.inputs[0].quantizer.scale)
+    plan.weights[name] = with_room_for_bias(scaled, new, input_scale)
 
 
 def with_room_for_bias(weight: WeightQuantizer, bias: NDArray[np.float32], input_scale: float) -> WeightQuantizer:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from qcompile.emission.bias import LARGEST, integer_bias, with_room_for_bias
+from qcompile.quant.bias import LARGEST, integer_bias, with_room_for_bias
 from qcompile.quant.params import WeightQuantizer, largest_code
 from qcompile.quant.scales import quantize_weight
 
