@@ -4,9 +4,11 @@ Names are imported when they are first used: the command line's help needs none 
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # that of typing, whose import would take a third of what starting takes
 if TYPE_CHECKING:
+    from typing import Any
+
     from qcompile.api import Result, compile, open_model, plan_only, report
     from qcompile.config import Config
     from qcompile.errors import EmissionError, InputError, QCompileError
@@ -43,7 +45,7 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     home = next((home for home, names in _HOMES.items() if name in names), "")
     try:
         module = importlib.import_module(f"qcompile.{home or name}")

@@ -3,11 +3,13 @@
 import signal
 
 from qcompile.signals import hand_over, leave, listen
+from qcompile.stdio import steady_streams
 
 
 def run() -> None:
     """Run the command line: a terminal that closes and a polite kill end it as Ctrl-C does."""
     listen(leave)
+    steady_streams()
     from qcompile.cli import main
 
     try:

@@ -15,7 +15,7 @@ import numpy as np
 from qcompile import api
 from qcompile.config import Config, Files, recipe_text
 from qcompile.data.sources import files_behind, split_labels
-from qcompile.errors import QualityError
+from qcompile.errors import InputError, QualityError
 from qcompile.files import check_outputs, write_files
 from qcompile.ir.load import external_files
 from qcompile.quant.plan_file import plan_folders, plan_places
@@ -23,6 +23,8 @@ from qcompile.reporting import plot
 from qcompile.reporting.screen import Screen
 from qcompile.signals import hand_over, interrupt
 from qcompile.training.work_dir import has_state
+
+SEPARATORS = tuple(filter(None, (os.sep, os.altsep)))
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,8 @@ def check_places(request: Request) -> None:
     config, files = request.config, request.files
     plan = Path(files.save_plan) if files.save_plan else None
     named = [None if request.plan_only else files.out, files.report, request.save_config]
+    if folder := next((name for name in named if name and name.endswith(SEPARATORS)), ""):
+        raise InputError(f"cannot write {folder}: it is the name of a folder", remedy="give the name of a file")
     written = [*(Path(name) for name in named if name), *(plan_places(plan) if plan else ())]
     there = any(os.path.exists(path) for path in written)  # noqa: PTH110  (Path.exists fails for names too long)
     read = read_places(request) if there else {}  # a new file takes nobody's place

@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable
-from types import FrameType
-from typing import Any, NoReturn
+
+TYPE_CHECKING = False  # that of typing, which takes a while to import
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
+    from typing import Any, NoReturn, TypeAlias
 
 INTERRUPTED = 130  # the exit code
 ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 SAME = 2.0  # seconds in which a second signal says what the first did; a run that tidies up is not to be disturbed
 _last = float("-inf")  # when there was one
 
-Handler = Callable[[int, FrameType | None], None]
+Handler: TypeAlias = "Callable[[int, FrameType | None], None]"
 
 
 def leave(number: int, frame: FrameType | None) -> NoReturn:

@@ -458,6 +458,12 @@ BAD: dict[str, tuple[Callable[[], object], tuple[str, ...], str]] = {
     ),
     "report is a folder": (lambda: Path("dir").mkdir(), (*COMPILE, "--report", "dir"), "cannot write dir: it is a"),
     "output is here": (NOTHING, ("in.onnx", "-o", ".", *DATA), "cannot write .: it is a folder"),
+    "output with a slash behind": (
+        NOTHING,
+        ("in.onnx", "-o", "out/", *DATA),
+        "cannot write out/: it is the name of a f",
+    ),
+    "report with a slash behind": (NOTHING, (*COMPILE, "--report", "r.json/"), "cannot write r.json/: it is the name"),
     "output in no folder": (NOTHING, ("in.onnx", "-o", "none/out.onnx", *DATA), "cannot write out.onnx"),
     "output below a file": (NOTHING, (*COMPILE, "--report", "calib.npz/r.json"), "cannot write r.json"),
     "output is a folder": (

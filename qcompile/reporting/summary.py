@@ -269,7 +269,7 @@ def samples_text(agreement: Judged) -> str:
     """Return on how many samples two models were compared, and whether numbers were fitted to these."""
     count, held_back = agreement.samples, agreement.held_back
     if held_back in (0, count):
-        return f"{count} {'held-back' if held_back else 'calibration'} samples"
+        return f"{count} {'held-back' if held_back else 'calibration'} sample{'s' if count > 1 else ''}"
     return f"{count} samples, {held_back} of them held back"
 
 

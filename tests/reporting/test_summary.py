@@ -101,7 +101,7 @@ def test_the_verdict_is_one_line(result: qcompile.Result) -> None:
 
 @pytest.mark.parametrize(
     "samples, held_back, text",
-    [(12, 1, " (12 samples, 1 of them held back)"), (1, 0, " (1 calibration samples)"), (8, 8, "")],
+    [(12, 1, " (12 samples, 1 of them held back)"), (1, 0, " (1 calibration sample)"), (8, 8, "")],
 )
 def test_the_verdict_says_what_few_samples_it_rests_on(
     result: qcompile.Result, samples: int, held_back: int, text: str
