@@ -19,6 +19,7 @@ from qcompile.qmodel import QModel
 from qcompile.runtime.fused import kernel_counts, optimized_nodes
 from qcompile.runtime.outputs import describe_outputs
 from qcompile.runtime.session import version
+from qcompile.runtime.unpack import unpacked
 
 
 @dataclass(frozen=True)
@@ -36,13 +37,14 @@ class Validate:
         if model.emitted is None:
             raise QCompileError("there is no emitted model to validate", remedy="let a pass emit one first")
         _keeps_rules(model, model.emitted)
-        nodes = optimized_nodes(model.emitted)
+        loaded = unpacked(model.emitted, model.store)
+        nodes = optimized_nodes(loaded)
         if names := unasked(model.plan, nodes):
             text = (
                 "kept float, yet on integer kernels, since ONNX Runtime quantizes what stands between quantized nodes"
             )
             model.journal.warn(self.name, f"{text}: {', '.join(names)}")
-        found = _compared(model, model.emitted)
+        found = _compared(model, model.emitted, loaded)
         data, threads = judging(model.data, model.held_back), model.config.threads
         agreement = _judged(model, found) if found else None
         outputs = agreement.outputs.values() if agreement else ()
@@ -57,7 +59,7 @@ class Validate:
             unoptimized=found.unoptimized if found else None,
             speed=found.speed if found else None,
             worst_layers=worst_layers(model.graph, model.plan, data, outputs, threads=threads),
-            top1=top1(model.source, model.emitted, model.evaluation, batch=model.config.batch, threads=threads),
+            top1=top1(model.source, loaded, model.evaluation, batch=model.config.batch, threads=threads),
         )
         return 0
 
@@ -70,12 +72,13 @@ def _keeps_rules(model: QModel, emitted: onnx.ModelProto) -> None:
         )
 
 
-def _compared(model: QModel, emitted: onnx.ModelProto) -> Comparison | None:
+def _compared(model: QModel, emitted: onnx.ModelProto, loaded: onnx.ModelProto) -> Comparison | None:
     """Compare both models on samples; None where there are none: compiled from a saved plan."""
     data = judging(model.data, model.held_back)
     if data is None:
         return None
-    found = compared(model.source, emitted, data, describe_outputs(model.graph, labelled=model.evaluation is not None))
+    described = describe_outputs(model.graph, labelled=model.evaluation is not None)
+    found = compared(model.source, emitted, data, described, loaded=loaded)
     for name, times in found.unlike.items():
         text = f"output {name!r} has another shape than the float model's in {times} batches: not compared there"
         model.journal.warn(Validate.name, text)

@@ -50,10 +50,18 @@ class Comparison:
 
 
 def compared(
-    source: onnx.ModelProto, emitted: onnx.ModelProto, data: Dataset, described: Mapping[str, Output]
+    source: onnx.ModelProto,
+    emitted: onnx.ModelProto,
+    data: Dataset,
+    described: Mapping[str, Output],
+    *,
+    loaded: onnx.ModelProto | None = None,
 ) -> Comparison:
-    """Run both models on the same samples, some of `data`: agreement, speed, and what optimizations change."""
-    reference, optimized = Session(source, threads=1, fault=InputError), Session(emitted, threads=1)
+    """Run both models on the same samples, some of `data`: agreement, speed, and what optimizations change.
+
+    `loaded` is `emitted` with its packed weights taken apart, where that was done before.
+    """
+    reference, optimized = Session(source, threads=1, fault=InputError), Session(loaded or emitted, threads=1)
     data, size = some(data)
     agreement = Outputs("the emitted model", described)
     unoptimized = Outputs("the emitted model without optimizations", described)

@@ -10,18 +10,25 @@ from onnx import TensorProto, helper
 
 from qcompile.emission.qdq import Emitter
 from qcompile.ir import Graph, Tensor
+from qcompile.ir.store import Store
 from qcompile.program.lower import Program, Step, Value
 from qcompile.quant.plan import Plan
 
 
 def fragment(
-    graph: Graph, plan: Plan, steps: Sequence[Step], inputs: Iterable[Value], outputs: Iterable[str]
+    graph: Graph,
+    plan: Plan,
+    steps: Sequence[Step],
+    inputs: Iterable[Value],
+    outputs: Iterable[str],
+    store: Store | None = None,
 ) -> onnx.ModelProto:
     """Return `steps` as a model in float arithmetic (fake-quant weights, the codes of activations as uint8).
 
-    `inputs` are values made before the fragment: codes enter as uint8, tensors of the graph with their own type.
+    `inputs` are values made before the fragment: codes enter as uint8, tensors of the graph with their own type. Large
+    weights go to `store`, if there is one.
     """
-    emitter = Emitter(graph, plan, Program(graph, tuple(steps)), packing="none", fake=True)
+    emitter = Emitter(graph, plan, Program(graph, tuple(steps)), packing="none", fake=True, store=store)
 
     def kind(value: Value) -> int:
         return int(TensorProto.UINT8) if value.quantizer is not None else element_type(emitter.tensors[value.name])

@@ -6,10 +6,12 @@ few bytes wherever it is copied to; sessions, which want a relative place, get t
 
 from __future__ import annotations
 
+import secrets
 import shutil
 import tempfile
 import weakref
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -65,6 +67,16 @@ class Store:
         folder = Path(tempfile.mkdtemp(prefix=OURS))
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         return folder / "weights"
+
+    @contextmanager
+    def scratch(self) -> Iterator[Store]:
+        """Lend a store of another file in the same folder, which is gone behind the block: sessions have it mapped."""
+        other = Store()
+        other.path = self.path.with_name(f"scratch-{secrets.token_hex(4)}")
+        try:
+            yield other
+        finally:
+            other.path.unlink(missing_ok=True)
 
     def put(self, values: NDArray[Any], name: str) -> TensorProto:
         """Return an array as a tensor, a large one stored."""
@@ -142,6 +154,13 @@ def raw_values(tensor: TensorProto) -> bytes | memoryview:
 
 
 # --- constants of a graph
+
+
+def scratch_beside(graph: gs.Graph) -> AbstractContextManager[Store | None]:
+    """Lend a store for what is made beside the weights of a graph, or None where these are not stored."""
+    held = (tensor._values for tensor in graph.tensors().values() if isinstance(tensor, gs.Constant))
+    store = next((values.store for values in held if isinstance(values, Stored)), None)
+    return nullcontext() if store is None else store.scratch()
 
 
 def _read(constant: gs.Constant) -> NDArray[Any]:

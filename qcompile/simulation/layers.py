@@ -13,6 +13,7 @@ from onnx import helper
 
 from qcompile.emission.qdq import Emitter
 from qcompile.ir import Constant, Graph, captured_names, topological, value_info
+from qcompile.ir.store import Store, scratch_beside
 from qcompile.program.lower import Kind, Program, Step, Value, lower
 from qcompile.quant.plan import Plan
 from qcompile.runtime.session import Session
@@ -42,8 +43,9 @@ def layer_errors(
     The float graph runs, and beside it every layer on the float graph's own values: no error comes from another layer.
     What rounds an output to less than 8 bits is counted where it is read, since those are the reader's bits.
     """
-    model, layers = beside(graph, plan)
-    session = Session(model, threads=threads, fuse_qdq=False)
+    with scratch_beside(graph) as store:
+        model, layers = beside(graph, plan, store)
+        session = Session(model, threads=threads, fuse_qdq=False)
     wanted = [name for layer in layers for name in layer.sums]
     totals = dict.fromkeys(wanted, 0.0)
     for feeds in batches:
@@ -57,11 +59,12 @@ def layer_errors(
     return dict(sorted(found.items(), key=lambda item: item[1]))
 
 
-def beside(graph: Graph, plan: Plan) -> tuple[onnx.ModelProto, list[_Layer]]:
-    """Return a model that gives the sums of every layer, and the layers."""
+def beside(graph: Graph, plan: Plan, store: Store | None = None) -> tuple[onnx.ModelProto, list[_Layer]]:
+    """Return a model that gives the sums of every layer, its large weights in `store`, and the layers."""
     program = lower(graph, plan)
     steps, layers = _steps(graph, program)
-    emitter = Emitter(graph, plan, Program(graph, tuple(steps.values()), program.tensors), packing="none", fake=True)
+    part = Program(graph, tuple(steps.values()), program.tensors)
+    emitter = Emitter(graph, plan, part, packing="none", fake=True, store=store)
     rounded = [onnx.ValueInfoProto(name=layer.rounded) for layer in layers]  # kept by being given out
     model = emitter.fragment([value_info(tensor) for tensor in graph.inputs], rounded)
     _give_sums(model.graph, layers)

@@ -13,6 +13,7 @@ from onnx import helper, numpy_helper
 
 from qcompile.emission.fragment import boundary, fragment
 from qcompile.ir import Constant, Graph, part_before, to_model
+from qcompile.ir.store import Store, scratch_beside
 from qcompile.program.dag import has_subgraph
 from qcompile.program.lower import Kind, Program, Step, Value, lower
 from qcompile.quant.plan import Plan
@@ -74,10 +75,11 @@ def stretch_errors(
     The float graph runs, and beside it every stretch on the float graph's own values: no error comes from elsewhere.
     A stretch that cannot be compared has none.
     """
-    model, outputs = _beside(graph, plan, stretches)
-    if not any(outputs):
-        return [[] for _ in stretches]
-    session = Session(model, threads=threads, fuse_qdq=False)
+    with scratch_beside(graph) as store:
+        model, outputs = _beside(graph, plan, stretches, store)
+        if not any(outputs):
+            return [[] for _ in stretches]
+        session = Session(model, threads=threads, fuse_qdq=False)
     del model  # the session has its own weights
     totals: dict[str, Sums] = {}
     wanted = [name for some in outputs for output in some for name in output.sums]
@@ -102,7 +104,7 @@ def _error(output: _Output, totals: Mapping[str, Sums]) -> OutputError:
 
 
 def _beside(
-    graph: Graph, plan: Plan, stretches: Sequence[Collection[str]]
+    graph: Graph, plan: Plan, stretches: Sequence[Collection[str]], store: Store | None
 ) -> tuple[onnx.ModelProto, list[list[_Output]]]:
     """Return the float model with every stretch beside it, which gives out the sums, and the outputs by stretch."""
     program, outputs = lower(graph, plan), list[list[_Output]]()
@@ -118,7 +120,7 @@ def _beside(
         names = {value.name: f"{value.name}{REAL}" if value.quantizer else value.name for value in values}
         constants = {name for name, tensor in graph.tensors().items() if isinstance(tensor, Constant)}
         inputs = [value for value in boundary(steps)[0] if value.name and value.name not in constants]
-        part = fragment(graph, plan, [*steps, *real], inputs, names.values())
+        part = fragment(graph, plan, [*steps, *real], inputs, names.values(), store)
         renamed = _append(model.graph, part.graph, f"/{number}")
         for value in values:
             exact = program.tensors.get(value.name, value.name)
