@@ -239,6 +239,19 @@ def kind_of_place(path: Path, what: str) -> str:
     return ""
 
 
+def files_below(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    """Yield the files in a folder and in those below it, but for hidden ones. Links are followed, never in circles.
+
+    `above` are the folders on the way there. Raises InputError where one cannot be read.
+    """
+    with _reading(folder, "folder", "check its permissions"):
+        place = folder.resolve()
+        entries = () if place in above else sorted(folder.iterdir())
+        found = [(path, path.is_dir()) for path in entries if not path.name.startswith(".")]
+    for path, is_folder in found:
+        yield from files_below(path, above | {place}) if is_folder else [path]
+
+
 def _mode(path: Path) -> int:
     """Return the mode of a file or a folder; raise OSError for pipes and devices."""
     mode = path.stat().st_mode

@@ -14,7 +14,7 @@ from PIL import ExifTags, Image, ImageOps
 from qcompile.data.inputs import Arrays, Indices, InputInfo, show_shape
 from qcompile.data.preprocess import PRESETS, Layout, Preprocess, Size, show_size
 from qcompile.errors import InputError
-from qcompile.files import kind_of_place
+from qcompile.files import files_below, kind_of_place
 
 IMAGE_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 SIDEWAYS: Final = range(5, 9)  # EXIF orientations that exchange height and width
@@ -170,20 +170,19 @@ def upright_size(image: Image.Image) -> Size:
 
 def unreadable(path: Path, error: Exception) -> InputError:
     """Return the error for a file that is no image, or a damaged one."""
-    return InputError(f"cannot read the image: {error}", where=str(path), remedy="remove or replace the file")
+    why = (isinstance(error, OSError) and error.strerror) or str(error).removesuffix(f" {str(path)!r}")
+    return InputError(f"cannot read the image: {why}", where=str(path), remedy="remove or replace the file")
 
 
 def find_images(folder: Path) -> list[Path]:
     """Return the image files in a folder and the folders in it, sorted by name; hidden ones are left out."""
-    found = (
-        path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-    )
+    found = [path for path in files_below(folder) if path.suffix.lower() in IMAGE_SUFFIXES]
     files = sorted(found, key=lambda path: path.relative_to(folder).as_posix())
     if not files:
         raise InputError(
             "the folder has neither images nor test_data_set_* folders",
             where=str(folder),
-            remedy=f"images end in {', '.join(sorted(IMAGE_SUFFIXES))}",
+            remedy=f"images end in {', '.join(sorted(IMAGE_SUFFIXES))}; put arrays into one .npz",
         )
     return files
 

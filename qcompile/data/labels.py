@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
@@ -53,7 +54,10 @@ def read_labels(path: Path) -> dict[str, int]:
         raise InputError(f"cannot read the labels: {error}", where=str(path)) from error
     for place, (number, row) in enumerate(rows):
         if len(row) > 1 and row[1].strip().isdecimal() and len(row[1].strip()) <= DIGITS:
-            labels[PurePosixPath(row[0].strip().replace("\\", "/")).as_posix()] = int(row[1])
+            name = PurePosixPath(row[0].strip().replace("\\", "/")).as_posix()
+            if labels.setdefault(name, int(row[1])) != int(row[1]):
+                what = f"{name} has two classes, {labels[name]} and {int(row[1])}"
+                raise InputError(what, where=f"{path}, line {number}", remedy="leave one of the rows out")
         elif place > 0 or len(row) < 2:
             raise InputError(
                 "a row is not: file name, class number", where=f"{path}, line {number}", remedy="correct the row"
@@ -64,15 +68,17 @@ def read_labels(path: Path) -> dict[str, int]:
 def labels_of(files: Sequence[Path], folder: Path, path: Path) -> NDArray[np.int64]:
     """Return the class [N] of every file.
 
-    A row of the table names a file as seen from the table, as seen from `folder`, or by its bare name.
+    A row of the table names a file as seen from the table, as seen from `folder`, or by its bare name where no other
+    file has it.
     """
     table = read_labels(path)
     base, root = path.resolve().parent, folder.resolve()
     prefix = root.relative_to(base) if root.is_relative_to(base) else Path()
     found: list[int] = []
+    times = Counter(file.name for file in files)
     for file in files:
         inside = file.relative_to(folder)
-        names = ((prefix / inside).as_posix(), inside.as_posix(), file.name)
+        names = ((prefix / inside).as_posix(), inside.as_posix(), *([file.name] if times[file.name] == 1 else []))
         label = next((table[name] for name in names if name in table), None)
         if label is None:
             raise InputError(

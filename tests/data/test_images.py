@@ -52,6 +52,18 @@ def test_all_images_by_name(folder: Path) -> None:
     np.testing.assert_array_equal(everything(data), everything(data))
 
 
+def test_links_are_followed_and_hidden_folders_left_out(tmp_path: Path) -> None:
+    for number, name in enumerate(("data/cat/1.png", "data/dog/1.png", "view/.cache/1.png")):
+        save(tmp_path / name, pixels(number))
+    (tmp_path / "view/x.png").mkdir()  # a folder may have any name
+    for name in ("cat", "dog"):
+        (tmp_path / "view" / name).symlink_to(tmp_path / "data" / name)
+        (tmp_path / "data" / name / "back").symlink_to(tmp_path / "view")  # in a circle
+    data = open_evaluation(tmp_path / "view", FIXED, "raw")
+    np.testing.assert_array_equal(everything(data), np.stack([pixels(0), pixels(1)]).transpose(0, 3, 1, 2))
+    assert data.labels is not None and data.labels.tolist() == [0, 1]
+
+
 def test_preset_on_a_jpeg_is_pillow_and_the_formula(tmp_path: Path) -> None:
     Image.fromarray(pixels(0, 300, 400)).save(tmp_path / "a.jpg")
     with Image.open(tmp_path / "a.jpg") as image:
@@ -219,12 +231,20 @@ def test_every_class_has_a_folder(tmp_path: Path) -> None:
         (f"file,label\na.png,{'9' * 30}\n", "a row is not: file name, class number"),
         ("file,label\na.png,cat\n", "not: file name, class number .*line 2"),
         ("a.png;0\n", "not: file name, class number .*line 1"),
+        ("a.png,0\nc.bmp,1\na.png,0\n./a.png,2\n", "a.png has two classes, 0 and 2 .*line 4"),
     ],
 )
 def test_wrong_labels_are_named(folder: Path, table: str | None, message: str) -> None:
     if table is not None:
         (folder / "labels.csv").write_text(table)
     with pytest.raises(InputError, match=message):
+        open_evaluation(folder, FIXED, "raw")
+
+
+def test_a_bare_name_stands_for_one_image(folder: Path) -> None:
+    save(folder / "c.bmp", pixels(4))
+    (folder / "labels.csv").write_text("".join(f"{name},0\n" for name in ("a.png", "c.bmp", "d.PNG", "e.webp")))
+    with pytest.raises(InputError, match=r"the image c.bmp has no label"):  # b/c.bmp
         open_evaluation(folder, FIXED, "raw")
 
 
