@@ -292,6 +292,8 @@ def known_keys(values: Mapping[str, Any], *classes: type[Config] | type[Files]) 
             raise InputError(
                 f"unknown recipe key {key!r}", remedy=nearest(key, {item.replace("_", "-") for item in known})
             )
+        if name in result:
+            raise InputError(f"recipe key {key!r} is given twice, with - and with _", remedy="leave one of them out")
         result[name] = value
     if "precision" not in result:
         return result

@@ -286,6 +286,6 @@ def _finite(text: str) -> float:
 def parse_toml(data: bytes) -> dict[str, Any]:
     """Return the values in TOML; raise ValueError for what is none."""
     try:
-        return tomllib.loads(data.decode())
+        return tomllib.loads(data.decode("utf-8-sig"))  # editors write a mark in front
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error

@@ -348,6 +348,11 @@ BAD: dict[str, tuple[Callable[[], object], tuple[str, ...], str]] = {
         (*COMPILE, "--config", "r.toml"),
         "unknown recipe key 'out_folder' (r.toml: out-folder)",
     ),
+    "a recipe key twice": (
+        lambda: Path("r.toml").write_text("keep-float = ['stem']\nkeep_float = ['branch']"),
+        (*COMPILE, "--config", "r.toml"),
+        "recipe key 'keep_float' is given twice, with - and with _; leave one of them out",
+    ),
     "a plan twice": (
         lambda: Path("p.npz").write_bytes(b""),
         ("model.onnx", "--plan", "--load-plan", "p.npz"),

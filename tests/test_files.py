@@ -185,3 +185,4 @@ def test_what_is_no_toml() -> None:
     for text in ("a = " + "[" * 100_000, "a = ", "\xff"):
         with pytest.raises(ValueError):
             parse_toml(text.encode("latin-1"))
+    assert parse_toml("\ufeffw = 4".encode()) == {"w": 4}
