@@ -50,7 +50,7 @@ class CheckData:
         runs = [session.run(feed) for feed in feeds]
         model.first_batch = summary(model.data, feeds)
         model.journal.note(self.name, "first batch", inputs=model.first_batch)
-        for text in (*void_batches(model.config, model.data), *void_preprocessing(model)):
+        for text in (*void_batches(model.config, model.data), *void_preprocessing(model), *in_training(model.graph)):
             model.journal.warn(self.name, text)
         self.check_outputs(model, {name: joined([run[name] for run in runs]) for name in runs[0]})
         return 0
@@ -96,6 +96,14 @@ def void_preprocessing(model: QModel) -> list[str]:
     sources = [data.source for data in (model.data, model.evaluation) if data is not None]
     void = model.config.preprocess and all(READY in source for source in sources)
     return ["--preprocess has no effect: the data are no images (uint8), but ready inputs"] if void else []
+
+
+def in_training(graph: Graph) -> list[str]:
+    """Return a line about nodes that compute as in training: by the batch that they happen to be in."""
+    normalizing = (node for node in graph.nodes if node.op == "BatchNormalization")
+    names = [node.name for node in normalizing if node.attrs.get("training_mode", 0)]
+    advice = "outputs depend on what else is in the batch; export the model in inference mode (model.eval())"
+    return [f"{', '.join(names)}: normalised as in training, so {advice}"] if names else []
 
 
 def refusal(session: Session, data: Dataset) -> str:

@@ -146,7 +146,8 @@ def plan_only(model: Source, config: Config | None = None, *, watch: Watch | Non
 
 
 def _run(opened: QModel, passes: Sequence[Pass], model: Source, watch: Watch | None) -> Result:
-    with blaming(opened.source, opened.data):
+    quiet = np.errstate(all="ignore")  # numpy's lines help nobody: what is not finite is looked for where it matters
+    with blaming(opened.source, opened.data), quiet:
         runs = PassManager(passes).run(opened, watch)
     return Result.of(opened, runs, "" if isinstance(model, onnx.ModelProto) else Path(model).name)
 

@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from qcompile import api
 from qcompile.config import Config, Files, recipe_text
 from qcompile.data.sources import files_behind, split_labels
@@ -43,10 +41,8 @@ def compile_model(request: Request, arguments: Sequence[str], *, verbose: bool, 
     hand_over(interrupt)
     check_places(request)
     screen = Screen(verbose=verbose, quiet=quiet)
-    with resumable(request.config, arguments), screen.progress(), np.errstate(all="ignore"):
-        result = compiled(
-            request, screen
-        )  # numpy's lines help nobody: what is not finite is looked for where it matters
+    with resumable(request.config, arguments), screen.progress():
+        result = compiled(request, screen)
         hand_over(signal.SIG_IGN)  # all is written, and the last lines are for the user
         if not request.plan_only:
             screen.result(result.report, str(request.files.out))

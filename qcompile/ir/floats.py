@@ -20,6 +20,7 @@ Weights = dict[str, TensorProto]
 FLOAT = TensorProto.FLOAT
 HALF: dict[int, str] = {TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16"}
 NARROW = ("FLOAT8", "FLOAT4", "INT4", "UINT4", "INT2", "UINT2")  # beginnings of names
+NOT_FED = {"sequence_type": "a sequence", "map_type": "a map", "sparse_tensor_type": "a sparse tensor"}
 DOUBLE: dict[int, str] = {TensorProto.DOUBLE: "float64"}
 TYPE_ATTRIBUTES = {"to", "dtype", "output_datatype", "output_dtype", "stash_type", "softmax_precision", "precision"}
 
@@ -51,15 +52,15 @@ def rounds_inside(model: ModelProto) -> bool:
 
 
 def check_ports(light: ModelProto, weights: Weights) -> None:
-    """Raise InputError for an input or output of numbers that numpy does not know: nothing can feed or read it."""
+    """Raise InputError for an input or output that nothing can feed or compare: narrow or complex ones, sequences."""
     for what, infos in (("input", light.graph.input), ("output", light.graph.output)):
         for info in (info for info in infos if info.name not in weights):
             name = TensorProto.DataType.Name(tensor_type(info.type).elem_type)
-            if name.startswith(NARROW):
-                raise InputError(
-                    f"the model's {what} {info.name!r} is {name.lower()}",
-                    remedy=f"export the model with a float32 {what}, and a Cast inside",
-                )
+            kind = NOT_FED.get(str(info.type.WhichOneof("value")), "") if what == "input" else ""
+            if not (kind or name.startswith((*NARROW, "COMPLEX"))):
+                continue
+            remedy = f"export the model with a float32 {what}, and make the rest inside"
+            raise InputError(f"the model's {what} {info.name!r} is {kind or name.lower()}", remedy=remedy)
 
 
 def _cast_ports(light: ModelProto, weights: Weights, wrong: set[int]) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,12 @@ def _texts(message: Message) -> Iterator[Any]:
 
 def _check_names(model: ModelProto, path: Path) -> None:
     """ONNX wants every tensor made once; a graph in which two nodes make one tensor has no meaning."""
+    if not model.graph.output:
+        raise InputError("the model has no outputs", where=str(path), remedy="export it with its outputs")
+    for what, items in (("input", model.graph.input), ("initializer", model.graph.initializer)):
+        if twice := [name for name, times in Counter(item.name for item in items).items() if times > 1]:
+            what = f"the model is broken: it has two {what}s of the name {twice[0]!r}"
+            raise InputError(what, where=str(path), remedy="export it again")
     given = {tensor.name for tensor in model.graph.initializer} | {item.name for item in model.graph.input}
     for node in model.graph.node:
         for name in filter(None, node.output):

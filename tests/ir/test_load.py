@@ -84,6 +84,14 @@ def test_a_model_without_outputs(conv: ModelProto, tmp_path: Path) -> None:
         load_model(written(conv, tmp_path / "model.onnx"))
 
 
+@pytest.mark.parametrize("field", ["input", "initializer"])
+def test_one_name_for_two(field: str, conv: ModelProto, tmp_path: Path) -> None:
+    items = getattr(conv.graph, field)
+    items.append(items[0])
+    with pytest.raises(InputError, match=f"it has two {field}s of the name '{items[0].name}'"):
+        load_model(written(conv, tmp_path / "model.onnx"))
+
+
 def test_two_nodes_that_make_one_tensor(conv: ModelProto, tmp_path: Path) -> None:
     conv.graph.node.append(conv.graph.node[0])
     with pytest.raises(InputError, match="tensor 'y' is made twice"):

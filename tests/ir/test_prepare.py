@@ -125,7 +125,7 @@ def test_a_plain_model_has_its_own_opset_and_runs(model_of: Build) -> None:
     )  # rounded to 8 bits at the end
 
 
-@pytest.mark.parametrize("kind", ["float8e4m3fn", "int4", "uint4"])
+@pytest.mark.parametrize("kind", ["float8e4m3fn", "int4", "uint4", "complex64"])
 @pytest.mark.parametrize("port", ["input", "output"])
 def test_ports_that_numpy_lacks_are_refused(kind: str, port: str, model_of: Build) -> None:
     model = model_of("g (float[3] x) => (float[3] y) { y = Identity(x) }", opset=21)
@@ -134,6 +134,12 @@ def test_ports_that_numpy_lacks_are_refused(kind: str, port: str, model_of: Buil
     with pytest.raises(
         InputError, match=f"the model's {port} '[xy]' is {kind}; export the model with a float32 {port}"
     ):
+        prepare(model, 18)
+
+
+def test_an_input_that_is_no_tensor_is_refused(model_of: Build) -> None:
+    model = model_of("g (seq(float[2,3]) x) => (float[M,3] y) { y = ConcatFromSequence<axis = 0>(x) }")
+    with pytest.raises(InputError, match="the model's input 'x' is a sequence; export the model with a float32 input"):
         prepare(model, 18)
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from networks import network
 from numpy.typing import NDArray
 
 from qcompile.api import open_model
@@ -100,6 +101,15 @@ def test_an_output_that_no_sample_reaches_is_no_sign() -> None:
     NormalizeGraph().run(model)
     CheckData().run(model)
     assert [entry["what"] for entry in model.journal.entries if entry["what"] == "warning"] == []
+
+
+def test_a_model_exported_in_training_mode_is_warned_about() -> None:
+    text = """g (float[N,4] x, float[4,3] W, float[3] S, float[3] B, float[3] M) => (float[N,3] y) {
+      h = MatMul(x, W)  v = Mul(S, S)  [norm] y, m, n = BatchNormalization<training_mode = 1>(h, S, B, M, v) }"""
+    model = open_model(network(text), data=RANDOM.standard_normal((20, 4)).astype(np.float32))
+    CheckData().run(model)
+    (warning,) = (entry["text"] for entry in model.journal.entries if "training" in entry.get("text", ""))
+    assert warning.startswith("norm: normalised as in training, so outputs depend on what else is in the batch; export")
 
 
 def test_a_preprocessing_that_nothing_passes_is_told(residual_model: onnx.ModelProto, residual_data: Data) -> None:
