@@ -19,30 +19,35 @@ from qcompile.quant.plan import ENDS, WIDE, Form
 class AssignBits:
     """Write weight and input bits of compute nodes into their plans.
 
-    They are `--w` and `--a`, at the first and the last of them `--first-last-bits`, and what `--bits` says. Products of
-    two activations (attention) have 8 bits: fewer make neither the file smaller nor the kernel faster.
+    They are `w` and `a`, at the first and the last of them `first_last_bits`, and for nodes whose names match the last
+    (regular expression, weight bits, input bits) of `bits` in it what that says. Products of two activations
+    (attention) have 8 bits: fewer make neither the file smaller nor the kernel faster.
     A pass behind this one may change them: quantizers are placed by what the plan says then.
     """
 
+    w: int = WIDE
+    a: int = WIDE
+    first_last_bits: int = WIDE
+    bits: Sequence[tuple[str, int, int]] = ()
     name: ClassVar[str] = "assign-bits"
     requires: ClassVar[tuple[str, ...]] = ("choose-forms",)
 
     def run(self, model: QModel) -> int:
         """Change `plan.nodes`; return the number of nodes that have other bits now."""
-        plan, config = model.plan, model.config
+        plan = model.plan
         nodes = topological(model.graph)
         compute = [node for node in nodes if plan.form(node.name) is Form.COMPUTE]
         before = dict(plan.nodes)
         ends = _first_and_last(nodes, Readers(model.graph), {node.name for node in compute})
         for node in compute:
-            edge = config.first_last_bits if node.name in ends else None
-            weight_bits = (edge or config.w) if constant_value(node.inputs[1]) is not None else 0
-            input_bits = edge or (config.a if weight_bits else WIDE)
+            edge = self.first_last_bits if node.name in ends else None
+            weight_bits = (edge or self.w) if constant_value(node.inputs[1]) is not None else 0
+            input_bits = edge or (self.a if weight_bits else WIDE)
             reason = ENDS if edge else ""
             plan.nodes[node.name] = replace(
                 before[node.name], reason=reason, weight_bits=weight_bits, input_bits=input_bits
             )
-        for pattern, weight_bits, input_bits in config.bits:
+        for pattern, weight_bits, input_bits in self.bits:
             matching = [node.name for node in compute if re.search(pattern, node.name)]
             if not matching:
                 raise _no_bits(model, pattern, nodes, compute)
@@ -50,8 +55,19 @@ class AssignBits:
                 old, reason = plan.nodes[name], f"--bits {pattern}"
                 bits = weight_bits if old.weight_bits else 0
                 plan.nodes[name] = replace(old, reason=reason, weight_bits=bits, input_bits=input_bits)
-        _tell_unused(model, compute)
+        self._tell_unused(model, compute)
         return sum(plan.nodes[name] != node for name, node in before.items())
+
+    def _tell_unused(self, model: QModel, compute: Sequence[Node]) -> None:
+        """Warn where the bits that were asked for are those of no layer."""
+        placed = [model.plan.nodes[node.name] for node in compute]
+        if not all(item.reason for item in placed):  # neither an end nor named by --bits
+            return
+        for flag, found in (("w", "weight_bits"), ("a", "input_bits")):
+            bits = getattr(self, flag)
+            if bits < WIDE and all(getattr(item, found) != bits for item in placed):
+                text = f"--{flag} {bits} has no effect: every layer is the first, the last, float or named by --bits"
+                model.journal.warn(self.name, text)
 
 
 def _no_bits(model: QModel, pattern: str, nodes: Sequence[Node], compute: Sequence[Node]) -> InputError:
@@ -63,18 +79,6 @@ def _no_bits(model: QModel, pattern: str, nodes: Sequence[Node], compute: Sequen
             return InputError(what, remedy="leave it out")
     remedy = nearest(pattern, [node.name for node in compute])
     return InputError(f"--bits {pattern!r} matches no node", remedy=remedy)
-
-
-def _tell_unused(model: QModel, compute: Sequence[Node]) -> None:
-    """Warn where the bits that were asked for are those of no layer."""
-    placed = [model.plan.nodes[node.name] for node in compute]
-    if not all(item.reason for item in placed):  # neither an end nor named by --bits
-        return
-    for flag, found in (("w", "weight_bits"), ("a", "input_bits")):
-        bits = getattr(model.config, flag)
-        if bits < WIDE and all(getattr(item, found) != bits for item in placed):
-            text = f"--{flag} {bits} has no effect: every layer is the first, the last, float or named by --bits"
-            model.journal.warn(AssignBits.name, text)
 
 
 def _first_and_last(nodes: Sequence[Node], readers: Readers, compute: set[str]) -> set[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -24,14 +25,17 @@ class ChooseForms:
     1. Compute nodes run on integers where the target has a kernel for their form.
     2. Light nodes (arithmetic, movers, clips) do where their inputs are codes and codes are wanted behind them.
     3. A clip whose input nobody else reads is absorbed by the quantizer in its place.
+
+    Nodes whose names match a regular expression of `keep_float` stay float.
     """
 
+    keep_float: Sequence[str] = ()
     name: ClassVar[str] = "choose-forms"
     requires: ClassVar[tuple[str, ...]] = ("normalize-graph",)
 
     def run(self, model: QModel) -> int:
         """Fill `plan.nodes`; return the number of compute nodes on integers."""
-        choice = _Choice(model)
+        choice = _Choice(model, self.keep_float)
         choice.decide_forms()
         choice.absorb_clips()
         model.plan.nodes = {
@@ -63,6 +67,7 @@ class _Choice:
     """The work in progress of one run: forms by node name."""
 
     model: QModel
+    keep_float: Sequence[str]
     forms: dict[str, Form] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
 
@@ -108,7 +113,7 @@ class _Choice:
         return self.candidates[node.name][0] is Form.COMPUTE
 
     def _keep_float(self) -> None:
-        for pattern in self.model.config.keep_float:
+        for pattern in self.keep_float:
             matching = [node.name for node in self.nodes if re.search(pattern, node.name)]
             if not matching:
                 raise no_match("--keep-float", pattern, self.nodes)

@@ -12,7 +12,7 @@ from typing import ClassVar
 import numpy as np
 import onnx
 
-from qcompile.config import BITS
+from qcompile.config import Placement
 from qcompile.emission.qdq import Emitter
 from qcompile.errors import InputError, QCompileError
 from qcompile.outcomes import Speed
@@ -22,7 +22,7 @@ from qcompile.program.stretches import Costs, fastest
 from qcompile.progress import track
 from qcompile.qmodel import Arrays, Journal, QModel
 from qcompile.quant.params import ActivationSpec, Quantizer
-from qcompile.quant.plan import Form
+from qcompile.quant.plan import WIDE, Form
 from qcompile.runtime.session import Session
 from qcompile.runtime.timing import take_turns
 
@@ -47,19 +47,20 @@ class FloatWhereFaster:
     and borders are in the numbers. Then `place` and `again` place, calibrate and emit anew. The file is changed
     if that makes it faster.
 
-    Looks only where `--placement fast` asks for it, or by default where all bits are 8 and the file was measured to be
+    Looks only where `placement` is "fast", or by default where all bits are 8 and the file was measured to be
     slower than float: below 8 bits files are asked for that are small.
     """
 
     place: Sequence[Pass]
     again: Sequence[Pass]
+    placement: Placement = "auto"
     name: ClassVar[str] = "float-where-faster"
     requires: ClassVar[tuple[str, ...]] = ("validate",)
 
     def run(self, model: QModel) -> int:
         """Change plan and emitted model; return the number of nodes that are float now and were not before."""
         speed = measured(model)
-        if speed is None or not wanted(model, speed):
+        if speed is None or not self._wanted(model, speed):
             return 0
         choice, pieces = Trials(model, self.place).best()
         names = [name for keep, piece in zip(choice, pieces) if keep for name in piece]
@@ -78,6 +79,14 @@ class FloatWhereFaster:
         model.journal.note(self.name, "speed against float", before=speed.speedup, after=faster.speedup)
         return len(kept)
 
+    def _wanted(self, model: QModel, speed: Speed) -> bool:
+        """Say whether to look for stretches that are faster in float."""
+        if self.placement != "auto":
+            return self.placement == "fast"
+        bits = {weight.bits for weight in model.plan.weights.values()}
+        bits |= {quantizer.bits for quantizer in model.plan.quantizers.values()}
+        return bits == {WIDE} and speed.speedup < CLEARLY_SLOWER and speed.float > LEAST_SECONDS
+
     def _redo(self, model: QModel, kept: dict[str, str]) -> Speed | None:
         """Place, calibrate and emit anew; return the speed, or None where that failed: there is a good file already."""
         passes = (*self.place, *self.again)
@@ -95,15 +104,6 @@ class FloatWhereFaster:
 def measured(model: QModel) -> Speed | None:
     """Return the speed of the emitted file; None where it was not timed."""
     return model.audit.speed if model.audit else None
-
-
-def wanted(model: QModel, speed: Speed) -> bool:
-    """Say whether to look for stretches that are faster in float."""
-    if model.config.placement != "auto":
-        return model.config.placement == "fast"
-    bits = {weight.bits for weight in model.plan.weights.values()}
-    bits |= {quantizer.bits for quantizer in model.plan.quantizers.values()}
-    return bits == {BITS[1]} and speed.speedup < CLEARLY_SLOWER and speed.float > LEAST_SECONDS
 
 
 def stretches(choice: Choice, pieces: list[list[str]]) -> list[list[str]]:

@@ -34,21 +34,23 @@ class FloatWhereInexact:
     (`qcompile.simulation.trial`) feeds each unit the float model's own values. It is made of all units only where
     correct-bias found a layer doubtful, or could not look; otherwise of those that give the model's outputs.
 
-    Then `place` and `again` place and choose numbers anew. Nodes that `--bits` names stay as they are.
+    Then `place` and `again` place and choose numbers anew. Nodes whose names match a regular expression of `forced`
+    (those that `--bits` names) stay as they are.
     """
 
     place: Sequence[Pass]
     again: Sequence[Pass]
+    forced: Sequence[str] = ()
     name: ClassVar[str] = "float-where-inexact"
     requires: ClassVar[tuple[str, ...]] = ("partition-units", "correct-bias")
 
     def run(self, model: QModel) -> int:
         """Change `kept_float` and the plan; return the number of nodes that are float now and were not before."""
-        if model.data is None or model.config.random_data:
+        if model.data is None:
             return 0
         kept: dict[str, str] = {}
         for _ in range(ROUNDS):
-            found = {name: REASON for name in lost(model) if model.plan.form(name) is not Form.FLOAT}
+            found = {name: REASON for name in lost(model, self.forced) if model.plan.form(name) is not Form.FLOAT}
             if not found or not self._placed(model, found):
                 break
             kept |= found
@@ -76,8 +78,8 @@ class FloatWhereInexact:
         return True
 
 
-def lost(model: QModel) -> set[str]:
-    """Return the nodes of which integers of 8 bits lose what they compute, but for those that `--bits` names."""
+def lost(model: QModel, forced: Sequence[str] = ()) -> set[str]:
+    """Return the nodes of which integers of 8 bits lose what they compute, but for those that are `forced`."""
     units = list(doubtful(model))
     errors = trial(model, [unit.nodes for unit in units], at_8_bits(model.plan))
     nodes = {node.name: node for node in model.graph.nodes}
@@ -88,7 +90,7 @@ def lost(model: QModel) -> set[str]:
         tensors = model.graph.tensors()
         ruined = {error.tensor for error in outputs if error.axis >= 0 and by_channel(error) > LARGEST}
         found |= set(makers(model, (tensors[name] for name in ruined if name in model.plan.groups)))
-    return {name for name in found if not any(re.search(pattern, name) for pattern, *_ in model.config.bits)}
+    return {name for name in found if not any(re.search(pattern, name) for pattern in forced)}
 
 
 def doubtful(model: QModel) -> Iterator[Unit]:

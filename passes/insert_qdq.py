@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from qcompile.config import Packing
 from qcompile.emission.origin import tell_origin
 from qcompile.emission.qdq import Emitter
 from qcompile.program.lower import lower
@@ -16,17 +17,18 @@ from qcompile.quant.plan import WIDE
 class InsertQDQ:
     """Lower the plan to a program and emit it: QuantizeLinear, Clip, DequantizeLinear where the target wants them."""
 
+    pack: Packing = "auto"
     name: ClassVar[str] = "insert-qdq"
     requires: ClassVar[tuple[str, ...]] = ()
 
     def run(self, model: QModel) -> int:
         """Write `model.emitted`; return the number of steps."""
         program = lower(model.graph, model.plan)
-        packing = "planes" if model.config.pack == "auto" else model.config.pack
+        packing = "planes" if self.pack == "auto" else self.pack
         model.emitted = Emitter(model.graph, model.plan, program, packing, store=model.store).model()
         tell_origin(model.emitted, model)
         weights = model.plan.weights.values()
-        if model.config.pack in ("int4", "planes") and all(weight.bits == WIDE for weight in weights):
-            text = f"--pack {model.config.pack} has no effect: all weights have {WIDE} bits"
+        if self.pack in ("int4", "planes") and all(weight.bits == WIDE for weight in weights):
+            text = f"--pack {self.pack} has no effect: all weights have {WIDE} bits"
             model.journal.warn(self.name, text)
         return len(program.steps)

@@ -20,10 +20,11 @@ class PlaceQuantizers:
     """Give every tensor on integers a quantizer without numbers, by the forms and the bits that the plan has.
 
     1. Movers share the quantizer of their input; every other tensor on integers has its own.
-    2. A tensor has the bits its compute readers ask for; one that others read too is wide and gets a second, narrow
-       quantizer in front of the compute nodes.
+    2. A tensor has the bits its compute readers ask for; one that others read too is wide (`residual_bits` at least)
+       and gets a second, narrow quantizer in front of the compute nodes.
     """
 
+    residual_bits: int = WIDE
     name: ClassVar[str] = "place-quantizers"
     requires: ClassVar[tuple[str, ...]] = ("assign-bits",)
 
@@ -32,15 +33,15 @@ class PlaceQuantizers:
         plan = model.plan
         plan.groups, plan.specs = {}, {}
         plan.quantizers, plan.weights, plan.biases = {}, {}, {}
-        placement = _Placement(model)
+        placement = _Placement(model, self.residual_bits)
         placement.group_tensors()
         placement.specify()
         return len(plan.specs)
 
 
 class _Placement:
-    def __init__(self, model: QModel) -> None:
-        self.model, self.graph, self.plan = model, model.graph, model.plan
+    def __init__(self, model: QModel, residual_bits: int) -> None:
+        self.model, self.graph, self.plan, self.residual_bits = model, model.graph, model.plan, residual_bits
         self.nodes, self.readers = topological(model.graph), Readers(model.graph)
 
     def group_tensors(self) -> None:
@@ -71,7 +72,7 @@ class _Placement:
         for root, bits in asked.items():
             wide = max(bits, default=WIDE)
             if root in shared:
-                wide = max(wide, self.model.config.residual_bits) if bits else WIDE
+                wide = max(wide, self.residual_bits) if bits else WIDE
             spec = self._spec(tensors[root], wide)
             self.plan.specs[root] = spec
             for narrow in sorted(bits - {spec.bits}):

@@ -15,18 +15,18 @@ from qcompile.training.work_dir import open_work_dir
 class Reconstruct:
     """Train region after region with the method of the configuration; each sees what the trained ones before it make.
 
-    A region is what `plan.regions` says, each unit by itself without it; for "adaround" each layer. One that training
-    does not make better on samples held back from it keeps its affine correction alone, or stays as it was; one that
-    cannot be trained (an operator without a differentiation rule, a loss that is not finite) likewise, with a note.
+    A region is what `plan.regions` says, each unit by itself without it; `by_layer` each layer. One that training does
+    not make better on samples held back from it keeps its affine correction alone, or stays as it was; one that cannot
+    be trained (an operator without a differentiation rule, a loss that is not finite) likewise, with a note.
     """
 
+    by_layer: bool = False
     name: ClassVar[str] = "reconstruct"
     requires: ClassVar[tuple[str, ...]] = ("calibrate", "partition-units")
 
     def run(self, model: QModel) -> int:
         """Train every region with weights; return how many came out better."""
-        layers = model.config.chosen_method == "adaround"
-        pieces = cut_layers(model.graph) if layers else join_units(model.plan, regions_of(model.plan))
+        pieces = cut_layers(model.graph) if self.by_layer else join_units(model.plan, regions_of(model.plan))
         model.outcomes = []
         for outcome in reconstruct(model, pieces, work_dir=open_work_dir(model)):
             model.outcomes.append(outcome)

@@ -17,7 +17,7 @@ class ScoreCapacity:
     """Fill `plan.capacities` and `plan.boundaries`: data-free module capacity, and its change between adjacent units.
 
     The capacity of a unit is the sum over its compute nodes of weights * bits, times a factor where the stride is
-    above 1 (`stride_factor` of the configuration). Where it changes much from one unit to the next, the loss of
+    above 1 (`stride_factor`). Where it changes much from one unit to the next, the loss of
     training unit by unit jumps. Capacities of modules that are not built alike are compared too, as the authors'
     schemes do; `Boundary.homogeneous` says which are.
 
@@ -26,6 +26,7 @@ class ScoreCapacity:
     Ma et al., "Solving Oscillation Problem in Post-Training Quantization Through a Theoretical Perspective", CVPR 2023.
     """
 
+    stride_factor: float = 1.6
     name: ClassVar[str] = "score-capacity"
     requires: ClassVar[tuple[str, ...]] = ("partition-units", "place-quantizers")
 
@@ -35,7 +36,7 @@ class ScoreCapacity:
         place = {node.name: index for index, node in enumerate(dag.nodes)}
         members = {unit.name: {place[node] for node in unit.nodes} for unit in plan.units}
         plan.capacities = {
-            name: capacity((dag.nodes[index] for index in inside), plan.nodes, model.config.stride_factor)
+            name: capacity((dag.nodes[index] for index in inside), plan.nodes, self.stride_factor)
             for name, inside in members.items()
         }
         modules = {name: module(dag, inside) for name, inside in members.items()}

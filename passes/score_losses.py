@@ -16,7 +16,7 @@ from qcompile.training.work_dir import open_work_dir
 class ScoreLosses:
     """Fill `plan.losses`: the squared error of each unit's output after a short training, relative to its square.
 
-    Every unit is trained by itself, in order, for `score_steps` steps of the configuration, each on what the trained
+    Every unit is trained by itself, in order, for `steps` steps, each on what the trained
     ones before it make; nothing but the errors is kept. They are those on samples that were not trained on. A unit that
     cannot be trained has none. With the state of an earlier run to go on from, the losses are those in it.
 
@@ -26,6 +26,7 @@ class ScoreLosses:
     (its data-dependent capacity).
     """
 
+    steps: int = 100
     name: ClassVar[str] = "score-losses"
     requires: ClassVar[tuple[str, ...]] = ("calibrate", "partition-units")
 
@@ -35,7 +36,7 @@ class ScoreLosses:
         return len(model.plan.losses)
 
     def _measured(self, model: QModel) -> dict[str, float]:
-        config = replace(model.config, steps=model.config.score_steps)
+        config = replace(model.config, steps=self.steps)
         copied = replace(model, plan=copy.deepcopy(model.plan), config=config)
         units = join_units(copied.plan, [(unit.name,) for unit in copied.plan.units])
         losses = {}

@@ -90,7 +90,13 @@ class PassManager:
         for place, item in enumerate(self.passes):
             wall, cpu = time.perf_counter(), time.process_time()
             release_freed_memory()
+            config = model.config
             changed = item.run(model)
+            if model.config != config:
+                remedy = "change what the passes behind it are built with, or bits in the plan, behind assign-bits"
+                raise QCompileError(
+                    f"pass {item.name!r} changes the configuration, which decides nothing", remedy=remedy
+                )
             model.store.hold_all(model.graph)
             verify(model.graph, after=item.name)
             if not any(later.name == PLACES for later in self.passes[place + 1 :]):

@@ -31,34 +31,42 @@ from qcompile.passmanager import Pass
 from qcompile.quant.plan import Plan
 
 PREPARE: tuple[Pass, ...] = (NormalizeGraph(), FoldBatchNorm(), PartitionUnits())
-PLACE: tuple[Pass, ...] = (ChooseForms(), AssignBits(), PlaceQuantizers())
-NUMBERS: tuple[Pass, ...] = (Calibrate(), FitFilters(), CorrectBias())
-EMIT: tuple[Pass, ...] = (SettleScales(), InsertQDQ(), Validate())
 
 
 def build(config: Config, plan: Plan | None = None) -> tuple[Pass, ...]:
     """Return the passes that compile a model; with a `plan` that was made before, decisions are taken from it."""
     look: tuple[Pass, ...] = (CheckData(), TryPreprocessing())
     if plan is not None:
-        return (*PREPARE, *change_channels(frozenset(plan.untouched)), UsePlan(plan), *look, *EMIT)
-    decide: tuple[Pass, ...] = (*PREPARE, *place(config), *look, *change_channels(), *NUMBERS)
-    decide += (FloatWhereInexact(PLACE, NUMBERS),)
+        return (*PREPARE, *change_channels(frozenset(plan.untouched)), UsePlan(plan), *look, *emit(config))
+    decide = (*PREPARE, *scheme(config), *look, *change_channels(), *numbers(config), *serve(config))
     if config.chosen_method == "rtn":
-        return (*decide, *EMIT, FloatWhereFaster(PLACE, (*NUMBERS, *EMIT)))
-    return (*decide, *train(config), *EMIT)
+        again = (*numbers(config), *emit(config))
+        return (*decide, *emit(config), FloatWhereFaster(place(config), again, config.placement))
+    return (*decide, *train(config), *emit(config))
 
 
 def build_placement(config: Config) -> tuple[Pass, ...]:
     """Return the passes that decide what would be done, without any data; regions that need losses stay open."""
-    return (*PREPARE, *place(config), *change_channels())
+    return (*PREPARE, *scheme(config), *change_channels())
 
 
 def place(config: Config) -> tuple[Pass, ...]:
+    """Return the passes that decide what runs on integers, with how many bits, and where quantizers stand."""
+    bits = AssignBits(config.w, config.a, config.first_last_bits, config.bits)
+    return (ChooseForms(config.keep_float), bits, PlaceQuantizers(config.residual_bits))
+
+
+def scheme(config: Config) -> tuple[Pass, ...]:
     """Return the passes that decide without data, in front of those that need some: a bad scheme is found early."""
     if config.chosen_method not in FUSING:
-        return PLACE
-    score: tuple[Pass, ...] = (*PLACE, ScoreCapacity())
-    return score if _needs_losses(config) else (*score, FuseRegions())
+        return place(config)
+    score: tuple[Pass, ...] = (*place(config), ScoreCapacity(config.stride_factor))
+    return score if _needs_losses(config) else (*score, fuse(config))
+
+
+def fuse(config: Config) -> Pass:
+    """Return the pass that chooses what is trained together."""
+    return FuseRegions(config.fuse_by, config.fuse_top_k, config.max_fused, config.fuse)
 
 
 def change_channels(untouched: frozenset[str] | None = None) -> tuple[Pass, ...]:
@@ -69,6 +77,17 @@ def change_channels(untouched: frozenset[str] | None = None) -> tuple[Pass, ...]
     return (RotateChannels(untouched), EqualizeLayers(untouched), CheckFunction())
 
 
+def numbers(config: Config) -> tuple[Pass, ...]:
+    """Return the passes that choose numbers without training."""
+    return (Calibrate(), FitFilters(), CorrectBias())
+
+
+def serve(config: Config) -> tuple[Pass, ...]:
+    """Return the pass that keeps float what 8 bits cannot serve; noise does not tell."""
+    forced = tuple(pattern for pattern, *_ in config.bits)
+    return () if config.random_data else (FloatWhereInexact(place(config), numbers(config), forced),)
+
+
 def train(config: Config) -> tuple[Pass, ...]:
     """Return the passes that train, and those that choose by a first training what is trained together.
 
@@ -76,7 +95,13 @@ def train(config: Config) -> tuple[Pass, ...]:
     """
     if config.chosen_method == "rtn":
         return ()
-    return (ScoreLosses(), FuseRegions(), Reconstruct()) if _needs_losses(config) else (Reconstruct(),)
+    reconstruct = Reconstruct(by_layer=config.chosen_method == "adaround")
+    return (ScoreLosses(config.score_steps), fuse(config), reconstruct) if _needs_losses(config) else (reconstruct,)
+
+
+def emit(config: Config) -> tuple[Pass, ...]:
+    """Return the passes that write and check the file."""
+    return (SettleScales(), InsertQDQ(config.pack), Validate())
 
 
 def _needs_losses(config: Config) -> bool:

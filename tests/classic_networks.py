@@ -11,10 +11,9 @@ import onnx
 
 from qcompile import Config, QModel
 from qcompile.ir import Constant, Graph, Node, Tensor, Variable
-from qcompile.passes.fuse_regions import FuseRegions
 from qcompile.passes.partition_units import PartitionUnits
 from qcompile.passes.score_capacity import ScoreCapacity
-from qcompile.pipeline import PLACE
+from qcompile.pipeline import fuse, place
 from qcompile.targets.schema import Target
 
 Regions = tuple[tuple[str, ...], ...]
@@ -208,6 +207,6 @@ def fused(graph: Graph, **settings: object) -> QModel:
     """Run the passes that score and fuse: units stacked as in MRECG, weights of 4 bits, those of the ends of 8."""
     config = Config(**{"w": 4, "a": 4, "method": "mrecg"} | settings)  # type: ignore[arg-type]
     model = QModel(graph, onnx.ModelProto(), Target.load("ort-cpu"), config)
-    for item in (PartitionUnits(ends="stack"), *PLACE, ScoreCapacity(), FuseRegions()):
+    for item in (PartitionUnits(ends="stack"), *place(config), ScoreCapacity(config.stride_factor), fuse(config)):
         item.run(model)
     return model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Final
 
 import numpy as np
@@ -10,16 +11,21 @@ from numpy.typing import NDArray
 from onnx import numpy_helper, parser
 
 from qcompile import Config, PassManager, QModel, open_model, pipeline
+from qcompile.passes.assign_bits import AssignBits
 from qcompile.passes.calibrate import Calibrate
+from qcompile.passes.choose_forms import ChooseForms
 from qcompile.passes.correct_bias import CorrectBias
 from qcompile.passes.insert_qdq import InsertQDQ
 from qcompile.passes.normalize_graph import NormalizeGraph
+from qcompile.passes.place_quantizers import PlaceQuantizers
+from qcompile.passes.score_capacity import ScoreCapacity
 from qcompile.passes.settle_scales import SettleScales
-from qcompile.passmanager import Pass
+from qcompile.passmanager import Pass, PassRun
 
 Arrays = dict[str, NDArray[Any]]
 
-PLACE: Final[tuple[Pass, ...]] = (NormalizeGraph(), *pipeline.PLACE)
+PLACEMENT: Final[tuple[Pass, ...]] = (ChooseForms(), AssignBits(), PlaceQuantizers())
+PLACE: Final[tuple[Pass, ...]] = (NormalizeGraph(), *PLACEMENT)
 CALIBRATE: Final[tuple[Pass, ...]] = (*PLACE, Calibrate())
 CORRECT: Final[tuple[Pass, ...]] = (*CALIBRATE, CorrectBias())
 EMIT: Final[tuple[Pass, ...]] = (*CALIBRATE, SettleScales(), InsertQDQ())
@@ -165,8 +171,17 @@ def compiled(source: str | onnx.ModelProto, passes: tuple[Pass, ...] = EMIT, **s
     """Run `passes` on a network with 16 samples."""
     model = network(source) if isinstance(source, str) else source
     opened = open_model(model, Config(**{"threads": 1} | settings), samples(model))
-    PassManager(passes).run(opened)
+    run(opened, passes)
     return opened
+
+
+def run(model: QModel, passes: Iterable[Pass]) -> list[PassRun]:
+    """Run `passes` with the settings of the model's configuration, where they have none of their own."""
+    config = model.config
+    ours = (*pipeline.place(config), ScoreCapacity(config.stride_factor), pipeline.fuse(config), *pipeline.emit(config))
+    settled = {type(item): item for item in ours}
+    ready = (settled[type(item)] if type(item) in settled and item == type(item)() else item for item in passes)
+    return PassManager(ready).run(model)
 
 
 def initializers(model: onnx.ModelProto) -> Arrays:

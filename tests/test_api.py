@@ -100,13 +100,14 @@ class WidenSmallLayers:
     limit: int
 
     name: ClassVar[str] = "widen-small-layers"
-    requires: ClassVar[tuple[str, ...]] = ("normalize-graph",)
+    requires: ClassVar[tuple[str, ...]] = ("assign-bits",)
 
     def run(self, model: QModel) -> int:
         small = [
             node.name for node in model.graph.nodes if node.op == "Conv" and node.inputs[1].values.size <= self.limit
         ]
-        model.config = Config(**{**vars(model.config), "bits": tuple((f"^{name}$", 8, 8) for name in small)})
+        for name in small:
+            model.plan.nodes[name] = replace(model.plan.nodes[name], weight_bits=8, input_bits=8)
         model.journal.note(self.name, "widened", nodes=small)
         return len(small)
 
@@ -114,12 +115,31 @@ class WidenSmallLayers:
 def test_a_users_pass_takes_its_place(residual_model: onnx.ModelProto, residual_data: Data) -> None:
     passes = list(build(W4A4))
     place = next(index for index, item in enumerate(passes) if item.name == "assign-bits")
-    passes.insert(place, WidenSmallLayers(limit=8 * 8 * 9))
+    passes.insert(place + 1, WidenSmallLayers(limit=8 * 8 * 9))
     opened = qcompile.open_model(residual_model, W4A4, residual_data)
     seen: list[str] = []
     PassManager(passes).run(opened, watch=lambda run, model: seen.append(run.name))
     assert opened.plan.nodes["branch"].weight_bits == 8
     assert seen == [item.name for item in passes]
+
+
+@dataclass(frozen=True)
+class Configure:
+    """A user's pass that changes what no pass reads any more."""
+
+    name: ClassVar[str] = "configure"
+    requires: ClassVar[tuple[str, ...]] = ()
+
+    def run(self, model: QModel) -> int:
+        model.config = replace(model.config, w=2)
+        return 1
+
+
+def test_a_configuration_that_is_changed_too_late_is_an_error(
+    residual_model: onnx.ModelProto, residual_data: Data
+) -> None:
+    with pytest.raises(QCompileError, match="pass 'configure' changes the configuration, which decides nothing"):
+        PassManager((Configure(), *build(W4A4))).run(qcompile.open_model(residual_model, W4A4, residual_data))
 
 
 @dataclass(frozen=True)

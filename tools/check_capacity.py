@@ -10,7 +10,6 @@ how many the losses of a short training find. There are no trained weights of th
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from itertools import pairwise
 
 import assets  # noqa: F401  (puts the checkout and its tests on the path)
@@ -60,8 +59,7 @@ def by_losses(classic: Classic) -> list[Boundaries]:
     PassManager(passes[: 1 + [item.name for item in passes].index(ScoreLosses.name)]).run(model)
     found = []
     for criterion in BY_LOSS:
-        model.config = replace(config, fuse_by=criterion)
-        FuseRegions().run(model)
+        FuseRegions(criterion, top_k).run(model)
         found.append(joined(model.plan))
     return found
 

@@ -20,7 +20,7 @@ from qcompile.api import open_model
 from qcompile.config import Config
 from qcompile.passes.calibrate import Calibrate
 from qcompile.passmanager import PassManager
-from qcompile.pipeline import PLACE, PREPARE, change_channels
+from qcompile.pipeline import PREPARE, change_channels, place
 from qcompile.qmodel import QModel
 from qcompile.runtime.spool import Spool
 from qcompile.training.region import Region, RegionBuilder
@@ -162,7 +162,7 @@ def subject(name: str, samples: int, spool: Spool, seed: int = 0) -> Subject:
     spec, random = SPECS[name], np.random.default_rng(seed)
     data = random.standard_normal((samples, *spec.shape), np.float32)
     model = open_model(float_model(spec, random), Config(w=4, a=4, threads=1), {"x": data})
-    PassManager((*PREPARE, *PLACE, *change_channels(), Calibrate())).run(model)
+    PassManager((*PREPARE, *place(model.config), *change_channels(), Calibrate())).run(model)
     assert model.data is not None
     sides = Sides(model.graph, model.plan, model.data, 1, spool)
     before, inside = ([n.name for n in model.graph.nodes if n.name.startswith(place)] for place in (BEFORE, INSIDE))

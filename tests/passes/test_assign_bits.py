@@ -159,4 +159,4 @@ def test_bits_may_be_assigned_behind_calibration_where_placement_and_calibration
 def test_assigning_twice_is_assigning_once() -> None:
     model = compiled(RESIDUAL, PLACE, **W4A4)
     before = dict(model.plan.nodes)
-    assert AssignBits().run(model) == 0 and model.plan.nodes == before
+    assert AssignBits(4, 4).run(model) == 0 and model.plan.nodes == before

@@ -21,10 +21,11 @@ from networks import (
     Arrays,
     compiled,
     network,
+    run,
 )
 from onnx import numpy_helper
 
-from qcompile import Config, InputError, PassManager, QModel, open_model
+from qcompile import Config, InputError, QModel, open_model
 from qcompile.calibration.observers import Histogram
 from qcompile.calibration.ranges import choose, grids
 from qcompile.passes.calibrate import Calibrate
@@ -205,7 +206,7 @@ def test_nan_that_arises_inside_is_named() -> None:
 def test_without_data_it_says_so() -> None:
     model = open_model(network(CHAIN))
     with pytest.raises(InputError, match="no calibration data; give samples with --data"):
-        PassManager(CALIBRATE).run(model)
+        run(model, CALIBRATE)
 
 
 @pytest.mark.parametrize("settings", [{}, {"w": 4, "a": 4}, {"w": 2, "a": 3, "residual_bits": 3}], ids=str)

@@ -21,11 +21,12 @@ from networks import (
     Arrays,
     compiled,
     network,
+    run,
     samples,
 )
 from onnx import numpy_helper
 
-from qcompile import Config, InputError, PassManager, QModel, open_model
+from qcompile import Config, InputError, QModel, open_model
 from qcompile.passes import correct_bias
 from qcompile.passes.correct_bias import CorrectBias
 from qcompile.passes.insert_qdq import InsertQDQ
@@ -64,7 +65,7 @@ def test_error_on_other_samples_is_smaller(text: str, bits: dict[str, Any]) -> N
         errors = []
         for passes in (CALIBRATE, CORRECT):
             model = open_model(source, Config(threads=1, **bits), samples(source, 100))
-            PassManager(passes).run(model)
+            run(model, passes)
             errors.append(error(model, samples(source, 64, seed=99)))
         ratio *= errors[1] / errors[0]
     assert ratio < 0.97
@@ -79,7 +80,7 @@ def on_the_grid() -> tuple[QModel, np.ndarray, np.ndarray]:
     )
     data = np.random.default_rng(0).integers(0, 256, (32, 2, 4, 4)).astype(np.float32)
     model = open_model(source, Config(threads=1, w=4, a=4, bits=(("only", 7, 8),)), {"x": data})
-    PassManager(PLACE).run(model)
+    run(model, PLACE)
     slope, shift = np.array([0.8, 1.25, 1.0]), np.array([3.0, -1.0, 0.0])
     codes = (np.array([2, -1, 4, 3, -4, 2]) + 64).astype(np.uint8).reshape(3, 2, 1, 1)
     lattice = (np.ones(3, np.int8), np.full(3, -64, np.int8))
@@ -185,7 +186,7 @@ def test_8_bits_are_corrected_too(text: str) -> None:
     errors = []
     for factor, passes in ((1.0, ()), (0.7, ()), (0.7, (CorrectBias(),))):
         model = open_model(source, Config(threads=1), samples(source, 64))
-        PassManager(CALIBRATE).run(model)
+        run(model, CALIBRATE)
         weight = model.plan.weights[node]
         model.plan.weights[node] = replace(weight, scale=(weight.scale * np.float32(factor)).astype(np.float32))
         for item in passes:
@@ -240,7 +241,7 @@ def test_only_so_many_samples_count_drawn_from_all(monkeypatch: pytest.MonkeyPat
 def test_fixed_batch() -> None:
     source = network(CHAIN.replace("float[N,3,8,8] image", "float[4,3,8,8] image"))
     model = open_model(source, Config(threads=1, **W4A4), samples(source, 16))
-    PassManager((*CORRECT, InsertQDQ())).run(model)
+    run(model, (*CORRECT, InsertQDQ()))
     assert error(model, samples(source, 4, seed=5)) < 0.1
 
 
@@ -272,7 +273,7 @@ def outlier(clipped: bool) -> QModel:
     data = np.random.default_rng(1).normal(size=(256, 16)).astype(np.float32)
     data[:, 0] = np.where(np.arange(256) // 4 % 8 == 0, 60, 0)
     model = open_model(source, Config(threads=1, w=8, a=4, bits=(("down", 8, 4),), samples=None), {"x": data})
-    PassManager(CALIBRATE).run(model)
+    run(model, CALIBRATE)
     hidden = model.plan.quantizers["g"]
     model.plan.quantizers["g"] = replace(hidden, scale=float(np.float32(3 / 15 if clipped else 66 / 15)))
     return model

@@ -14,7 +14,7 @@ from qcompile import Config, PassManager, QModel, build, open_model
 from qcompile.errors import QCompileError
 from qcompile.outcomes import Audit, Fused, Size, Speed
 from qcompile.passes.float_where_faster import CLEARLY_SLOWER, REASON, FloatWhereFaster, Trials, joined, stretches
-from qcompile.pipeline import EMIT, NUMBERS, PLACE
+from qcompile.pipeline import emit, numbers, place
 from qcompile.quant.plan import Form
 from qcompile.runtime.session import Session
 
@@ -69,8 +69,9 @@ def look(model: QModel, slow: str, monkeypatch: pytest.MonkeyPatch) -> int:
         return found
 
     monkeypatch.setattr(Trials, "times", times)
-    again = [Measured(slow) if item.name == "validate" else item for item in (*NUMBERS, *EMIT)]
-    return FloatWhereFaster(PLACE, again).run(model)
+    config = model.config
+    again = [Measured(slow) if item.name == "validate" else item for item in (*numbers(config), *emit(config))]
+    return FloatWhereFaster(place(config), again, config.placement).run(model)
 
 
 def float_layers(model: QModel) -> dict[str, str]:
@@ -137,8 +138,9 @@ def test_what_is_not_faster_after_all_is_undone(monkeypatch: pytest.MonkeyPatch)
     plan, emitted = model.plan, model.emitted
     monkeypatch.setattr(f"{__name__}.speedup", lambda *_: 0.5)  # whatever is float
     monkeypatch.setattr(Trials, "best", lambda trials: ((True, *[False] * (len(trials.pieces) - 1)), trials.pieces))
-    again = [Measured("") if item.name == "validate" else item for item in (*NUMBERS, *EMIT)]
-    assert FloatWhereFaster(PLACE, again).run(model) == 0
+    config = model.config
+    again = [Measured("") if item.name == "validate" else item for item in (*numbers(config), *emit(config))]
+    assert FloatWhereFaster(place(config), again, config.placement).run(model) == 0
     assert model.plan is plan and model.emitted is emitted and model.kept_float == {}
 
 
@@ -154,14 +156,14 @@ def test_a_second_file_that_fails_leaves_the_first(monkeypatch: pytest.MonkeyPat
     model = prepared(CHAIN, "conv1")
     plan, emitted, entries = model.plan, model.emitted, list(model.journal.entries)
     monkeypatch.setattr(Trials, "best", lambda trials: ((True, *[False] * (len(trials.pieces) - 1)), trials.pieces))
-    assert FloatWhereFaster(PLACE, [Failing()]).run(model) == 0
+    assert FloatWhereFaster(place(model.config), [Failing()]).run(model) == 0
     assert model.plan is plan and model.emitted is emitted and model.journal.entries[:-1] == entries
 
 
 @pytest.mark.parametrize("text", [CHAIN, CLASSIFIER, PRELU, RESIDUAL])
 def test_every_trial_runs_on_the_kernels_it_should(text: str) -> None:
     model = prepared(text, "")
-    trials = Trials(model, PLACE)
+    trials = Trials(model, place(model.config))
     count = len(trials.pieces)
     for first in range(count):
         choice = tuple(place >= first for place in range(count))

@@ -14,7 +14,7 @@ from onnx import numpy_helper
 import qcompile
 from qcompile import Config, PassManager, open_model
 from qcompile.passes.float_where_inexact import FloatWhereInexact
-from qcompile.pipeline import NUMBERS, PLACE, PREPARE
+from qcompile.pipeline import PREPARE, numbers, place
 from qcompile.quant.plan import Form
 from qcompile.runtime.session import Session
 
@@ -109,8 +109,9 @@ def test_a_head_of_wide_range_stays_float(large: float) -> None:
 def test_usual_networks_are_left_alone(name: str, bits: int) -> None:
     source = network(NETWORKS[name])
     model = open_model(source, Config(threads=1, w=bits, a=bits), samples(source, 32))
-    look = FloatWhereInexact(PLACE, NUMBERS)
-    PassManager((*PREPARE, *PLACE, *NUMBERS, look)).run(model)
+    config = model.config
+    look = FloatWhereInexact(place(config), numbers(config))
+    PassManager((*PREPARE, *place(config), *numbers(config), look)).run(model)
     assert model.kept_float == {} and list(model.journal.by("float-where-inexact")) == []
 
 

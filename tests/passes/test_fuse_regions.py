@@ -12,7 +12,7 @@ from classic_networks import fused, resnet18
 from graph_strategies import graphs
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from networks import RESIDUAL, network, samples
+from networks import PLACEMENT, RESIDUAL, network, run, samples
 
 import qcompile
 from qcompile import Config, InputError, QModel, open_model
@@ -23,8 +23,7 @@ from qcompile.passes.fuse_regions import FuseRegions
 from qcompile.passes.normalize_graph import NormalizeGraph
 from qcompile.passes.partition_units import PartitionUnits
 from qcompile.passes.score_capacity import ScoreCapacity
-from qcompile.passmanager import PassManager
-from qcompile.pipeline import PLACE
+from qcompile.pipeline import fuse
 from qcompile.quant.plan import Plan
 from qcompile.targets.schema import Target
 
@@ -41,7 +40,7 @@ def with_losses(losses: dict[str, float], **settings: object) -> Plan:
     model = fused(resnet18(), fuse_top_k=0)
     model.plan.losses = losses
     model.config = Config(w=4, a=4, method="mrecg", **settings)  # type: ignore[arg-type]
-    FuseRegions().run(model)
+    fuse(model.config).run(model)
     return model.plan
 
 
@@ -68,7 +67,7 @@ def test_measured_losses_decide() -> None:
 def test_units_without_weights_or_without_a_loss_are_left_out() -> None:
     model = fused(resnet18(), fuse_top_k=99, max_fused=99)
     model.plan.capacities["layer2.0"] = 0
-    FuseRegions().run(model)
+    fuse(model.config).run(model)
     assert ("layer2.0",) in model.plan.regions
     assert max(len(region) for region in model.plan.regions) == 5
     losses = with_losses({"layer1.0": 0.1, "layer1.1": 0.2}, fuse_by="loss", fuse_top_k=99)
@@ -88,7 +87,7 @@ def test_what_is_fused_is_noted_and_twice_is_once() -> None:
     model = fused(resnet18(), fuse_top_k=2)
     before = list(model.plan.regions)
     assert [entry["units"] for entry in model.journal.by("fuse-regions")] == [list(item) for item in joined(model.plan)]
-    assert FuseRegions().run(model) == 2
+    assert fuse(model.config).run(model) == 2
     assert model.plan.regions == before
 
 
@@ -97,7 +96,7 @@ def by_samples(count: int, source: onnx.ModelProto | Path = EMBEDDED, **settings
     config = Config(w=4, a=4, **settings)  # type: ignore[arg-type]
     data = {"image": np.zeros((count, 3, 32, 32), np.float32)}
     model = open_model(source, config, data)
-    PassManager((NormalizeGraph(), PartitionUnits(), *PLACE, ScoreCapacity(), FuseRegions())).run(model)
+    run(model, (NormalizeGraph(), PartitionUnits(), *PLACEMENT, ScoreCapacity(), FuseRegions()))
     return model
 
 
@@ -141,9 +140,9 @@ def scored(source: onnx.ModelProto, config: Config) -> QModel:
     """Score a drawn graph; one with nothing to quantize is not counted."""
     target = Target.load("ort-cpu")
     model = QModel(prepare(source, target.opset), source, target, config)
-    passes = (NormalizeGraph(), PartitionUnits(max_stack=1, max_compute=2), *PLACE, ScoreCapacity())
+    passes = (NormalizeGraph(), PartitionUnits(max_stack=1, max_compute=2), *PLACEMENT, ScoreCapacity())
     try:
-        PassManager(passes).run(model)
+        run(model, passes)
     except InputError:
         assume(False)
     return model
@@ -186,7 +185,7 @@ def test_regions_are_a_convex_ordered_partition(
     config = Config(w=4, a=4, method="mrecg", fuse_top_k=count, fuse_by=by, max_fused=largest)  # type: ignore[arg-type]
     model = scored(source, config)
     model.plan.losses = {unit.name: random.random() for unit in model.plan.units}  # type: ignore[attr-defined]
-    changed = FuseRegions().run(model)
+    changed = fuse(model.config).run(model)
     check_regions(model, model.plan.regions)
     assert max(map(len, model.plan.regions)) <= largest
     assert len(model.plan.regions) == len(model.plan.units) - changed

@@ -1,17 +1,16 @@
 from __future__ import annotations
 
 import pytest
-from networks import CHAIN, CONCAT, compiled
+from networks import CHAIN, CONCAT, PLACEMENT, compiled
 
 from qcompile import Config, QCompileError
 from qcompile.passes.normalize_graph import NormalizeGraph
 from qcompile.passes.partition_units import PartitionUnits
 from qcompile.passes.score_capacity import ScoreCapacity
 from qcompile.passmanager import PassManager
-from qcompile.pipeline import PLACE
 from qcompile.quant.plan import Boundary
 
-SCORE = (NormalizeGraph(), PartitionUnits(max_stack=1), *PLACE, ScoreCapacity())
+SCORE = (NormalizeGraph(), PartitionUnits(max_stack=1), *PLACEMENT, ScoreCapacity())
 
 
 def test_capacities_are_weights_times_bits() -> None:

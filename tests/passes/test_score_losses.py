@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from networks import CORRECT, RESIDUAL, network, samples
+from networks import CORRECT, RESIDUAL, network, run, samples
 
 import qcompile
-from qcompile import Config, PassManager, QModel, open_model
+from qcompile import Config, QModel, open_model
 from qcompile.passes import score_losses
 from qcompile.passes.insert_qdq import InsertQDQ
 from qcompile.passes.partition_units import PartitionUnits
@@ -34,7 +34,7 @@ ROUND = """net (float[N,3,8,8] x, float[4,3,1,1] A, float[4,4,1,1] B, float[4,4,
 def calibrated(text: str = RESIDUAL, **settings: Any) -> QModel:
     source = network(text)
     model = open_model(source, Config(**SETTINGS | settings), samples(source, 100))
-    PassManager((CORRECT[0], PartitionUnits(max_stack=1), *CORRECT[1:])).run(model)
+    run(model, (CORRECT[0], PartitionUnits(max_stack=1), *CORRECT[1:]))
     return model
 
 
@@ -49,7 +49,7 @@ def saved(model: QModel, path: Path) -> bytes:
 
 def test_the_loss_of_the_last_unit_is_that_of_the_file_on_samples_that_were_not_trained_on() -> None:
     model = calibrated()
-    assert ScoreLosses().run(model) == len(model.plan.units) == len(model.plan.losses)
+    assert ScoreLosses(model.config.score_steps).run(model) == len(model.plan.units) == len(model.plan.losses)
     trained = replace(model, plan=copy.deepcopy(model.plan), config=replace(model.config, steps=60))
     units = join_units(trained.plan, [(unit.name,) for unit in trained.plan.units])
     outcomes = list(reconstruct(trained, units, title="score losses"))
@@ -66,23 +66,23 @@ def test_the_loss_of_the_last_unit_is_that_of_the_file_on_samples_that_were_not_
 def test_nothing_but_the_losses_is_kept(tmp_path: Path) -> None:
     model = calibrated()
     before = saved(model, tmp_path / "before.npz")
-    ScoreLosses().run(model)
+    ScoreLosses(model.config.score_steps).run(model)
     losses, model.plan.losses = model.plan.losses, {}
     assert saved(model, tmp_path / "after.npz") == before
-    assert ScoreLosses().run(model) == 3 and model.plan.losses == losses  # and twice is once
+    assert ScoreLosses(model.config.score_steps).run(model) == 3 and model.plan.losses == losses  # and twice is once
 
 
 def test_steps_of_scoring_are_those_of_its_flag() -> None:
     model = calibrated(score_steps=3, steps=7)
     heard: list[tuple[str, int, int | None]] = []
     with listening(lambda title, done, total, detail: heard.append((title, done, total))):
-        ScoreLosses().run(model)
+        ScoreLosses(model.config.score_steps).run(model)
     assert heard[-1] == ("score losses", 9, 9)  # 3 units
 
 
 def test_a_unit_that_cannot_be_trained_has_no_loss() -> None:
     model = calibrated(ROUND)
-    ScoreLosses().run(model)
+    ScoreLosses(model.config.score_steps).run(model)
     left_out = {entry["unit"]: entry["reason"] for entry in model.journal.by("score-losses")}
     (unit,) = (unit.name for unit in model.plan.units if "round" in unit.nodes)
     assert list(left_out) == [unit] and "Round" in left_out[unit]

@@ -21,9 +21,10 @@ from networks import (
     RELU6,
     RESIDUAL,
     compiled,
+    run,
 )
 
-from qcompile import Config, InputError, PassManager, QModel, open_model
+from qcompile import Config, InputError, QModel, open_model
 from qcompile.ir import Constant
 from qcompile.program.lower import Kind, Program, Step, lower
 from qcompile.quant.plan import Form
@@ -246,7 +247,7 @@ def test_every_network_is_executable(name: str) -> None:
 def test_any_graph_is_executable(source: onnx.ModelProto) -> None:
     model = open_model(source, Config(w=4, a=4, threads=1), {"x": drawn_samples(source, 4)})
     try:
-        PassManager(CALIBRATE).run(model)
+        run(model, CALIBRATE)
     except InputError as error:
         assert "nothing to quantize" in str(error)
         return

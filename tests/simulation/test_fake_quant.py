@@ -19,10 +19,11 @@ from networks import (
     Arrays,
     compiled,
     initializers,
+    run,
     samples,
 )
 
-from qcompile import Config, InputError, PassManager, QModel, open_model
+from qcompile import Config, InputError, QModel, open_model
 from qcompile.calibration.collect import tap
 from qcompile.program.lower import lower
 from qcompile.quant.bias import integer_bias
@@ -68,7 +69,7 @@ def test_layers_alone_differ_by_rounding(name: str, precision: tuple[int, int]) 
 def test_layers_of_any_graph_differ_by_rounding(source: onnx.ModelProto, w: int, a: int) -> None:
     model = open_model(source, Config(w=w, a=a, threads=1), {"x": drawn_samples(source, 8)})
     try:
-        PassManager(CALIBRATE).run(model)
+        run(model, CALIBRATE)
     except InputError as error:
         assert "nothing to quantize" in str(error)
         return

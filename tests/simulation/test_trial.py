@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from networks import network
+from networks import PLACEMENT, network, run
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
 import qcompile
-from qcompile import Config, PassManager, QModel, open_model
+from qcompile import Config, QModel, open_model
 from qcompile.passes.calibrate import Calibrate
 from qcompile.passes.equalize_layers import EqualizeLayers
 from qcompile.passes.fold_batch_norm import FoldBatchNorm
@@ -21,13 +21,12 @@ from qcompile.passes.insert_qdq import InsertQDQ
 from qcompile.passes.normalize_graph import NormalizeGraph
 from qcompile.passes.rotate_channels import RotateChannels
 from qcompile.passmanager import Pass
-from qcompile.pipeline import PLACE
 from qcompile.runtime.session import Session
 from qcompile.simulation import trial as trials
 from qcompile.simulation.stretches import OutputError
 from qcompile.simulation.trial import SERVED, Place, at_8_bits, change_where_better, total, trial
 
-PLACED: tuple[Pass, ...] = (NormalizeGraph(), FoldBatchNorm(), *PLACE)
+PLACED: tuple[Pass, ...] = (NormalizeGraph(), FoldBatchNorm(), *PLACEMENT)
 
 # Depthwise blocks with PRelu, an embedding behind. The channels of `f` are those between two layers without an
 # activation: what equalising and rotating change.
@@ -67,7 +66,7 @@ def helped() -> onnx.ModelProto:
 def prepared(source: onnx.ModelProto, *passes: Pass, **settings: Any) -> QModel:
     data = np.random.default_rng(1).normal(size=(48, 3, 16, 16)).astype(np.float32)
     model = open_model(source, Config(**{"threads": 1, **settings}), {"x": data})
-    PassManager((*PLACED, *passes)).run(model)
+    run(model, (*PLACED, *passes))
     return model
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from networks import CORRECT, network
+from networks import CORRECT, network, run
 from numpy.typing import NDArray
 
-from qcompile import Config, PassManager, QModel, open_model
+from qcompile import Config, QModel, open_model
 from qcompile.passes.partition_units import PartitionUnits
 from qcompile.training.pieces import Piece, cut_layers, join_units, regions_of, without_integers
 from qcompile.training.reconstruction import reconstruct
@@ -82,7 +82,7 @@ def calibrated(text: str, count: int = 60) -> QModel:
     source = network(text)
     config = Config(w=2, a=4, method="qdrop", steps=200, threads=1)
     model = open_model(source, config, samples(source, count))
-    PassManager(DECIDE).run(model)
+    run(model, DECIDE)
     return model
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from networks import CORRECT, NETWORKS, network, samples
+from networks import CORRECT, NETWORKS, network, run, samples
 from processes import in_fresh_process
 
-from qcompile import Config, PassManager, QModel, open_model
+from qcompile import Config, QModel, open_model
 from qcompile.passes.partition_units import PartitionUnits
 from qcompile.quant.plan_file import plan_files
 from qcompile.training import reconstruction
@@ -39,7 +39,7 @@ def calibrated(name: str = "residual", **settings: Any) -> QModel:
     source = network(NETWORKS[name])
     config = Config(**{"w": 3, "a": 4, "method": "qdrop", "steps": 6, "threads": 1} | settings)
     model = open_model(source, config, samples(source, 60))
-    PassManager(DECIDE).run(model)
+    run(model, DECIDE)
     return model
 
 

@@ -18,10 +18,10 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx
 import pytest
-from networks import CORRECT, NETWORKS, compiled, network, samples
+from networks import CORRECT, NETWORKS, compiled, network, run, samples
 from numpy.typing import NDArray
 
-from qcompile import Config, InputError, PassManager, QModel, open_model
+from qcompile import Config, InputError, QModel, open_model
 from qcompile.passes.partition_units import PartitionUnits
 from qcompile.progress import listening
 from qcompile.quant.plan import Form, NodePlan, Plan
@@ -42,7 +42,7 @@ SETTINGS: dict[str, Any] = {"w": 3, "a": 4, "method": "qdrop", "steps": 6}
 def calibrated(name: str = "residual", **settings: Any) -> QModel:
     source = network(NETWORKS[name])
     model = open_model(source, Config(**{"threads": 1} | SETTINGS | settings), samples(source, 60))
-    PassManager(DECIDE).run(model)
+    run(model, DECIDE)
     return model
 
 

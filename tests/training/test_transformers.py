@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from networks import CORRECT, network
+from networks import CORRECT, network, run
 from numpy.typing import NDArray
 
-from qcompile import Config, PassManager, QModel, open_model
+from qcompile import Config, QModel, open_model
 from qcompile.passes.partition_units import PartitionUnits
 from qcompile.training.pieces import join_units, regions_of
 from qcompile.training.reconstruction import reconstruct
@@ -194,7 +194,7 @@ def calibrated(text: str, **settings: Any) -> QModel:
     model = open_model(
         source, Config(**{"w": 4, "a": 8, "steps": 60, "first_last_bits": 4, "threads": 1} | settings), samples(source)
     )
-    PassManager((CORRECT[0], PartitionUnits(), *CORRECT[1:])).run(model)
+    run(model, (CORRECT[0], PartitionUnits(), *CORRECT[1:]))
     return model
 
 
