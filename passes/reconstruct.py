@@ -7,28 +7,30 @@ from typing import ClassVar
 
 from qcompile.qmodel import QModel
 from qcompile.training.pieces import cut_layers, join_units, regions_of
+from qcompile.training.recipe import DEFAULT, Training
 from qcompile.training.reconstruction import reconstruct
 from qcompile.training.work_dir import open_work_dir
 
 
 @dataclass(frozen=True)
 class Reconstruct:
-    """Train region after region with the method of the configuration; each sees what the trained ones before it make.
+    """Train region after region as `training` says; each sees what the trained ones before it make.
 
-    A region is what `plan.regions` says, each unit by itself without it; `by_layer` each layer. One that training does
-    not make better on samples held back from it keeps its affine correction alone, or stays as it was; one that cannot
-    be trained (an operator without a differentiation rule, a loss that is not finite) likewise, with a note.
+    A region is what `plan.regions` says, each unit by itself without it; for adaround each layer. One that training
+    does not make better on samples held back from it keeps its affine correction alone, or stays as it was; one that
+    cannot be trained (an operator without a differentiation rule, a loss that is not finite) likewise, with a note.
     """
 
-    by_layer: bool = False
+    training: Training = DEFAULT
     name: ClassVar[str] = "reconstruct"
     requires: ClassVar[tuple[str, ...]] = ("calibrate", "partition-units")
 
     def run(self, model: QModel) -> int:
         """Train every region with weights; return how many came out better."""
-        pieces = cut_layers(model.graph) if self.by_layer else join_units(model.plan, regions_of(model.plan))
+        by_layer = self.training.method == "adaround"
+        pieces = cut_layers(model.graph) if by_layer else join_units(model.plan, regions_of(model.plan))
         model.outcomes = []
-        for outcome in reconstruct(model, pieces, work_dir=open_work_dir(model)):
+        for outcome in reconstruct(model, pieces, self.training, work_dir=open_work_dir(model)):
             model.outcomes.append(outcome)
             facts = {key: value for key, value in asdict(outcome).items() if value not in (None, "")}
             model.journal.note(self.name, facts.pop("what"), unit=facts.pop("piece"), **facts)

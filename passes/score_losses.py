@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from qcompile.qmodel import QModel
 from qcompile.training.pieces import join_units
+from qcompile.training.recipe import SCORING, Training
 from qcompile.training.reconstruction import reconstruct
 from qcompile.training.work_dir import open_work_dir
 
@@ -16,7 +17,7 @@ from qcompile.training.work_dir import open_work_dir
 class ScoreLosses:
     """Fill `plan.losses`: the squared error of each unit's output after a short training, relative to its square.
 
-    Every unit is trained by itself, in order, for `steps` steps, each on what the trained
+    Every unit is trained by itself, in order, for the steps of `training`, each on what the trained
     ones before it make; nothing but the errors is kept. They are those on samples that were not trained on. A unit that
     cannot be trained has none. With the state of an earlier run to go on from, the losses are those in it.
 
@@ -26,7 +27,7 @@ class ScoreLosses:
     (its data-dependent capacity).
     """
 
-    steps: int = 100
+    training: Training = SCORING
     name: ClassVar[str] = "score-losses"
     requires: ClassVar[tuple[str, ...]] = ("calibrate", "partition-units")
 
@@ -36,11 +37,10 @@ class ScoreLosses:
         return len(model.plan.losses)
 
     def _measured(self, model: QModel) -> dict[str, float]:
-        config = replace(model.config, steps=self.steps)
-        copied = replace(model, plan=copy.deepcopy(model.plan), config=config)
+        copied = replace(model, plan=copy.deepcopy(model.plan))
         units = join_units(copied.plan, [(unit.name,) for unit in copied.plan.units])
         losses = {}
-        for outcome in reconstruct(copied, units, title="score losses"):
+        for outcome in reconstruct(copied, units, self.training, title="score losses"):
             if outcome.reason or outcome.after is None:
                 model.journal.note(self.name, "no loss", unit=outcome.piece, reason=outcome.reason)
             else:

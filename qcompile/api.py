@@ -34,6 +34,7 @@ from qcompile.reporting.summary import build_report
 from qcompile.runtime.session import Session, newest_opset, version
 from qcompile.targets.schema import Target, release
 from qcompile.training.engines import check_engine
+from qcompile.training.recipe import Training
 from qcompile.training.work_dir import open_work_dir
 
 Source = str | Path | onnx.ModelProto
@@ -171,7 +172,7 @@ def open_model(model: Source, config: Config | None = None, data: Any = None, *,
     expect(config, Config, "config", "give qcompile.Config(w=4), or qcompile.Config.from_dict of a recipe's values")
     expect(model, (str, os.PathLike, onnx.ModelProto), "model", "give the path of an ONNX file, or an onnx.ModelProto")
     target = open_target(config)
-    check_engine(config)
+    check_engine(Training.of(config))
     if config.preprocess is not None:
         parse_preprocess(config.preprocess)  # a wrong one is refused even where there is no image
     store = Store()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from qcompile.config import FUSING, Config
 from qcompile.passes.assign_bits import AssignBits
 from qcompile.passes.calibrate import Calibrate
@@ -29,6 +31,7 @@ from qcompile.passes.use_plan import UsePlan
 from qcompile.passes.validate import Validate
 from qcompile.passmanager import Pass
 from qcompile.quant.plan import Plan
+from qcompile.training.recipe import Training
 
 PREPARE: tuple[Pass, ...] = (NormalizeGraph(), FoldBatchNorm(), PartitionUnits())
 
@@ -95,8 +98,9 @@ def train(config: Config) -> tuple[Pass, ...]:
     """
     if config.chosen_method == "rtn":
         return ()
-    reconstruct = Reconstruct(by_layer=config.chosen_method == "adaround")
-    return (ScoreLosses(config.score_steps), fuse(config), reconstruct) if _needs_losses(config) else (reconstruct,)
+    training = Training.of(config)
+    score = (ScoreLosses(replace(training, steps=config.score_steps)), fuse(config)) if _needs_losses(config) else ()
+    return (*score, Reconstruct(training))
 
 
 def emit(config: Config) -> tuple[Pass, ...]:

@@ -93,4 +93,9 @@ class QModel:
 
 def generator(config: Config, purpose: str) -> np.random.Generator:
     """Return the random generator for one purpose: reproducible by seed, independent of the order of passes."""
-    return np.random.default_rng([config.seed, *purpose.encode()])
+    return seeded(config.seed, purpose)
+
+
+def seeded(seed: int, purpose: str) -> np.random.Generator:
+    """Return the random generator for one purpose and a seed."""
+    return np.random.default_rng([seed, *purpose.encode()])

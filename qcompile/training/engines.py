@@ -7,11 +7,10 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from qcompile.config import Config
 from qcompile.runtime.session import require_provider
 from qcompile.training.layout import blocked
 from qcompile.training.ort_training import PackageTrainer, find_python
-from qcompile.training.recipe import Settings
+from qcompile.training.recipe import Settings, Training
 from qcompile.training.region import Region
 from qcompile.training.step_graph import StepGraph
 
@@ -37,20 +36,20 @@ class Trainer(Protocol):
         """Let go of memory and processes; the trainer is of no more use."""
 
 
-def open_trainer(region: Region, config: Config) -> Trainer:
-    """Return what trains `region` with the engine and on the device of the configuration; close it at the end.
+def open_trainer(region: Region, training: Training, threads: int) -> Trainer:
+    """Return what trains `region` with the engine and on the device that are asked for; close it at the end.
 
     Raises NoGradientRule or UntrainableError if the engine cannot differentiate the region.
     """
-    if config.engine == "ort-training":
-        return PackageTrainer(region, find_python(), config.threads, config.device)
-    fast = blocked(region) if config.device == "cpu" else region
-    return StepGraph(fast, config.threads, config.device)
+    if training.engine == "ort-training":
+        return PackageTrainer(region, find_python(), threads, training.device)
+    fast = blocked(region) if training.device == "cpu" else region
+    return StepGraph(fast, threads, training.device)
 
 
-def check_engine(config: Config) -> None:
-    """Raise InputError unless the engine and the device of the configuration are there: before any long work."""
-    if config.engine == "ort-training":
-        PackageTrainer.check(find_python(), config.device)
+def check_engine(training: Training) -> None:
+    """Raise InputError unless the engine and the device that are asked for are there: before any long work."""
+    if training.engine == "ort-training":
+        PackageTrainer.check(find_python(), training.device)
     else:
-        require_provider(config.device)
+        require_provider(training.device)

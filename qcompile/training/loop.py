@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qcompile.config import Config
-from qcompile.qmodel import generator
+from qcompile.qmodel import seeded
 from qcompile.training.engines import Trainer, open_trainer
-from qcompile.training.recipe import FROZEN, draw_mask, settings_at
+from qcompile.training.recipe import FROZEN, Training, draw_mask, settings_at
 from qcompile.training.region import Region
 
 Array = NDArray[Any]
@@ -31,16 +30,17 @@ class DivergedError(Exception):
 class Task:
     """What training of one region takes beside its samples; it can go to another process.
 
-    `name` and the seed of the configuration decide the random choices: `steps` times a `batch` of the samples at
-    `places`, and masks.
+    `name` and `seed` decide the random choices: `steps` times a `batch` of the samples at `places`, and masks.
     """
 
     name: str
     region: Region
-    config: Config
+    training: Training
     places: Indices
     batch: int
     steps: int
+    seed: int
+    threads: int
 
 
 def train(task: Task, rows: Rows, told: Callable[[str], None] = lambda text: None) -> dict[str, Array]:
@@ -49,7 +49,7 @@ def train(task: Task, rows: Rows, told: Callable[[str], None] = lambda text: Non
     `rows` gives the samples at some places of what the region reads, by (side, name). `told` hears after each step
     what the loss came to. Raises DivergedError, and what the engine raises for a region that it cannot train.
     """
-    trainer = open_trainer(task.region, task.config)
+    trainer = open_trainer(task.region, task.training, task.threads)
     try:
         return _trained(task, trainer, rows, told)
     finally:
@@ -57,7 +57,7 @@ def train(task: Task, rows: Rows, told: Callable[[str], None] = lambda text: Non
 
 
 def _trained(task: Task, trainer: Trainer, rows: Rows, told: Callable[[str], None]) -> dict[str, Array]:
-    region, random = trainer.region, generator(task.config, task.name)
+    region, random = trainer.region, seeded(task.seed, task.name)
 
     def feeds() -> dict[str, Array]:
         picked = np.sort(random.choice(task.places, task.batch, replace=False))

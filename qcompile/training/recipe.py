@@ -12,6 +12,8 @@ from enum import StrEnum
 
 import numpy as np
 
+from qcompile.config import Config, Device, Engine, Method, parse_size
+
 
 class Kind(StrEnum):
     """Kinds of trained parameters."""
@@ -44,6 +46,32 @@ QUANTIZED = {
 }
 STEPS = {"fast": 100, "default": 500, "max": 3000}  # by effort
 BATCH = 16
+
+
+@dataclass(frozen=True)
+class Training:
+    """How pieces are trained: by which method, for how many steps a unit, on how many samples at once, and by what.
+
+    `memory` is the bytes that values between pieces may take; None: a share of what is free.
+    """
+
+    method: Method = "mrecg"
+    steps: int = STEPS["default"]
+    batch: int = BATCH
+    memory: int | None = None
+    engine: Engine = "auto"
+    device: Device = "cpu"
+
+    @classmethod
+    def of(cls, config: Config) -> Training:
+        """Return what the configuration says."""
+        steps = config.steps or STEPS[config.effort or "default"]
+        memory = None if config.memory is None else parse_size("--memory", config.memory)
+        return cls(config.chosen_method, steps, config.recon_batch or BATCH, memory, config.engine, config.device)
+
+
+DEFAULT = Training()
+SCORING = Training(steps=100)  # a first look
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from qcompile.autodiff import NoGradientRule
 from qcompile.calibration.affine import AffineKernels
-from qcompile.config import Config, parse_size
 from qcompile.data.dataset import Dataset
 from qcompile.errors import InputError
 from qcompile.memory import free_memory, release_freed_memory
@@ -28,7 +27,7 @@ from qcompile.runtime.spool import Spool
 from qcompile.training.correction import correct
 from qcompile.training.loop import DivergedError, Indices, Task, train
 from qcompile.training.pieces import Piece, without_integers
-from qcompile.training.recipe import BATCH, QUANTIZED, STEPS, Kind
+from qcompile.training.recipe import QUANTIZED, Kind, Training
 from qcompile.training.region import Region, RegionBuilder, UntrainableError
 from qcompile.training.rounding import hardened
 from qcompile.training.sides import Sides
@@ -49,21 +48,21 @@ class _State:
     decisions: tuple[dict[str, Any], ...]
 
 
-def steps_of(config: Config) -> int:
-    """Return the number of training steps per unit; a piece of several has those of all of them."""
-    return config.steps or STEPS[config.effort or "default"]
-
-
-def memory_of(config: Config) -> int:
+def memory_of(training: Training) -> int:
     """Return the bytes that values between pieces may take in memory."""
-    if config.memory is not None:
-        return parse_size("--memory", config.memory)
+    if training.memory is not None:
+        return training.memory
     free = free_memory()
     return MOST_MEMORY if free is None else min(MOST_MEMORY, free // 2)
 
 
 def reconstruct(
-    model: QModel, pieces: Sequence[Piece], *, title: str = "reconstruct", work_dir: WorkDir | None = None
+    model: QModel,
+    pieces: Sequence[Piece],
+    training: Training,
+    *,
+    title: str = "reconstruct",
+    work_dir: WorkDir | None = None,
 ) -> Iterator[Outcome]:
     """Train `pieces` in order, each on what the trained ones before it make; yield the outcome of those with weights.
 
@@ -79,9 +78,9 @@ def reconstruct(
         trained = work_dir.plan(model)
         plan.weights, plan.biases, plan.quantizers = trained.weights, trained.biases, trained.quantizers
     data, trained_on, judged_by = _shares(model.data, model.held_back)
-    with Spool(memory_of(model.config), work_dir.values() if work_dir else None) as spool:
+    with Spool(memory_of(training), work_dir.values() if work_dir else None) as spool:
         sides = Sides(model.graph, plan, data, model.config.threads, spool)
-        run = _Run(model, sides, title, trained_on, judged_by)
+        run = _Run(model, training, sides, title, trained_on, judged_by)
         yield from run.outcomes(list(without_integers(model.graph, pieces)), work_dir)
 
 
@@ -103,6 +102,7 @@ class _Run:
     """One run over the pieces: `total` training steps are to be done, `done` are."""
 
     model: QModel
+    training: Training
     sides: Sides
     title: str
     trained_on: Indices
@@ -116,7 +116,7 @@ class _Run:
     def outcomes(self, pieces: Sequence[Piece], work_dir: WorkDir | None) -> Iterator[Outcome]:
         """Train and run piece after piece, and keep the state."""
         model, sides = self.model, self.sides
-        weights, each = model.plan.weights, steps_of(model.config)
+        weights, each = model.plan.weights, self.training.steps
         steps = {piece.name: each * piece.units for piece in pieces if any(node in weights for node in piece.nodes)}
         outcomes: list[Outcome] = []
         if work_dir is not None:
@@ -182,14 +182,15 @@ class _Run:
     def train(self, name: str, numbers: Sequence[int], total: int) -> None:
         """Train the steps `numbers` of the program, `total` times, and write the result into the plan."""
         config, sides = self.model.config, self.sides
-        batch = sides.batch or min(config.recon_batch or BATCH, len(self.trained_on), self.most_at_once(numbers))
+        batch = sides.batch or min(self.training.batch, len(self.trained_on), self.most_at_once(numbers))
         region = self.region(numbers, batch)
 
         def told(text: str) -> None:
             self.done += 1
             tell(self.title, self.done, self.total, f"{name}: {text}")
 
-        task = Task(f"{self.title}/{name}", region, config, self.trained_on, batch, total)
+        purpose = f"{self.title}/{name}"
+        task = Task(purpose, region, self.training, self.trained_on, batch, total, config.seed, config.threads)
         store(self.model, region, train(task, sides.rows, told))
 
     def most_at_once(self, numbers: Sequence[int]) -> int:
@@ -205,7 +206,7 @@ class _Run:
         steps = [program[number] for number in numbers]
         shapes = sides.sizes(batch)
         fixed = replace(plan, specs=plan.specs | settled)
-        shares = QUANTIZED[self.model.config.chosen_method]
+        shares = QUANTIZED[self.training.method]
         inner = sides.inner_shapes(numbers, batch)
         builder = RegionBuilder(graph, fixed, shapes, inner, sides.tensors, batch, len(self.trained_on), shares)
         return builder.build(steps, sides.inputs_of(steps), sides.outputs_of(numbers))

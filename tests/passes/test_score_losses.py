@@ -22,6 +22,7 @@ from qcompile.progress import listening
 from qcompile.quant.plan_file import save_plan
 from qcompile.runtime.session import Session
 from qcompile.training.pieces import join_units
+from qcompile.training.recipe import Training
 from qcompile.training.reconstruction import reconstruct
 from qcompile.training.work_dir import WorkDir
 
@@ -38,6 +39,10 @@ def calibrated(text: str = RESIDUAL, **settings: Any) -> QModel:
     return model
 
 
+def score(model: QModel) -> int:
+    return ScoreLosses(Training(steps=model.config.score_steps)).run(model)
+
+
 def names(config: Config) -> list[str]:
     return [item.name for item in build(config)]
 
@@ -49,10 +54,10 @@ def saved(model: QModel, path: Path) -> bytes:
 
 def test_the_loss_of_the_last_unit_is_that_of_the_file_on_samples_that_were_not_trained_on() -> None:
     model = calibrated()
-    assert ScoreLosses(model.config.score_steps).run(model) == len(model.plan.units) == len(model.plan.losses)
+    assert score(model) == len(model.plan.units) == len(model.plan.losses)
     trained = replace(model, plan=copy.deepcopy(model.plan), config=replace(model.config, steps=60))
     units = join_units(trained.plan, [(unit.name,) for unit in trained.plan.units])
-    outcomes = list(reconstruct(trained, units, title="score losses"))
+    outcomes = list(reconstruct(trained, units, Training.of(trained.config), title="score losses"))
     assert any(outcome.trained for outcome in outcomes)  # else this test shows less
     InsertQDQ().run(trained)
     assert trained.emitted is not None and model.held_back is not None
@@ -66,23 +71,23 @@ def test_the_loss_of_the_last_unit_is_that_of_the_file_on_samples_that_were_not_
 def test_nothing_but_the_losses_is_kept(tmp_path: Path) -> None:
     model = calibrated()
     before = saved(model, tmp_path / "before.npz")
-    ScoreLosses(model.config.score_steps).run(model)
+    score(model)
     losses, model.plan.losses = model.plan.losses, {}
     assert saved(model, tmp_path / "after.npz") == before
-    assert ScoreLosses(model.config.score_steps).run(model) == 3 and model.plan.losses == losses  # and twice is once
+    assert score(model) == 3 and model.plan.losses == losses  # and twice is once
 
 
 def test_steps_of_scoring_are_those_of_its_flag() -> None:
     model = calibrated(score_steps=3, steps=7)
     heard: list[tuple[str, int, int | None]] = []
     with listening(lambda title, done, total, detail: heard.append((title, done, total))):
-        ScoreLosses(model.config.score_steps).run(model)
+        score(model)
     assert heard[-1] == ("score losses", 9, 9)  # 3 units
 
 
 def test_a_unit_that_cannot_be_trained_has_no_loss() -> None:
     model = calibrated(ROUND)
-    ScoreLosses(model.config.score_steps).run(model)
+    score(model)
     left_out = {entry["unit"]: entry["reason"] for entry in model.journal.by("score-losses")}
     (unit,) = (unit.name for unit in model.plan.units if "round" in unit.nodes)
     assert list(left_out) == [unit] and "Round" in left_out[unit]

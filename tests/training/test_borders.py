@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,8 @@ from numpy.typing import NDArray
 from qcompile import Config, QModel, open_model
 from qcompile.passes.partition_units import PartitionUnits
 from qcompile.training.pieces import Piece, cut_layers, join_units, regions_of, without_integers
-from qcompile.training.reconstruction import reconstruct
+from qcompile.training.recipe import Training
+from qcompile.training.reconstruction import Outcome, reconstruct
 
 DECIDE = (CORRECT[0], PartitionUnits(), *CORRECT[1:])
 NETWORKS = {
@@ -86,6 +88,10 @@ def calibrated(text: str, count: int = 60) -> QModel:
     return model
 
 
+def trained(model: QModel, pieces: Iterable[Piece]) -> list[Outcome]:
+    return list(reconstruct(model, list(pieces), Training.of(model.config)))
+
+
 def units(model: QModel) -> list[Piece]:
     return join_units(model.plan, regions_of(model.plan))
 
@@ -98,7 +104,7 @@ def layers(model: QModel) -> list[Piece]:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_piece_is_trained(name: str, cut: Any) -> None:
     model = calibrated(NETWORKS[name])
-    outcomes = list(reconstruct(model, cut(model)))
+    outcomes = trained(model, cut(model))
     assert [outcome.reason for outcome in outcomes] == [""] * len(outcomes)
     assert {node for piece in cut(model) for node in piece.nodes} >= set(model.plan.weights)
     assert any(outcome.trained for outcome in outcomes)
@@ -107,7 +113,7 @@ def test_every_piece_is_trained(name: str, cut: Any) -> None:
 @pytest.mark.parametrize("count", [1, 2, 17])
 def test_tokens_in_the_batch_with_few_samples(count: int) -> None:
     model = calibrated(NETWORKS["tokens in the batch"], count)
-    assert [outcome.reason for outcome in reconstruct(model, units(model))] == [""] * 3
+    assert [outcome.reason for outcome in trained(model, units(model))] == [""] * 3
 
 
 def test_the_loss_of_a_classifier_that_gives_out_classes_is_that_of_its_logits() -> None:
@@ -117,7 +123,7 @@ def test_the_loss_of_a_classifier_that_gives_out_classes_is_that_of_its_logits()
     }}"""
     classes = calibrated(text.format(result="int64[N,1,P,Q] y", end="[class] y = ArgMax<axis = 1>(e)"))
     logits = calibrated(text.format(result="float[N,4,P,Q] e", end=""))
-    outcomes = [list(reconstruct(model, units(model))) for model in (classes, logits)]
+    outcomes = [trained(model, units(model)) for model in (classes, logits)]
     assert [outcome.reason for outcome in outcomes[0]] == [""] * 3
     assert outcomes[0] == outcomes[1]
 
@@ -131,7 +137,7 @@ def test_a_model_of_integers_at_its_end_is_trained_layer_by_layer_too() -> None:
     )
     pieces = list(without_integers(model.graph, cut_layers(model.graph)))
     assert [piece.nodes for piece in pieces] == [("first", "relu"), ("last",), ("class", "flat")]
-    assert [outcome.reason for outcome in reconstruct(model, cut_layers(model.graph))] == [""] * 2
+    assert [outcome.reason for outcome in trained(model, cut_layers(model.graph))] == [""] * 2
 
 
 TURNED = """n (float[N,16,8] x, float[8,8] A, float[8,8] B, float[8,4] C) => (float[N,16,4] y)
@@ -152,7 +158,7 @@ def test_samples_may_be_counted_by_any_axis() -> None:
         }""",
         71,
     )
-    outcomes = [list(reconstruct(model, units(model))) for model in (turned, straight)]
+    outcomes = [trained(model, units(model)) for model in (turned, straight)]
     assert [outcome.reason for outcome in outcomes[0]] == [""] * 3
     errors = [[outcome.before for outcome in row[:2]] for row in outcomes]  # later ones depend on how training went
     assert errors[0] == pytest.approx(errors[1], rel=1e-3)
@@ -167,7 +173,7 @@ def test_values_that_are_not_ordered_by_sample_are_not_trained_on() -> None:
     )
     assert model.data is not None
     before = copy.deepcopy(model.plan.weights)
-    outcomes = list(reconstruct(model, units(model)))
+    outcomes = trained(model, units(model))
     assert [outcome.what for outcome in outcomes] == ["not trained"] * 3
     assert [outcome.reason for outcome in outcomes] == [
         "the values of 'm', which it makes, are not ordered by sample",
@@ -188,7 +194,7 @@ def test_what_a_detector_keeps_does_not_stop_the_training() -> None:
             [keep] k = Compress<axis = 0>(f, g)  [scale] y = Sqrt(k)
         }"""
     )
-    assert [outcome.reason for outcome in reconstruct(model, units(model))] == [""] * 3
+    assert [outcome.reason for outcome in trained(model, units(model))] == [""] * 3
 
 
 def test_double_precision_inside_is_named() -> None:
@@ -196,5 +202,5 @@ def test_double_precision_inside_is_named() -> None:
         [first] a = MatMul(x, A)  [relu] b = Relu(a)  [inner] c = MatMul(b, B)  [wide] d = Cast<to = 11>(c)
         [exp] e = Exp(d)  [back] f = Cast<to = 1>(e)  [last] y = MatMul(f, C) }"""
     model = calibrated(text)
-    reasons = [outcome.reason for outcome in reconstruct(model, units(model)) if outcome.what == "not trained"]
+    reasons = [outcome.reason for outcome in trained(model, units(model)) if outcome.what == "not trained"]
     assert reasons == ["'d', which it makes, is float64"]

@@ -24,7 +24,7 @@ from qcompile.training.engines import check_engine
 from qcompile.training.ort_training import PACKAGES, PYTHON, PackageTrainer
 from qcompile.training.ort_training_forms import differentiable
 from qcompile.training.ort_training_worker import read_message, write_message
-from qcompile.training.recipe import settings_at
+from qcompile.training.recipe import Training, settings_at
 from qcompile.training.region import EXPONENT, RECONSTRUCTION, STRENGTH, STRETCH, UNIT_ERROR
 from qcompile.training.step_graph import StepGraph
 
@@ -35,7 +35,7 @@ DTYPES = st.sampled_from([np.float32, np.uint8, np.bool_, np.int64])
 def test_engines_that_are_always_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(PYTHON, raising=False)
     for config in (Config(), Config(method="qdrop"), Config(method="qdrop", engine="ort", device="cpu")):
-        check_engine(config)
+        check_engine(Training.of(config))
 
 
 @pytest.mark.parametrize(

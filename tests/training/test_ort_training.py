@@ -20,7 +20,7 @@ from qcompile import Config, InputError
 from qcompile.errors import QCompileError
 from qcompile.training.engines import check_engine
 from qcompile.training.ort_training import PYTHON, PackageTrainer, find_python
-from qcompile.training.recipe import FIRST_STRETCH, FROZEN, Kind, settings_at
+from qcompile.training.recipe import FIRST_STRETCH, FROZEN, Kind, Training, settings_at
 from qcompile.training.region import Region, UntrainableError
 from qcompile.training.step_graph import StepGraph
 
@@ -140,10 +140,10 @@ def test_a_process_that_is_killed_is_one_line() -> None:
 
 
 def test_the_environment_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    check_engine(Config(method="qdrop", engine="ort-training"))
+    check_engine(Training.of(Config(method="qdrop", engine="ort-training")))
     if not Path("/dev/nvidiactl").exists():  # the package lists CUDA on every machine
         with pytest.raises(InputError, match="does not run on cuda here"):
-            check_engine(Config(method="qdrop", engine="ort-training", device="cuda"))
+            check_engine(Training.of(Config(method="qdrop", engine="ort-training", device="cuda")))
 
 
 def test_a_network_is_trained() -> None:

@@ -30,8 +30,8 @@ from qcompile.runtime.spool import Spool
 from qcompile.training import loop, recipe, reconstruction, region
 from qcompile.training.engines import open_trainer
 from qcompile.training.pieces import Piece, cut_layers, join_units, regions_of
-from qcompile.training.recipe import Settings
-from qcompile.training.reconstruction import Outcome, memory_of, reconstruct, steps_of
+from qcompile.training.recipe import Settings, Training
+from qcompile.training.reconstruction import Outcome, memory_of, reconstruct
 from qcompile.training.region import Region
 from qcompile.training.work_dir import LOCK, PLAN, STATE, VALUES, open_work_dir
 
@@ -52,8 +52,8 @@ class Spied:
     made: ClassVar[list[Spied]]
     loss: ClassVar[Callable[[Spied, float], float]]
 
-    def __init__(self, region: Region, config: Config) -> None:
-        self.inner, self.steps = open_trainer(region, config), 0
+    def __init__(self, region: Region, training: Training, threads: int) -> None:
+        self.inner, self.steps = open_trainer(region, training, threads), 0
         self.region = self.inner.region
         self.masks: list[list[NDArray[Any]]] = []
         self.made.append(self)
@@ -89,7 +89,8 @@ def units(model: QModel) -> list[Piece]:
 
 
 def trained(model: QModel, **facts: Any) -> list[Outcome]:
-    return list(reconstruct(model, facts.pop("pieces", None) or units(model), work_dir=open_work_dir(model), **facts))
+    pieces, training = facts.pop("pieces", None) or units(model), Training.of(model.config)
+    return list(reconstruct(model, pieces, training, work_dir=open_work_dir(model), **facts))
 
 
 def assert_same(one: Plan, two: Plan) -> None:
@@ -144,7 +145,7 @@ def test_a_quantizer_that_has_made_codes_keeps_its_scale() -> None:
     shared = model.plan.key("d")
     assert shared == model.plan.key("f") == model.plan.key("g")  # else this test shows nothing
     seen: dict[str, float] = {}
-    for outcome in reconstruct(model, cut_layers(model.graph)):
+    for outcome in reconstruct(model, cut_layers(model.graph), Training.of(model.config)):
         seen[outcome.piece] = model.plan.quantizers[shared].scale
     assert seen["stem"] != seen["left"] == seen["right"] == seen["head"]
 
@@ -270,8 +271,8 @@ def test_a_region_has_the_steps_of_its_units(spied: type[Spied]) -> None:
 
 @pytest.mark.parametrize(("effort", "steps"), [("fast", 100), (None, 500), ("default", 500), ("max", 3000)])
 def test_effort_is_a_number_of_steps(effort: Any, steps: int) -> None:
-    assert steps_of(Config(method="qdrop", effort=effort)) == steps
-    assert steps_of(Config(method="qdrop", effort=effort, steps=7)) == 7
+    assert Training.of(Config(method="qdrop", effort=effort)).steps == steps
+    assert Training.of(Config(method="qdrop", effort=effort, steps=7)).steps == 7
 
 
 # --- memory
@@ -302,8 +303,8 @@ def test_without_a_budget_it_is_a_share_of_what_is_free(monkeypatch: pytest.Monk
     most = reconstruction.MOST_MEMORY
     for free, expected in ((2 << 30, 1 << 30), (1 << 40, most), (None, most)):
         monkeypatch.setattr(reconstruction, "free_memory", lambda free=free: free)
-        assert memory_of(Config(method="qdrop")) == expected
-    assert memory_of(Config(method="qdrop", memory="1.5MB")) == 1_500_000
+        assert memory_of(Training()) == expected
+    assert memory_of(Training.of(Config(method="qdrop", memory="1.5MB"))) == 1_500_000
 
 
 # --- resuming
@@ -314,7 +315,7 @@ class Killed(BaseException):
 
 
 def until_killed(model: QModel, outcomes: int) -> None:
-    run = reconstruct(model, units(model), work_dir=open_work_dir(model))
+    run = reconstruct(model, units(model), Training.of(model.config), work_dir=open_work_dir(model))
     for _ in range(outcomes):
         next(run)
     with pytest.raises(Killed):
