@@ -11,7 +11,7 @@ import networkx as nx
 import numpy as np
 
 from qcompile.ir import Graph, Node, only_consumer, topological
-from qcompile.ir.affine import CONVOLUTIONS, MATRICES, Kept, Layer, open_layer
+from qcompile.ir.affine import CONVOLUTIONS, MATRICES, Kept, Rescaled, open_layer
 from qcompile.qmodel import QModel
 from qcompile.simulation.trial import Place, change_where_better
 
@@ -87,12 +87,12 @@ def _between(graph: Graph, first: Node, second: Node) -> Iterator[Node]:
 def _equalize_chain(model: QModel, chain: list[tuple[Node, Node]]) -> tuple[int, list[Kept]]:
     """Equalize the layers of one chain; return the number of pairs whose weights changed, and what they were."""
     layers = {
-        node.name: opened
+        node.name: Rescaled.of(opened)
         for node in {id(node): node for pair in chain for node in pair}.values()
         if (opened := open_layer(node))
     }
     names = [(first.name, second.name) for first, second in chain if first.name in layers and second.name in layers]
-    pairs = [pair for pair in names if layers[pair[0]].outputs == layers[pair[1]].inputs]
+    pairs = [pair for pair in names if layers[pair[0]].outputs.size == layers[pair[1]].inputs.size]
     changed: set[tuple[str, str]] = set()
     for _ in range(ROUNDS):
         moved = [pair for pair in pairs if _equalize(layers[pair[0]], layers[pair[1]])]
@@ -100,7 +100,7 @@ def _equalize_chain(model: QModel, chain: list[tuple[Node, Node]]) -> tuple[int,
         if not moved:
             break
     touched = [layers[name] for name in sorted({name for pair in changed for name in pair})]
-    if any(layer.stored() is None for layer in touched):
+    if any(layer.opened().stored() is None for layer in touched):
         model.journal.note(
             EqualizeLayers.name,
             "not equalized",
@@ -110,7 +110,7 @@ def _equalize_chain(model: QModel, chain: list[tuple[Node, Node]]) -> tuple[int,
         return 0, []
     kept = [Kept.of(layer.node) for layer in touched]
     for layer in touched:
-        layer.write(model.graph)
+        layer.opened().write(model.graph)
     return len(changed), kept
 
 
@@ -126,16 +126,15 @@ def _next_layer(graph: Graph, node: Node) -> Node | None:
     return behind if behind.inputs[0] is result else None  # Gemm could also read it as its bias
 
 
-def _equalize(first: Layer, second: Layer) -> bool:
+def _equalize(first: Rescaled, second: Rescaled) -> bool:
     """Rescale the channels between two layers; False where they are equal already."""
-    r1 = np.abs(first.weight).max((2, 3), initial=0).reshape(-1)
-    r2 = np.abs(second.weight).max((1, 3), initial=0).reshape(-1)
+    r1, r2 = first.output_peaks(), second.input_peaks()
     scale = np.ones_like(r1)
     alive = (r1 > DEAD * r1.max(initial=0)) & (r2 > DEAD * r2.max(initial=0))
     alive &= np.minimum(r1, r2) >= np.finfo(np.float32).tiny  # below, weights have lost bits that scaling would show
     scale[alive] = np.sqrt(r1[alive] / r2[alive])
     if np.abs(np.log(scale)).max(initial=0) < SETTLED:
         return False
-    first.scale_outputs(1 / scale)
-    second.scale_inputs(scale)
+    first.outputs = first.outputs / scale
+    second.inputs = second.inputs * scale
     return True

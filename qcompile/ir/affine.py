@@ -8,7 +8,7 @@ section 3.2).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from qcompile.ir.simplify import broadcasts_into
 Vector = NDArray[np.float64]
 CONVOLUTIONS, MATRICES = frozenset({"Conv", "ConvTranspose"}), frozenset({"Gemm", "MatMul"})  # where channels stand
 LAYERS = CONVOLUTIONS | MATRICES
+BLOCK = 1 << 20  # weights that are looked at together
 AFFINE = frozenset({"BatchNormalization", "Mul", "Add"})
 
 
@@ -95,6 +96,58 @@ class Layer:
                 node.op, node.attrs = "Gemm", {}
             _put(graph, node, 2, stored[1])
         return True
+
+
+@dataclass
+class Rescaled:
+    """A layer whose channels get factors: what `Layer` does with whole weights, for chains of layers too large to open.
+
+    `outputs` and `inputs` are the factors, float64 [outputs] and [inputs]; the weight is looked at block by block, and
+    nothing changes before `write`.
+    """
+
+    node: Node
+    shape: tuple[int, int, int, int]
+    outputs: Vector
+    inputs: Vector
+
+    @classmethod
+    def of(cls, layer: Layer) -> Rescaled:
+        """Return a layer with factors of 1."""
+        return cls(layer.node, layer.weight.shape, np.ones(layer.outputs), np.ones(layer.inputs))
+
+    def output_peaks(self) -> Vector:
+        """Return the largest |weight| of every output channel."""
+        groups, outputs, inputs, _ = self.shape
+        found, factors = np.zeros((groups, outputs)), self.inputs.reshape(groups, 1, inputs)
+        for some, block in self._blocks():
+            found[:, some] = (block * factors).max(2, initial=0)
+        return found.reshape(-1) * self.outputs
+
+    def input_peaks(self) -> Vector:
+        """Return the largest |weight| of every input channel."""
+        groups, outputs, inputs, _ = self.shape
+        found, factors = np.zeros((groups, inputs)), self.outputs.reshape(groups, outputs, 1)
+        for some, block in self._blocks():
+            np.maximum(found, (block * factors[:, some]).max(1, initial=0), out=found)
+        return found.reshape(-1) * self.inputs
+
+    def _blocks(self) -> Iterator[tuple[slice, NDArray[np.float64]]]:
+        """Yield outputs, a few of every group, and their largest |weight| by input [groups, some, inputs]."""
+        weight = LAYOUTS[self.node.op].view(np.asarray(self.node.inputs[1].values), self.node)
+        groups, outputs, *others = weight.shape
+        step = max(1, BLOCK // max(1, groups * int(np.prod(others))))
+        for start in range(0, outputs, step):
+            some = slice(start, start + step)
+            yield some, np.abs(weight[:, some]).max(3, initial=0).astype(np.float64)
+
+    def opened(self) -> Layer:
+        """Return the layer with its factors applied; nothing is written."""
+        layer = open_layer(self.node)
+        assert layer is not None
+        layer.scale_outputs(self.outputs)
+        layer.scale_inputs(self.inputs)
+        return layer
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from qcompile.memory import release_freed_memory
 Arrays = dict[str, NDArray[Any]]
 NAME = f"ONNX Runtime {ort.__version__}"
 BFLOAT16 = "tensor(bfloat16)"
-SMALL = 1 << 20
+SMALL, LARGE = 1 << 20, 1 << 27  # bytes of weights
 PLACE = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : |/onnxruntime_src/\S+:\d+ .*?\) (?=[A-Z])")
 NO_PROVIDER = "pip install onnxruntime-gpu in place of onnxruntime, or use --device cpu"
 NO_DEVICE = "check the driver and that CUDA and cuDNN fit this onnxruntime, or use --device cpu"
@@ -52,6 +52,7 @@ class Session:
     `model` is a ModelProto or a path; `level` one of "off", "basic", "extended", "all"; `threads` 0 means all cores.
     `outputs` are the names of those that are arrays of numbers: sequences, maps and texts have nothing to compare.
     `fuse_qdq` False keeps QuantizeLinear and DequantizeLinear as written: the file then runs as float fake-quant.
+    `packed` False leaves large weights mapped as they are: every run takes longer, and memory holds no copy of them.
     `fault` is the error that a failure to load or to run is: InputError for a model of the user's, else our own.
     bfloat16, which numpy lacks, is float32 in feeds and outputs.
     `provider` is "cpu", or "cuda" with the CPU for what has no kernel there; InputError if it is not to be had.
@@ -64,6 +65,7 @@ class Session:
         level: str = "all",
         threads: int = 0,
         fuse_qdq: bool = True,
+        packed: bool = True,
         provider: str = "cpu",
         fault: type[QCompileError] = QCompileError,
         save_optimized: Path | None = None,
@@ -79,6 +81,8 @@ class Session:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # waiting threads burn no CPU time
         if not fuse_qdq:
             options.add_session_config_entry("session.disable_quant_qdq", "1")
+        if not packed and isinstance(model, onnx.ModelProto) and weight_bytes(model) >= LARGE:
+            options.add_session_config_entry("session.disable_prepacking", "1")
         if save_optimized is not None:
             options.optimized_model_filepath = str(save_optimized)
             weights = f"{save_optimized.name}.data"  # beside it: a file of its own cannot hold 2 GB

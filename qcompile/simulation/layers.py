@@ -45,7 +45,7 @@ def layer_errors(
     """
     with scratch_beside(graph) as store:
         model, layers = beside(graph, plan, store)
-        session = Session(model, threads=threads, fuse_qdq=False)
+        session = Session(model, threads=threads, fuse_qdq=False, packed=False)
     wanted = [name for layer in layers for name in layer.sums]
     totals = dict.fromkeys(wanted, 0.0)
     for feeds in batches:

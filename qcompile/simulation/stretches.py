@@ -79,7 +79,7 @@ def stretch_errors(
         model, outputs = _beside(graph, plan, stretches, store)
         if not any(outputs):
             return [[] for _ in stretches]
-        session = Session(model, threads=threads, fuse_qdq=False)
+        session = Session(model, threads=threads, fuse_qdq=False, packed=False)  # there are few samples
     del model  # the session has its own weights
     totals: dict[str, Sums] = {}
     wanted = [name for some in outputs for output in some for name in output.sums]

@@ -157,3 +157,14 @@ def test_outputs_are_those_that_can_be_compared() -> None:
         { y = Neg(x)  s = SequenceConstruct(x, y) }""")
     )
     assert session.outputs == ["y"] and list(session.run({"x": np.ones((1, 2), np.float32)})) == ["y"]
+
+
+def test_weights_that_are_not_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Left as they are mapped, large weights give the same products but for the order of sums."""
+    monkeypatch.setattr(module, "LARGE", 1000)
+    model = model_of('<ir_version: 8, opset_import: ["": 18]> net (float[4,64] x) => (y) { y = MatMul(x, w) }')
+    weight = np.random.default_rng(0).standard_normal((64, 64), np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(weight, "w"))
+    x = np.random.default_rng(1).standard_normal((4, 64), np.float32)
+    found = Session(model, threads=1, packed=False).run({"x": x})["y"]
+    np.testing.assert_allclose(found, x @ weight, rtol=1e-4, atol=1e-4)
