@@ -6,7 +6,7 @@ import os
 import shlex
 import signal
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,7 +57,9 @@ def compiled(request: Request, screen: Screen) -> api.Result:
         result = api.plan_only(model, config, watch=screen.watch)
         contents = result.files(report=files.report)
     else:
-        result = api.compile(model, config, files.data, evaluation=files.eval, plan=files.load_plan, watch=screen.watch)
+        with chdir("."):  # back to it at the end: a data function may go elsewhere
+            data, plan = files.data, files.load_plan
+            result = api.compile(model, config, data, evaluation=files.eval, plan=plan, watch=screen.watch)
         contents = result.files(files.out, plan=files.save_plan, report=files.report)
     if request.save_config:
         contents[Path(request.save_config)] = [recipe_text(config, files).encode()]

@@ -142,6 +142,17 @@ def test_a_saved_plan_gives_the_same_file_without_data(run: Run, folder: Path) -
     assert (folder / "again.onnx").read_bytes() == (folder / "out.onnx").read_bytes()
 
 
+def test_a_data_function_may_go_elsewhere(run: Run, folder: Path) -> None:
+    (folder / "there").mkdir()
+    (folder / "going.py").write_text(
+        "import numpy as np, os\nimages = np.load('calib.npz')['image']\n"
+        f"def samples():\n    os.chdir({str(folder / 'there')!r})\n    yield images\n"
+    )
+    ended = run("in.onnx", "-o", "out.onnx", "--data", "going:samples", "--threads", "1", "-q", "--report", "r.json")
+    assert ended.code == 0, ended.err
+    assert {"out.onnx", "r.json"} <= names(folder) and names(folder / "there") == set()
+
+
 def test_random_data_is_warned_about(run: Run) -> None:
     ended = run("in.onnx", "-o", "out.onnx", "--random-data", "-q", "--threads", "1")
     assert ended.code == 0

@@ -6,7 +6,7 @@ import importlib
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -114,9 +114,13 @@ def many(found: Any, where: str) -> Iterable[Any]:
 
 @contextmanager
 def blaming_function(where: str) -> Iterator[None]:
-    """Turn whatever the user's code raises into an InputError; an interruption stays one."""
+    """Turn whatever the user's code raises into an InputError; an interruption stays one.
+
+    As its module is, what it imports while it runs is looked for in the current folder first.
+    """
     try:
-        yield
+        with folder_on_path(Path.cwd()):
+            yield
     except (InputError, KeyboardInterrupt):
         raise
     except BaseException as error:
@@ -328,13 +332,15 @@ def load_function(text: str) -> Feeds:
         except KeyboardInterrupt:
             raise
         except BaseException as error:
-            raise InputError(
-                f"cannot import {name!r}: {type(error).__name__}: {error}", where=text, remedy="give module:function"
-            ) from error
+            remedy = f"give {name.removesuffix('.py')}:{attribute}" if name.endswith(".py") else "give module:function"
+            what = f"cannot import {name!r}: {type(error).__name__}: {error}"
+            raise InputError(what, where=text, remedy=remedy) from error
     function = getattr(module, attribute, None)
     if not callable(function):
         known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise InputError(f"module {name!r} has no function {attribute!r}", where=text, remedy=nearest(attribute, known))
+        remedy = nearest(attribute, known) if known else f"write def {attribute}(): ..."
+        where = ", ".join(filter(None, [text, getattr(module, "__file__", None)]))
+        raise InputError(f"module {name!r} has no function {attribute!r}", where=where, remedy=remedy)
     found: Feeds = function
     return found
 
@@ -346,4 +352,5 @@ def folder_on_path(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        sys.path.remove(str(folder))
+        with suppress(ValueError):  # the user's code took it away
+            sys.path.remove(str(folder))

@@ -162,10 +162,11 @@ def test_masked_values_are_no_values() -> None:
 def test_module_and_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "calibration_samples.py").write_text(
         "import numpy as np\nimport calibration_beside\n"
-        "def batches():\n    for number in range(3):\n"
+        "def batches():\n    import calibration_later\n    for number in range(3):\n"
         "        yield {'x': np.full((1, 2), number, np.float32), 'mask': np.zeros((1, 3), np.int64)}\n"
     )
     (tmp_path / "calibration_beside.py").write_text("")
+    (tmp_path / "calibration_later.py").write_text("")
     (tmp_path / "calibration_broken.py").write_text("1 / 0\n")
     monkeypatch.chdir(tmp_path)
     before = list(sys.path)
@@ -173,6 +174,14 @@ def test_module_and_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert sys.path == before
     with pytest.raises(InputError, match=r"has no function 'batchs' .*did you mean 'batches'"):
         open_dataset("calibration_samples:batchs", INPUTS, None)
+    with pytest.raises(
+        InputError, match=r"cannot import 'calibration_samples.py': .*; give calibration_samples:batches"
+    ):
+        open_dataset("calibration_samples.py:batches", INPUTS, None)
+    with pytest.raises(
+        InputError, match=r"no function 'batches' .*calibration_beside.py\); write def batches\(\): ..."
+    ):
+        open_dataset("calibration_beside:batches", INPUTS, None)
     with pytest.raises(InputError, match="cannot import 'calibration_missing': ModuleNotFoundError"):
         open_dataset("calibration_missing:batches", INPUTS, None)
     with pytest.raises(InputError, match="cannot import 'calibration_broken': ZeroDivisionError"):
