@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from qcompile.calibration.ranges import BY_BITS, Ranges
 from qcompile.data.dataset import Dataset
 from qcompile.errors import InputError, QCompileError
 from qcompile.qmodel import QModel
@@ -17,11 +18,12 @@ class Calibrate:
     """Choose scale and zero point of every placed quantizer.
 
     Activations: one streaming observer per tensor, all in one run of the float model over the samples; the method is
-    that of the configuration, by default max at 8 bits and the error search below (`qcompile.calibration.ranges`).
+    that of `ranges`, by default max at 8 bits and the error search below (`qcompile.calibration.ranges`).
     The samples that are held back count too: nothing is fitted here, and where there are few samples, one of them that
     reaches further than all others would be clipped.
     """
 
+    ranges: Ranges = BY_BITS
     name: ClassVar[str] = "calibrate"
     requires: ClassVar[tuple[str, ...]] = ("place-quantizers",)
 
@@ -29,9 +31,11 @@ class Calibrate:
         """Fill `plan.quantizers`, `plan.weights` and `plan.biases`; return the number of quantizers and weights."""
         if model.data is None:
             raise InputError("no calibration data", remedy="give samples with --data, or ask for --random-data")
-        samples = model.data.joined(model.held_back)
+        samples, config = model.data.joined(model.held_back), model.config
         try:
-            shared = choose_numbers(model.graph, model.plan, model.config, samples)
+            shared = choose_numbers(
+                model.graph, model.plan, self.ranges, samples, batch=config.batch, threads=config.threads
+            )
         except QCompileError:
             run_source(model, samples)  # a sample that it cannot take either is no fault of ours
             raise

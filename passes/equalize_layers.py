@@ -10,6 +10,7 @@ from typing import ClassVar
 import networkx as nx
 import numpy as np
 
+from qcompile.calibration.ranges import BY_BITS, Ranges
 from qcompile.ir import Graph, Node, only_consumer, topological
 from qcompile.ir.affine import CONVOLUTIONS, MATRICES, Kept, Rescaled, open_layer
 from qcompile.qmodel import QModel
@@ -42,12 +43,13 @@ class EqualizeLayers:
     requires: ClassVar[tuple[str, ...]] = ("fold-batch-norm",)
 
     untouched: frozenset[str] | None = None
+    ranges: Ranges = BY_BITS
 
     def run(self, model: QModel) -> int:
         """Equalize; return the number of pairs whose weights changed."""
         pairs = list(_pairs(model.graph))
         places = [_place(model, chain) for chain in _chains(pairs)]
-        changed = change_where_better(model, self.name, places, self.untouched)
+        changed = change_where_better(model, self.name, places, self.untouched, self.ranges)
         if pairs:
             model.journal.note(self.name, "layers equalized", pairs=len(pairs), changed=changed)
         return changed

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from qcompile.calibration.ranges import BY_BITS, Ranges
 from qcompile.errors import InputError
 from qcompile.ir import Node, Tensor, producer
 from qcompile.passmanager import Pass
@@ -41,6 +42,7 @@ class FloatWhereInexact:
     place: Sequence[Pass]
     again: Sequence[Pass]
     forced: Sequence[str] = ()
+    ranges: Ranges = BY_BITS
     name: ClassVar[str] = "float-where-inexact"
     requires: ClassVar[tuple[str, ...]] = ("partition-units", "correct-bias")
 
@@ -50,7 +52,11 @@ class FloatWhereInexact:
             return 0
         kept: dict[str, str] = {}
         for _ in range(ROUNDS):
-            found = {name: REASON for name in lost(model, self.forced) if model.plan.form(name) is not Form.FLOAT}
+            found = {
+                name: REASON
+                for name in lost(model, self.forced, self.ranges)
+                if model.plan.form(name) is not Form.FLOAT
+            }
             if not found or not self._placed(model, found):
                 break
             kept |= found
@@ -78,10 +84,10 @@ class FloatWhereInexact:
         return True
 
 
-def lost(model: QModel, forced: Sequence[str] = ()) -> set[str]:
+def lost(model: QModel, forced: Sequence[str] = (), ranges: Ranges = BY_BITS) -> set[str]:
     """Return the nodes of which integers of 8 bits lose what they compute, but for those that are `forced`."""
     units = list(doubtful(model))
-    errors = trial(model, [unit.nodes for unit in units], at_8_bits(model.plan))
+    errors = trial(model, [unit.nodes for unit in units], at_8_bits(model.plan), ranges=ranges)
     nodes = {node.name: node for node in model.graph.nodes}
     found: set[str] = set()
     for unit, outputs in zip(units, errors or []):

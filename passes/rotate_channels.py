@@ -11,6 +11,7 @@ import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
 
+from qcompile.calibration.ranges import BY_BITS, Ranges
 from qcompile.ir import Graph, Node, Tensor, consumers, is_inner, is_output, producer
 from qcompile.ir.affine import LAYERS, MATRICES, Kept, Layer, open_layer
 from qcompile.qmodel import QModel
@@ -39,12 +40,13 @@ class RotateChannels:
     requires: ClassVar[tuple[str, ...]] = ("fold-batch-norm",)
 
     untouched: frozenset[str] | None = None
+    ranges: Ranges = BY_BITS
 
     def run(self, model: QModel) -> int:
         """Rotate; return the number of streams."""
         if any(model.journal.by(self.name)):
             return 0  # it has run: a second rotation would undo the first
-        rotated = change_where_better(model, self.name, list(_places(model)), self.untouched)
+        rotated = change_where_better(model, self.name, list(_places(model)), self.untouched, self.ranges)
         if rotated:
             model.journal.note(self.name, "streams rotated", streams=rotated)
         return rotated

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 
+from qcompile.calibration.ranges import Ranges
 from qcompile.config import FUSING, Config
 from qcompile.passes.assign_bits import AssignBits
 from qcompile.passes.calibrate import Calibrate
@@ -40,8 +42,8 @@ def build(config: Config, plan: Plan | None = None) -> tuple[Pass, ...]:
     """Return the passes that compile a model; with a `plan` that was made before, decisions are taken from it."""
     look: tuple[Pass, ...] = (CheckData(), TryPreprocessing())
     if plan is not None:
-        return (*PREPARE, *change_channels(frozenset(plan.untouched)), UsePlan(plan), *look, *emit(config))
-    decide = (*PREPARE, *scheme(config), *look, *change_channels(), *numbers(config), *serve(config))
+        return (*PREPARE, *change_channels(config, plan.untouched), UsePlan(plan), *look, *emit(config))
+    decide = (*PREPARE, *scheme(config), *look, *change_channels(config), *numbers(config), *serve(config))
     if config.chosen_method == "rtn":
         again = (*numbers(config), *emit(config))
         return (*decide, *emit(config), FloatWhereFaster(place(config), again, config.placement))
@@ -50,7 +52,7 @@ def build(config: Config, plan: Plan | None = None) -> tuple[Pass, ...]:
 
 def build_placement(config: Config) -> tuple[Pass, ...]:
     """Return the passes that decide what would be done, without any data; regions that need losses stay open."""
-    return (*PREPARE, *scheme(config), *change_channels())
+    return (*PREPARE, *scheme(config), *change_channels(config))
 
 
 def place(config: Config) -> tuple[Pass, ...]:
@@ -72,23 +74,30 @@ def fuse(config: Config) -> Pass:
     return FuseRegions(config.fuse_by, config.fuse_top_k, config.max_fused, config.fuse)
 
 
-def change_channels(untouched: frozenset[str] | None = None) -> tuple[Pass, ...]:
+def change_channels(config: Config, untouched: Collection[str] | None = None) -> tuple[Pass, ...]:
     """Return the passes that change weights and not the function; a plan says what they leave `untouched`.
 
     Behind them the float graph is final, so it is compared with its source.
     """
-    return (RotateChannels(untouched), EqualizeLayers(untouched), CheckFunction())
+    known, ranges = None if untouched is None else frozenset(untouched), ranges_of(config)
+    return (RotateChannels(known, ranges), EqualizeLayers(known, ranges), CheckFunction())
+
+
+def ranges_of(config: Config) -> Ranges:
+    """Return how ranges of activations are chosen, in trials too."""
+    return Ranges(config.calibration_method, config.percentile)
 
 
 def numbers(config: Config) -> tuple[Pass, ...]:
     """Return the passes that choose numbers without training."""
-    return (Calibrate(), FitFilters(), CorrectBias())
+    return (Calibrate(ranges_of(config)), FitFilters(), CorrectBias())
 
 
 def serve(config: Config) -> tuple[Pass, ...]:
     """Return the pass that keeps float what 8 bits cannot serve; noise does not tell."""
     forced = tuple(pattern for pattern, *_ in config.bits)
-    return () if config.random_data else (FloatWhereInexact(place(config), numbers(config), forced),)
+    look = FloatWhereInexact(place(config), numbers(config), forced, ranges_of(config))
+    return () if config.random_data else (look,)
 
 
 def train(config: Config) -> tuple[Pass, ...]:

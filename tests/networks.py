@@ -178,7 +178,8 @@ def compiled(source: str | onnx.ModelProto, passes: tuple[Pass, ...] = EMIT, **s
 def run(model: QModel, passes: Iterable[Pass]) -> list[PassRun]:
     """Run `passes` with the settings of the model's configuration, where they have none of their own."""
     config = model.config
-    ours = (*pipeline.place(config), ScoreCapacity(config.stride_factor), pipeline.fuse(config), *pipeline.emit(config))
+    ours = (*pipeline.place(config), ScoreCapacity(config.stride_factor), pipeline.fuse(config))
+    ours += (*pipeline.numbers(config), *pipeline.change_channels(config), *pipeline.emit(config))
     settled = {type(item): item for item in ours}
     ready = (settled[type(item)] if type(item) in settled and item == type(item)() else item for item in passes)
     return PassManager(ready).run(model)

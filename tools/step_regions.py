@@ -162,7 +162,7 @@ def subject(name: str, samples: int, spool: Spool, seed: int = 0) -> Subject:
     spec, random = SPECS[name], np.random.default_rng(seed)
     data = random.standard_normal((samples, *spec.shape), np.float32)
     model = open_model(float_model(spec, random), Config(w=4, a=4, threads=1), {"x": data})
-    PassManager((*PREPARE, *place(model.config), *change_channels(), Calibrate())).run(model)
+    PassManager((*PREPARE, *place(model.config), *change_channels(model.config), Calibrate())).run(model)
     assert model.data is not None
     sides = Sides(model.graph, model.plan, model.data, 1, spool)
     before, inside = ([n.name for n in model.graph.nodes if n.name.startswith(place)] for place in (BEFORE, INSIDE))

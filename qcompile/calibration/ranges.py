@@ -26,6 +26,21 @@ POINTS_PER_BIN = 2
 CANDIDATES_AT_ONCE = 16  # times 2 * BINS * POINTS_PER_BIN float32: half a megabyte
 
 Range = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """How ranges are chosen: by which method (None: max at 8 bits, mse below), and the percentile of one of them."""
+
+    method: CalibrationMethod | None = None
+    percentile: float = 99.99
+
+    def method_for(self, spec: ActivationSpec) -> CalibrationMethod:
+        """Return the method for one tensor."""
+        return self.method or ("max" if spec.bits == 8 else "mse")
+
+
+BY_BITS = Ranges()
 Reals = NDArray[np.float64]
 
 

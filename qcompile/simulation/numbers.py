@@ -10,16 +10,15 @@ import numpy as np
 
 from qcompile.calibration.collect import observe
 from qcompile.calibration.observers import Histogram, MinMax
-from qcompile.calibration.ranges import choose
+from qcompile.calibration.ranges import Ranges, choose
 from qcompile.calibration.sharing import share_concats
-from qcompile.config import CalibrationMethod, Config
 from qcompile.data.dataset import Dataset
 from qcompile.errors import InputError, pattern
 from qcompile.ir import Constant, Graph, Node, constant_value, part_before, to_model, topological
 from qcompile.program.forms import float_bias, least_output_scale, weight_axis
 from qcompile.program.lower import absorbed_end
 from qcompile.quant.bias import with_room_for_bias
-from qcompile.quant.params import ActivationSpec, Quantizer
+from qcompile.quant.params import Quantizer
 from qcompile.quant.plan import Form, Plan
 from qcompile.quant.scales import quantize_weight
 
@@ -29,9 +28,11 @@ NOTHING = Quantizer(8, 1.0, 0)
 def choose_numbers(
     graph: Graph,
     plan: Plan,
-    config: Config,
+    ranges: Ranges,
     data: Dataset,
     *,
+    batch: int | None = None,
+    threads: int = 0,
     only: Collection[str] | None = None,
     label: str = "calibrate",
 ) -> list[str]:
@@ -41,15 +42,18 @@ def choose_numbers(
     """
     nodes = [node for node in topological(graph) if only is None or node.name in only]
     roots = set(plan.groups.values()) if only is None else _roots(graph, plan, nodes)
-    observers = {root: Histogram(root) if _searches(config, plan, root) else MinMax(root) for root in sorted(roots)}
-    _observe(graph, config, data, observers, label)
+    observers = {root: Histogram(root) if _searches(ranges, plan, root) else MinMax(root) for root in sorted(roots)}
+    live = _see_constants(graph, observers)
+    if live:
+        part = to_model(part_before(graph, live))
+        observe(part, live.items(), data, batch=batch, threads=threads, label=label)
     check_seen(graph, plan, nodes, observers)
     shared = list(share_concats(nodes, plan, observers))
     for key, spec in plan.specs.items():
         root = key if key in observers else key.rpartition("@")[0]
-        method = calibration_method(config, spec)
+        method = ranges.method_for(spec)
         known = root in observers
-        plan.quantizers[key] = choose(observers[root], spec, method, config.percentile) if known else NOTHING
+        plan.quantizers[key] = choose(observers[root], spec, method, ranges.percentile) if known else NOTHING
     _widen_for_kernels(nodes, plan)
     for node in nodes:
         placed = plan.nodes[node.name]
@@ -100,25 +104,16 @@ def _widen_for_kernels(nodes: Iterable[Node], plan: Plan) -> None:
             plan.quantizers[output] = replace(made, scale=max(made.scale, least))
 
 
-def _searches(config: Config, plan: Plan, root: str) -> bool:
+def _searches(ranges: Ranges, plan: Plan, root: str) -> bool:
     """Say whether any quantizer of this group needs more than the range."""
     keys = (root, *plan.narrow_keys(root))
-    return any(calibration_method(config, plan.specs[key]) != "max" for key in keys)
+    return any(ranges.method_for(plan.specs[key]) != "max" for key in keys)
 
 
-def _observe(graph: Graph, config: Config, data: Dataset, observers: dict[str, Histogram | MinMax], label: str) -> None:
-    """Show every observer its tensor: constants at once, activations over all samples."""
+def _see_constants(graph: Graph, observers: dict[str, Histogram | MinMax]) -> dict[str, Histogram | MinMax]:
+    """Show their values to the observers of constants; return the others."""
     tensors = graph.tensors()
     constants = {name for name in observers if isinstance(tensors[name], Constant)}
     for name in constants:
         observers[name].update(np.asarray(tensors[name].values, np.float32))
-    live = {name: observer for name, observer in observers.items() if name not in constants}
-    if not live:
-        return
-    part = to_model(part_before(graph, live))
-    observe(part, live.items(), data, batch=config.batch, threads=config.threads, label=label)
-
-
-def calibration_method(config: Config, spec: ActivationSpec) -> CalibrationMethod:
-    """Return the method for one tensor: as configured, else max at 8 bits and mse below."""
-    return config.calibration_method or ("max" if spec.bits == 8 else "mse")
+    return {name: observer for name, observer in observers.items() if name not in constants}

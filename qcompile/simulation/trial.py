@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from qcompile.calibration.ranges import BY_BITS, Ranges
 from qcompile.data.dataset import Dataset
 from qcompile.errors import QCompileError
 from qcompile.ir.affine import Kept
@@ -22,7 +23,7 @@ SERVED = 3e-3  # relative error (25 dB) of each output up to which the bits serv
 
 
 def trial(
-    model: QModel, stretches: Sequence[Collection[str]], plan: Plan | None = None
+    model: QModel, stretches: Sequence[Collection[str]], plan: Plan | None = None, *, ranges: Ranges = BY_BITS
 ) -> list[list[OutputError]] | None:
     """Return the errors of each stretch of `model` with fresh numbers for its plan, or for `plan`; neither is changed.
 
@@ -34,7 +35,16 @@ def trial(
     tried = replace(copied(plan), quantizers={}, weights={}, biases={})
     config, (some, others) = model.config, _shares(model.data, model.config.seed)
     try:
-        choose_numbers(model.graph, tried, config, some, only=frozenset().union(*stretches), label="try")
+        choose_numbers(
+            model.graph,
+            tried,
+            ranges,
+            some,
+            batch=config.batch,
+            threads=config.threads,
+            only=frozenset().union(*stretches),
+            label="try",
+        )
         return stretch_errors(model.graph, tried, stretches, others.batches(1), threads=config.threads)
     except QCompileError:
         return None
@@ -78,7 +88,13 @@ class Place:
     change: Callable[[], tuple[int, list[Kept]]]
 
 
-def change_where_better(model: QModel, by: str, places: Sequence[Place], untouched: Collection[str] | None) -> int:
+def change_where_better(
+    model: QModel,
+    by: str,
+    places: Sequence[Place],
+    untouched: Collection[str] | None,
+    ranges: Ranges = BY_BITS,
+) -> int:
     """Change all places, and put back those whose stretch errs more then, with a note; return how much changed.
 
     `untouched` names the places that are known to be better as they are; None: trials say which, where there are
@@ -86,7 +102,7 @@ def change_where_better(model: QModel, by: str, places: Sequence[Place], untouch
     """
     left = model.plan.untouched if untouched is None else untouched
     places = [place for place in places if place.name not in left]
-    before = trial(model, [place.stretch for place in places]) if untouched is None else None
+    before = trial(model, [place.stretch for place in places], ranges=ranges) if untouched is None else None
     if before is not None:
         served = [place.name for place, errors in zip(places, before) if largest(errors) <= SERVED]
         model.plan.untouched += served
@@ -96,7 +112,7 @@ def change_where_better(model: QModel, by: str, places: Sequence[Place], untouch
         places = [place for place in places if place.name not in served]
     stretches = [place.stretch for place in places]
     changes = [place.change() for place in places]
-    after = trial(model, stretches) if before and any(count for count, _ in changes) else None
+    after = trial(model, stretches, ranges=ranges) if before and any(count for count, _ in changes) else None
     if before is None or after is None:
         return sum(count for count, _ in changes)
     changed = 0

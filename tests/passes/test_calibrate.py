@@ -25,9 +25,9 @@ from networks import (
 )
 from onnx import numpy_helper
 
-from qcompile import Config, InputError, QModel, open_model
+from qcompile import InputError, QModel, open_model
 from qcompile.calibration.observers import Histogram
-from qcompile.calibration.ranges import choose, grids
+from qcompile.calibration.ranges import Ranges, choose, grids
 from qcompile.passes.calibrate import Calibrate
 from qcompile.program.forms import HARD_SIGMOID, weight_axis
 from qcompile.quant.bias import LARGEST, integer_bias
@@ -35,7 +35,6 @@ from qcompile.quant.params import ActivationSpec, Quantizer
 from qcompile.quant.plan import Form
 from qcompile.quant.scales import quantize_weight
 from qcompile.runtime.session import Session
-from qcompile.simulation.numbers import calibration_method
 
 
 def seen(model: QModel, tensors: list[str]) -> Arrays:
@@ -97,8 +96,8 @@ def test_percentile_is_the_one_asked_for() -> None:
 
 @pytest.mark.parametrize("bits, method", [(8, "max"), (7, "mse"), (4, "mse"), (2, "mse")])
 def test_method_by_bits(bits: int, method: str) -> None:
-    assert calibration_method(Config(), ActivationSpec(bits)) == method
-    assert calibration_method(Config(calibration_method="entropy"), ActivationSpec(bits)) == "entropy"
+    assert Ranges().method_for(ActivationSpec(bits)) == method
+    assert Ranges("entropy").method_for(ActivationSpec(bits)) == "entropy"
 
 
 def test_wide_and_narrow_quantizer_of_one_tensor() -> None:

@@ -148,7 +148,7 @@ def test_every_output_counts_by_itself(shares: list[float], tried: bool, monkeyp
     errors = [OutputError(f"t{k}", -1, one, one * share, 1.0, False) for k, share in enumerate(shares)]
     changes: list[str] = []
     place = Place("f", frozenset(["project"]), lambda: (changes.append("f") or 1, []))
-    monkeypatch.setattr(trials, "trial", lambda *_: [errors])
+    monkeypatch.setattr(trials, "trial", lambda *_, **__: [errors])
     change_where_better(model, "rotate-channels", [place], None)
     assert changes == ["f"] * tried and model.plan.untouched == ["f"] * (not tried)
 
