@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar
 
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from qcompile.data.dataset import Dataset
 from qcompile.emission.fragment import boundary, fragment
 from qcompile.errors import InputError
 from qcompile.ir import Constant, Node, Tensor, captured_names, topological
+from qcompile.outcomes import Corrected
 from qcompile.program.lower import Kind, Step, Value, lower
 from qcompile.progress import track
 from qcompile.qmodel import QModel
@@ -52,7 +53,8 @@ class CorrectBias:
             for layer in track(correction.layers, "correct bias", len(correction.layers)):
                 correction.correct(layer)
         if correction.layers:
-            model.journal.note(self.name, "layers corrected", **correction.summary())
+            model.corrected = correction.summary()
+            model.journal.note(self.name, "layers corrected", **asdict(model.corrected))
         return len(correction.layers)
 
 
@@ -85,10 +87,10 @@ class _Correction:
         self.kernels = AffineKernels(model.config.threads)
         self._spool_inputs()
 
-    def summary(self) -> dict[str, Any]:
-        """Return how many layers were corrected, which not, the worst error, and how many cannot be looked at."""
+    def summary(self) -> Corrected:
+        """Return what all layers came to."""
         corrected, unseen = len(self.layers) - len(self.refused), len(self.model.plan.weights) - len(self.layers)
-        return {"layers": corrected, "refused": self.refused, "worst": self.worst, "unseen": unseen}
+        return Corrected(corrected, self.refused, self.worst, unseen)
 
     def _read(self, node: Node) -> tuple[Value, ...]:
         """Return what `node` reads, with what its subgraphs capture."""

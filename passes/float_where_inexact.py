@@ -68,16 +68,16 @@ class FloatWhereInexact:
 
     def _placed(self, model: QModel, found: dict[str, str]) -> bool:
         """Place quantizers with `found` kept float; False, and nothing changed, where nothing is left on integers."""
-        before = (model.plan, model.journal, model.kept_float)
+        before = (model.plan, model.journal, model.kept_float, model.corrected)
         names = {item.name for item in (*self.place, *self.again)}
         model.journal = model.journal.without(names)
         model.kept_float = model.kept_float | found
-        model.plan = model.plan.unplaced()
+        model.plan, model.corrected = model.plan.unplaced(), None
         try:
             for item in self.place:
                 item.run(model)
         except InputError:
-            model.plan, model.journal, model.kept_float = before
+            model.plan, model.journal, model.kept_float, model.corrected = before
             text = f"8 bits lose most of what the model computes, as in {min(found)!r}"
             model.journal.warn(self.name, text)
             return False
@@ -102,8 +102,8 @@ def lost(model: QModel, forced: Sequence[str] = (), ranges: Ranges = BY_BITS) ->
 def doubtful(model: QModel) -> Iterator[Unit]:
     """Yield the units to look at."""
     outputs = {tensor.name for tensor in model.graph.outputs if not is_float_product(model, tensor)}
-    notes = [entry for entry in model.journal.by("correct-bias") if entry["what"] == "layers corrected"]
-    everywhere = not notes or notes[-1]["worst"] > DOUBTFUL or bool(notes[-1]["unseen"])
+    found = model.corrected
+    everywhere = found is None or found.worst > DOUBTFUL or found.unseen > 0
     for unit in model.plan.units:
         if everywhere or outputs & set(unit.outputs):
             yield unit

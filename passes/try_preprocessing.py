@@ -23,24 +23,25 @@ LEAST_GAIN = 2.0  # standard errors of the difference between two scores on the 
 
 @dataclass(frozen=True)
 class TryPreprocessing:
-    """Warn where the float model is right more often with a preset that was not asked for.
+    """Warn where the float model is right more often with another preset than the preprocessing that was `asked` for.
 
     Only where images have labels and pass a preprocessing. Geometry stays as it was given; presets that do not fit the
     model are left out.
     """
 
+    asked: str | None = None
     name: ClassVar[str] = "try-preprocessing"
     requires: ClassVar[tuple[str, ...]] = ("check-data",)
 
     def run(self, model: QModel) -> int:
         """Change nothing."""
-        data, asked = model.evaluation, model.config.preprocess
-        if data is None or model.evaluation_as is None or asked is None:
+        data = model.evaluation
+        if data is None or model.evaluation_as is None or self.asked is None:
             return 0
         session = Session(model.source, threads=model.config.threads, fault=InputError)
         given = hits(session, data.sample(IMAGES, model.config.seed))
         found: dict[str, NDArray[np.bool_]] = {}
-        for text in track(alternatives(asked), "try preprocessing"):
+        for text in track(alternatives(self.asked), "try preprocessing"):
             with suppress(InputError):
                 found[text] = hits(session, model.evaluation_as(text).sample(IMAGES, model.config.seed))
         better = [text for text, right in found.items() if is_better(right, given)]

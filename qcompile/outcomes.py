@@ -121,6 +121,20 @@ class Audit:
         return self.agreement.outputs if self.agreement else {}
 
 
+@dataclass(frozen=True)
+class Corrected:
+    """What affine correction came to: how many layers it changed, which it left alone, and how well they are then.
+
+    `worst` is the largest error that is left in a layer, as a share of the variance of its float values; `unseen` is
+    the number of layers that could not be looked at.
+    """
+
+    layers: int
+    refused: list[str]
+    worst: float
+    unseen: int
+
+
 BY_HEART = 2.0  # times the error on the samples of training that a region has on others: it has learnt those by heart
 
 

@@ -40,7 +40,7 @@ PREPARE: tuple[Pass, ...] = (NormalizeGraph(), FoldBatchNorm(), PartitionUnits()
 
 def build(config: Config, plan: Plan | None = None) -> tuple[Pass, ...]:
     """Return the passes that compile a model; with a `plan` that was made before, decisions are taken from it."""
-    look: tuple[Pass, ...] = (CheckData(), TryPreprocessing())
+    look: tuple[Pass, ...] = (CheckData(), TryPreprocessing(config.preprocess))
     if plan is not None:
         return (*PREPARE, *change_channels(config, plan.untouched), UsePlan(plan), *look, *emit(config))
     decide = (*PREPARE, *scheme(config), *look, *change_channels(config), *numbers(config), *serve(config))

@@ -28,7 +28,7 @@ def opened(preprocess: str | None, *, pixels: bool = True) -> QModel:
 
 
 def warned(model: QModel) -> list[str]:
-    PassManager([NormalizeGraph(), CheckData(), TryPreprocessing()]).run(model)
+    PassManager([NormalizeGraph(), CheckData(), TryPreprocessing(model.config.preprocess)]).run(model)
     return [entry["text"] for entry in model.journal.by("try-preprocessing")]
 
 
