@@ -17,13 +17,14 @@ from qcompile.data.dataset import Dataset
 from qcompile.data.inputs import Arrays
 from qcompile.errors import EmissionError, InputError, QCompileError
 from qcompile.ir import Graph
+from qcompile.ir.load import weight_bytes
 from qcompile.outcomes import Compared, LayerError, Speed
 from qcompile.progress import track
 from qcompile.quant.plan import Plan
 from qcompile.runtime.agreement import Agreement, differs, kept_positions
 from qcompile.runtime.outputs import Output
 from qcompile.runtime.session import Session
-from qcompile.runtime.timing import compare
+from qcompile.runtime.timing import Timing, compare, compare_apart
 from qcompile.simulation.layers import layer_errors
 
 SAMPLES = 64  # compared with the float model, at most
@@ -33,6 +34,7 @@ BATCH_ELEMENTS = 3 * 224 * 224  # of one batch: keeps memory in bounds
 UNOPTIMIZED_BATCHES = 2  # five times slower
 LAYER_SAMPLES, WORST = 4, 3  # that layers are measured on, and the layers that are named
 TIMING_SECONDS = 0.4
+SIDE_BY_SIDE = 1 << 30  # bytes of weights: of larger models, memory holds one at a time
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,9 @@ def compared(
 
     `loaded` is `emitted` with its packed weights taken apart, where that was done before.
     """
-    reference, optimized = Session(source, threads=1, fault=InputError), Session(loaded or emitted, threads=1)
+    loaded, apart = loaded or emitted, weight_bytes(source) >= SIDE_BY_SIDE
+    reference = Session(source, threads=1, fault=InputError, packed=not apart)
+    optimized = Session(loaded, threads=1)
     data, size = some(data)
     agreement = Outputs("the emitted model", described)
     unoptimized = Outputs("the emitted model without optimizations", described)
@@ -72,11 +76,13 @@ def compared(
         if len(first) < UNOPTIMIZED_BATCHES:
             first.append((feeds, outputs))
     one = data.first_of(first[0][0])
-    speed = speed_of(reference, optimized, one, data.samples_in(one))
+    timing = None if apart else compare(reference, optimized, one, seconds=TIMING_SECONDS)
     del reference, optimized  # before the next one is loaded
+    timing = timing or compare_apart(source, loaded, one, seconds=TIMING_SECONDS)
     plain = Session(emitted, level="off", threads=1)
     for feeds, outputs in first:
         unoptimized.add(feeds, outputs, plain.run(feeds), data.samples_in(feeds))
+    speed = speed_of(timing, data.samples_in(one))
     return Comparison(agreement.summary(), data, unoptimized.summary(), speed, agreement.unlike)
 
 
@@ -155,7 +161,6 @@ def has_nan(values: NDArray[Any]) -> bool:
     return values.dtype.kind == "f" and bool(np.isnan(values).any())
 
 
-def speed_of(reference: Session, emitted: Session, feeds: Arrays, batch: int) -> Speed:
-    """Time one inference of both in turn, on one thread; `batch` samples are in `feeds`."""
-    found = compare(reference, emitted, feeds, seconds=TIMING_SECONDS)
+def speed_of(found: Timing, batch: int) -> Speed:
+    """Return the times of one inference of both models, on one thread, of `batch` samples."""
     return Speed(found.first, found.second, found.speedup, found.low, found.high, found.rounds, batch, 1)

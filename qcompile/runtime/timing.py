@@ -51,6 +51,17 @@ def compare(first: Session, second: Session, feeds: Arrays, *, rounds: int = 100
     return Timing(float(speedup), float(low), float(high), float(one), float(two), len(times))
 
 
+def compare_apart(first: onnx.ModelProto, second: onnx.ModelProto, feeds: Arrays, *, seconds: float = 1.0) -> Timing:
+    """Run two models one after the other, where memory does not hold both: the machine may have changed in between.
+
+    `low` and `high` divide the quartiles that lie furthest apart.
+    """
+    one, two = (take_turns([Session(model, threads=1)], feeds, seconds=seconds)[:, 0] for model in (first, second))
+    (q1, median, q3), (p1, other, p3) = np.percentile(one, (25, 50, 75)), np.percentile(two, (25, 50, 75))
+    rounds = min(len(one), len(two))
+    return Timing(float(median / other), float(q1 / p3), float(q3 / p1), float(median), float(other), rounds)
+
+
 def take_turns(
     sessions: Sequence[Session], feeds: Arrays, *, rounds: int = 1000, seconds: float = 1.0
 ) -> NDArray[np.float64]:

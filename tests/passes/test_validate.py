@@ -105,6 +105,14 @@ def test_audit_of_a_good_file() -> None:
     assert found.size.float == parser.parse_model(FLOAT).ByteSize()
 
 
+def test_models_that_do_not_fit_side_by_side_are_timed_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    together = audit(qmodel())
+    monkeypatch.setattr(compare, "SIDE_BY_SIDE", 0)
+    apart = audit(qmodel())
+    assert replace(apart, speed=None) == replace(together, speed=None)
+    assert apart.speed is not None and apart.speed.low <= apart.speed.speedup <= apart.speed.high
+
+
 @pytest.mark.parametrize("held_back, compared", [(1, 12), (7, 12), (8, 8)])
 def test_few_held_back_samples_do_not_judge_alone(held_back: int, compared: int) -> None:
     whole = dataset(12)

@@ -10,7 +10,7 @@ from onnx import parser
 
 from qcompile.runtime import timing
 from qcompile.runtime.session import Session
-from qcompile.runtime.timing import compare, operator_seconds, take_turns
+from qcompile.runtime.timing import compare, compare_apart, operator_seconds, take_turns
 
 
 @dataclass
@@ -105,7 +105,9 @@ def test_profile_finds_the_slow_operator() -> None:
 
 def test_real_sessions() -> None:
     text = """<ir_version: 8, opset_import: ["": 18]> net (float[300,300] x) => (float[300,300] y) { %s }"""
-    light = Session(parser.parse_model(text % "y = Neg(x)"), threads=1)
-    heavy = Session(parser.parse_model(text % "a = MatMul(x, x) b = MatMul(a, x) y = MatMul(b, x)"), threads=1)
-    found = compare(heavy, light, {"x": np.zeros((300, 300), np.float32)}, seconds=0.2)
+    heavy = parser.parse_model(text % "a = MatMul(x, x) b = MatMul(a, x) y = MatMul(b, x)")
+    light, feeds = parser.parse_model(text % "y = Neg(x)"), {"x": np.zeros((300, 300), np.float32)}
+    found = compare(Session(heavy, threads=1), Session(light, threads=1), feeds, seconds=0.2)
     assert found.speedup > 1.5  # 81 million multiplications against 90,000 negations
+    apart = compare_apart(heavy, light, feeds, seconds=0.1)
+    assert apart.speedup > 1.5 and apart.low <= apart.speedup <= apart.high and apart.first > apart.second > 0
