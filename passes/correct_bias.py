@@ -24,7 +24,7 @@ from qcompile.runtime.spool import Spool
 
 SAMPLES = 256  # more change the result less than their choice does
 # At 8 bits throughout the error is small and all else takes little time: as many as have so many input elements in all.
-ELEMENTS_AT_8_BITS, FEWEST, MOST = 3 << 19, 8, 64
+ELEMENTS_AT_8_BITS, FEWEST, MOST = 5 << 18, 8, 64
 BATCH_BYTES = 2 << 20  # of the inputs of one batch
 RAW = "/raw"  # suffix of a layer's output before its quantizer
 Array = NDArray[Any]

@@ -60,10 +60,11 @@ class QModel:
     fitted (the ranges of tensors count them too), so they judge, and compare the emitted file with the float model;
     `evaluation` labelled ones, `evaluation_as` opens the same with another preprocessing, where they pass one;
     `feed_alone` opens all of them again for a model that takes one at a time, and is told why; `kept_float` names nodes
-    that a pass wants float, with its reason; `first_batch` a line about each input, once it was looked at; `corrected`
-    what correct-bias came to, `outcomes` what became of each piece in training; `emitted` the file's content once it
-    exists, `audit` what was found out about it; `identity` the fingerprint of the model that was given, where `source`
-    is another form of it; `store` holds the large weights of all of these.
+    that a pass wants float, with its reason; `first_batch` a line about each input, once it was looked at; `served`
+    stretches whose bits a trial found to serve them; `corrected` what correct-bias came to, `outcomes` what became of
+    each piece in training; `emitted` the file's content once it exists, `audit` what was found out about it; `identity`
+    the fingerprint of the model that was given, where `source` is another form of it; `store` holds the large weights
+    of all of these.
     """
 
     graph: Graph
@@ -79,6 +80,7 @@ class QModel:
     journal: Journal = field(default_factory=Journal)
     kept_float: dict[str, str] = field(default_factory=dict)
     first_batch: list[str] = field(default_factory=list)
+    served: set[frozenset[str]] = field(default_factory=set)
     corrected: Corrected | None = None
     outcomes: list[Outcome] = field(default_factory=list)
     emitted: onnx.ModelProto | None = None

@@ -181,7 +181,7 @@ class AffineKernels:
         if not judges.all():
             into.trial.add(means[:, ~judges].mean(1), f.shape[2] * (~judges).sum())
         if judges.any():
-            f, q = f[judges], q[judges]
+            f, q = (f, q) if judges.all() else (f[judges], q[judges])
             weights = into.weights(f)
             into.judge.add(moments(f, q, weights).mean(1) / weights.mean(), weights.sum())
 

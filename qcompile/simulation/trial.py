@@ -102,14 +102,7 @@ def change_where_better(
     """
     left = model.plan.untouched if untouched is None else untouched
     places = [place for place in places if place.name not in left]
-    before = trial(model, [place.stretch for place in places], ranges=ranges) if untouched is None else None
-    if before is not None:
-        served = [place.name for place, errors in zip(places, before) if largest(errors) <= SERVED]
-        model.plan.untouched += served
-        if served:
-            model.journal.note(by, "left alone", nodes=served, reason="their bits serve them as they are")
-        before = [errors for place, errors in zip(places, before) if place.name not in served]
-        places = [place for place in places if place.name not in served]
+    places, before = _unserved(model, by, places, ranges) if untouched is None else (places, None)
     stretches = [place.stretch for place in places]
     changes = [place.change() for place in places]
     after = trial(model, stretches, ranges=ranges) if before and any(count for count, _ in changes) else None
@@ -125,6 +118,24 @@ def change_where_better(
         else:
             changed += count
     return changed
+
+
+def _unserved(
+    model: QModel, by: str, places: list[Place], ranges: Ranges
+) -> tuple[list[Place], list[list[OutputError]] | None]:
+    """Note the places that their bits serve as they are; return the others and their errors, or None without a trial.
+
+    A stretch that served another kind of change before is not tried again: nothing has changed in it.
+    """
+    unknown = [place for place in places if place.stretch not in model.served]
+    errors = trial(model, [place.stretch for place in unknown], ranges=ranges)
+    model.served |= {place.stretch for place, found in zip(unknown, errors or []) if largest(found) <= SERVED}
+    served = [place.name for place in places if place.stretch in model.served]
+    if served:
+        model.plan.untouched += served
+        model.journal.note(by, "left alone", nodes=served, reason="their bits serve them as they are")
+    rest = [place for place in unknown if place.stretch not in model.served]
+    return rest, errors and [found for found in errors if largest(found) > SERVED]
 
 
 def largest(errors: Iterable[OutputError]) -> float:

@@ -153,6 +153,20 @@ def test_every_output_counts_by_itself(shares: list[float], tried: bool, monkeyp
     assert changes == ["f"] * tried and model.plan.untouched == ["f"] * (not tried)
 
 
+def test_a_stretch_that_is_served_is_not_tried_by_the_next_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tried = prepared(hurt()), list[list[frozenset[str]]]()
+
+    def counted(model: QModel, stretches: list[frozenset[str]], **settings: Any) -> Any:
+        tried.append(stretches)
+        return trial(model, stretches, **settings)
+
+    monkeypatch.setattr(trials, "trial", counted)
+    RotateChannels().run(model)
+    EqualizeLayers().run(model)
+    assert sum(stretches.count(frozenset(["project", "expand"])) for stretches in tried) == 1
+    assert {"f", "project"} <= set(model.plan.untouched) and weights(model) == weights(prepared(hurt()))
+
+
 def test_a_plan_that_says_so_leaves_places_untouched_without_samples() -> None:
     plain, told = prepared(hurt()), prepared(hurt(), EqualizeLayers(frozenset(["project"])))
     assert weights(told) == weights(plain)
