@@ -17,7 +17,7 @@ from qcompile.errors import InputError
 from qcompile.ir import Graph, captured_names, topological
 from qcompile.qmodel import Arrays, QModel
 from qcompile.runtime.agreement import scores_classes
-from qcompile.runtime.outputs import Kind, Output, describe_outputs
+from qcompile.runtime.outputs import Output, OutputKind, describe_outputs
 from qcompile.runtime.session import Session
 from qcompile.runtime.trial import refusal_to_stack
 
@@ -142,14 +142,14 @@ def check_labels(labels: NDArray[np.int64], outputs: Arrays) -> None:
         raise InputError(what, remedy="give the labels as numbers of the model's classes")
 
 
-def degenerate(outputs: NDArray[Any], kind: Kind) -> str:
+def degenerate(outputs: NDArray[Any], kind: OutputKind) -> str:
     """Say what is wrong with float outputs [samples, ...]: all the same, or all of one class; "" if nothing."""
     if outputs.dtype.kind != "f" or outputs.ndim == 0 or len(outputs) < 2:
         return ""
     if np.ptp(outputs, axis=0).max(initial=0.0) <= 1e-6 * np.abs(outputs).max(initial=0.0):
         return f"is the same for all of the first {len(outputs)} samples"
     # Fewer than eight samples of one class are no sign of anything.
-    scores = kind is Kind.CLASSES and outputs.ndim == 2 and outputs.shape[1] > 2
+    scores = kind is OutputKind.CLASSES and outputs.ndim == 2 and outputs.shape[1] > 2
     if scores and len(outputs) >= 8 and len(set(outputs.argmax(axis=1))) == 1:
         return f"says class {outputs[0].argmax()} for all of the first {len(outputs)} samples"
     return ""

@@ -125,7 +125,7 @@ class _Correction:
         target, node = step.outputs[0], step.node
         raw = Value(target.name + RAW)
         steps = [*self.steps[self.at : index], replace(step, outputs=(raw,))]
-        float_end = next(k for k, item in enumerate(self.nodes) if item is node) + 1
+        float_end = next(k for k, item in enumerate(self.nodes) if item.name == node.name) + 1
         exact = node.outputs[0].name
         fit = JudgedFit()
         quantized_run = self._segment("q", steps, self.steps[index + 1 :], {raw.name})

@@ -24,7 +24,7 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 from torch_regions import clip
 
-from qcompile.training.recipe import FIRST_STRETCH, PULL, Kind, settings_at
+from qcompile.training.recipe import FIRST_STRETCH, PULL, ParameterKind, settings_at
 
 CASE = CASES["resnet20"]
 WIDTHS = [16, 16, 16, 16, 32, 32, 32, 64, 64, 64]
@@ -204,10 +204,10 @@ def train(unit: nn.Module, data: dict[str, Tensor], steps: int, batch: int) -> N
     layers = [part for part in unit.modules() if isinstance(part, Layer)]
     scales = [part.log_scale for part in unit.modules() if isinstance(part, Activation)]
     optimizer = torch.optim.Adam([
-        {"params": [layer.rounding for layer in layers], "kind": Kind.ROUNDING},
-        {"params": [layer.log_scale for layer in layers], "kind": Kind.WEIGHT_SCALE},
-        {"params": [layer.bias for layer in layers], "kind": Kind.BIAS},
-        *([{"params": scales, "kind": Kind.ACTIVATION_SCALE}] if scales else []),
+        {"params": [layer.rounding for layer in layers], "kind": ParameterKind.ROUNDING},
+        {"params": [layer.log_scale for layer in layers], "kind": ParameterKind.WEIGHT_SCALE},
+        {"params": [layer.bias for layer in layers], "kind": ParameterKind.BIAS},
+        *([{"params": scales, "kind": ParameterKind.ACTIVATION_SCALE}] if scales else []),
     ])  # fmt: skip
     count, weights = len(data["target"]), sum(layer.rounding.numel() for layer in layers)
 

@@ -20,7 +20,7 @@ from step_regions import BATCH, Subject
 from torch import Tensor, nn
 
 from qcompile.quant.params import largest_code
-from qcompile.training.recipe import Kind, Settings
+from qcompile.training.recipe import ParameterKind, Settings
 from qcompile.training.region import STRETCH
 from qcompile.training.rounding import own_scale
 
@@ -97,9 +97,9 @@ class TorchRegion(ABC):
         }
         self.of_kind = {
             kind: [self.trained[name] for name, item in self.region.parameters.items() if item.kind is kind]
-            for kind in Kind
+            for kind in ParameterKind
         }
-        self.weights = sum(variable.numel() for variable in self.of_kind[Kind.ROUNDING])
+        self.weights = sum(variable.numel() for variable in self.of_kind[ParameterKind.ROUNDING])
         self.codes = next(name for name in self.region.feeds if name.endswith("/codes"))
         self.input = self.codes.removesuffix("/codes")
         self.output = next(name for name in self.region.feeds if name.endswith("/target")).removesuffix("/target")
@@ -231,7 +231,7 @@ class Plain(TorchRegion):
         if self.settings.strength == 0:
             return 0.0
         exponent, stretch = self.settings.exponent, self.settings.stretch
-        codes = [soft(variable, stretch) for variable in self.of_kind[Kind.ROUNDING]]
+        codes = [soft(variable, stretch) for variable in self.of_kind[ParameterKind.ROUNDING]]
         terms = [(1 - (2 * code - 1).abs().pow(exponent)).sum() for code in codes]
         return self.settings.strength / self.weights * torch.stack(terms).sum()
 

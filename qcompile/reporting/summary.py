@@ -19,7 +19,7 @@ from qcompile.passmanager import PassRun
 from qcompile.qmodel import QModel
 from qcompile.quant.plan import Plan, region_name
 from qcompile.runtime.agreement import differs
-from qcompile.runtime.outputs import Kind
+from qcompile.runtime.outputs import OutputKind
 from qcompile.versions import version_of
 
 SCHEMA_VERSION = 1
@@ -252,7 +252,7 @@ def agreement_text(figures: Mapping[str, Any]) -> str:
     """Return the agreement of one output with the float model as text."""
     texts = []
     if figures["same"] is not None:
-        what = "equal" if figures["kind"] == Kind.WHOLE else "same class"
+        what = "equal" if figures["kind"] == OutputKind.WHOLE else "same class"
         texts.append(f"{what} {100 * figures['same']:.1f} %")
     if figures["foreground"] is not None:
         texts.append(f"{100 * figures['foreground']:.1f} % beside the prevailing class")
@@ -260,7 +260,7 @@ def agreement_text(figures: Mapping[str, Any]) -> str:
         texts.append(f"SQNR {figures['sqnr_db']:.1f} dB")
     if figures["cosine"] is not None:
         texts.append(f"cosine {figures['cosine']:.4f} (least {figures['least_cosine']:.4f})")
-    if figures["kind"] == Kind.VALUES:
+    if figures["kind"] == OutputKind.VALUES:
         texts.append(f"relative error {figures['relative_error']:.2g}")
     return ", ".join(texts) or "no figures"
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcompile.errors import InputError
-from qcompile.runtime.outputs import Kind, Output
+from qcompile.runtime.outputs import Output, OutputKind
 
 Array = NDArray[Any]
 LEAST_SAME = 0.9  # share of equal decisions, or of equal integers
@@ -64,11 +64,11 @@ class Agreement:
         kind, axis = self.output.kind, self.output.axis
         if axis is not None and reference.size:
             self._decide(*decisions(reference, values, axis, keep))
-            if kind is Kind.HEAD:
+            if kind is OutputKind.HEAD:
                 self.head.append(reference.astype(np.float32))
-        elif axis is None and kind is not Kind.VALUES:
+        elif axis is None and kind is not OutputKind.VALUES:
             self._decide(*(array[keep] if keep is not None else array for array in (reference, values)))
-        if kind is not Kind.DECISIONS:
+        if kind is not OutputKind.DECISIONS:
             self._measure(reference.astype(np.float64), values.astype(np.float64), keep, rows)
 
     def _decide(self, reference: Array, values: Array) -> None:
@@ -76,7 +76,7 @@ class Agreement:
         hits = reference == values
         self.decisions += hits.size
         self.equal += int(hits.sum())
-        if self.output.kind is Kind.WHOLE:
+        if self.output.kind is OutputKind.WHOLE:
             return
         for counts, decided in ((self.said, reference), (self.agreed, reference[hits])):
             counts.update(dict(zip(*(part.tolist() for part in np.unique(decided, return_counts=True)), strict=True)))
@@ -100,11 +100,11 @@ class Agreement:
         self.cosines += np.divide(products, norms, out=np.zeros_like(products), where=norms > 0).tolist()
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> OutputKind:
         """What the output is, now that its values are known."""
-        if self.output.kind is not Kind.HEAD:
+        if self.output.kind is not OutputKind.HEAD:
             return self.output.kind
-        return Kind.CLASSES if self.head and looks_like_scores(np.concatenate(self.head)) else Kind.VALUES
+        return OutputKind.CLASSES if self.head and looks_like_scores(np.concatenate(self.head)) else OutputKind.VALUES
 
     def foreground(self) -> tuple[float, int] | None:
         """Return the share of equal decisions among those where not both models say the class that prevails, and how
@@ -132,17 +132,17 @@ class Agreement:
         """
         kind, smallest = self.kind, np.finfo(np.float64).tiny
         figures: dict[str, Any] = dict.fromkeys(FIGURES) | {"kind": str(kind)}
-        if kind is not Kind.VALUES and self.decisions:
+        if kind is not OutputKind.VALUES and self.decisions:
             figures["same"] = self.equal / self.decisions
-        if kind in (Kind.CLASSES, Kind.DECISIONS) and self.decisions:
+        if kind in (OutputKind.CLASSES, OutputKind.DECISIONS) and self.decisions:
             share, count = self.foreground() or (figures["same"], self.decisions)
             figures["foreground"] = share if count < self.decisions else None
             figures["standard_error"] = float(np.sqrt(share * (1 - share) / count))
-        if kind is not Kind.DECISIONS:
+        if kind is not OutputKind.DECISIONS:
             figures["sqnr_db"] = 10 * float(np.log10(max(self.signal, smallest) / self.noise)) if self.noise else None
             figures["relative_error"] = self.error / self.size if self.size else float(self.error > 0)
             figures["largest_difference"] = self.largest
-        if kind in (Kind.CLASSES, Kind.VALUES) and self.cosines:
+        if kind in (OutputKind.CLASSES, OutputKind.VALUES) and self.cosines:
             figures |= {"cosine": float(np.mean(self.cosines)), "least_cosine": min(self.cosines)}
         return figures
 
@@ -204,9 +204,9 @@ def differs(figures: Mapping[str, Any]) -> bool:
     samples prove little. Values are judged by SQNR and the mean cosine.
     """
     same, sqnr, cosine = figures["same"], figures["sqnr_db"], figures["cosine"]
-    if figures["kind"] in (Kind.CLASSES, Kind.DECISIONS):
+    if figures["kind"] in (OutputKind.CLASSES, OutputKind.DECISIONS):
         judged = same if figures["foreground"] is None else figures["foreground"]
         return judged is not None and judged + figures["standard_error"] < LEAST_SAME
-    if figures["kind"] == Kind.WHOLE:
+    if figures["kind"] == OutputKind.WHOLE:
         return same is not None and same < LEAST_SAME
     return (sqnr is not None and sqnr < LEAST_SQNR) or (cosine is not None and cosine < LEAST_COSINE)

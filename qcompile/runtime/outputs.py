@@ -18,7 +18,7 @@ from qcompile.ir import Graph, Node, Tensor, Variable, constant_value, consumers
 from qcompile.ir.shapes import kind_of, rank_of
 
 
-class Kind(StrEnum):
+class OutputKind(StrEnum):
     """What an output holds."""
 
     CLASSES = "classes"  # scores of classes along an axis
@@ -36,7 +36,7 @@ class Output:
     padding, else its zeros.
     """
 
-    kind: Kind = Kind.VALUES
+    kind: OutputKind = OutputKind.VALUES
     axis: int | None = None
     mask: str = ""
     mask_is_padding: bool = False
@@ -70,7 +70,7 @@ def describe_outputs(graph: Graph, *, labelled: bool = False) -> dict[str, Outpu
     if labelled:
         named = (tensor.name for tensor in graph.outputs if rank_of(tensor) == 2 and is_real(tensor))
         for name in list(named)[:1]:
-            found[name] = Output(Kind.CLASSES, 1)
+            found[name] = Output(OutputKind.CLASSES, 1)
     return found
 
 
@@ -78,13 +78,13 @@ def describe(tensor: Tensor) -> Output:
     """Return what one output is."""
     if not is_real(tensor):
         made = next((node for item in spine(tensor) if (node := producer(item)) and node.op == "ArgMax"), None)
-        return Output(Kind.DECISIONS if made else Kind.VALUES if is_narrow(tensor) else Kind.WHOLE)
+        return Output(OutputKind.DECISIONS if made else OutputKind.VALUES if is_narrow(tensor) else OutputKind.WHOLE)
     axis = axis_of_classes(tensor)
     if axis is not None and size(tensor, axis) != 1:
-        return Output(Kind.CLASSES, axis)
+        return Output(OutputKind.CLASSES, axis)
     classes = size(tensor, 1)
     many = not isinstance(classes, int) or classes >= FEWEST
-    return Output(Kind.HEAD, 1) if rank_of(tensor) == 2 and many and behind_pool(tensor) else Output()
+    return Output(OutputKind.HEAD, 1) if rank_of(tensor) == 2 and many and behind_pool(tensor) else Output()
 
 
 # --- scores of classes

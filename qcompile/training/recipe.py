@@ -15,7 +15,7 @@ import numpy as np
 from qcompile.config import Config, Device, Engine, Method, parse_size
 
 
-class Kind(StrEnum):
+class ParameterKind(StrEnum):
     """Kinds of trained parameters."""
 
     ROUNDING = "rounding"
@@ -25,7 +25,12 @@ class Kind(StrEnum):
 
 
 # Adam's learning rates. That of the rounding variables is constant; the others fall to zero along a cosine.
-RATES = {Kind.ROUNDING: 0.1, Kind.WEIGHT_SCALE: 0.01, Kind.ACTIVATION_SCALE: 0.003, Kind.BIAS: 0.003}
+RATES = {
+    ParameterKind.ROUNDING: 0.1,
+    ParameterKind.WEIGHT_SCALE: 0.01,
+    ParameterKind.ACTIVATION_SCALE: 0.003,
+    ParameterKind.BIAS: 0.003,
+}
 WARM_UP = 0.2  # of the steps without regulariser
 FIRST_EXPONENT, LAST_EXPONENT = 20.0, 2.0
 FIRST_STRETCH, LAST_STRETCH = 1.2, 6.0  # of the sigmoid between two codes: AdaRound's, and one that is nearly hard
@@ -80,19 +85,19 @@ class Settings:
     the sigmoid between two codes is stretched: more and more, so that few weights are left to be rounded at the end.
     """
 
-    rates: dict[Kind, float]
+    rates: dict[ParameterKind, float]
     strength: float
     exponent: float
     stretch: float
 
 
-FROZEN = Settings(dict.fromkeys(Kind, 0.0), 0.0, FIRST_EXPONENT, FIRST_STRETCH)
+FROZEN = Settings(dict.fromkeys(ParameterKind, 0.0), 0.0, FIRST_EXPONENT, FIRST_STRETCH)
 
 
 def settings_at(progress: float) -> Settings:
     """Return the settings at `progress` in 0..1 of the steps."""
     cosine = 0.5 * (1 + math.cos(math.pi * progress))
-    rates = {kind: rate if kind is Kind.ROUNDING else rate * cosine for kind, rate in RATES.items()}
+    rates = {kind: rate if kind is ParameterKind.ROUNDING else rate * cosine for kind, rate in RATES.items()}
     later = max(0.0, (progress - WARM_UP) / (1 - WARM_UP))
     exponent = FIRST_EXPONENT + (LAST_EXPONENT - FIRST_EXPONENT) * later
     stretch = FIRST_STRETCH * (LAST_STRETCH / FIRST_STRETCH) ** later

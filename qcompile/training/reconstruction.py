@@ -27,7 +27,7 @@ from qcompile.runtime.spool import Spool
 from qcompile.training.correction import correct
 from qcompile.training.loop import DivergedError, Indices, Task, train
 from qcompile.training.pieces import Piece, without_integers
-from qcompile.training.recipe import QUANTIZED, Kind, Training
+from qcompile.training.recipe import QUANTIZED, ParameterKind, Training
 from qcompile.training.region import Region, RegionBuilder, UntrainableError
 from qcompile.training.rounding import hardened
 from qcompile.training.sides import Sides
@@ -216,18 +216,18 @@ def store(model: QModel, region: Region, state: Mapping[str, Array]) -> None:
     """Write hard-rounded integers, scales and biases into the plan."""
     plan, nodes = model.plan, {node.name: node for node in model.graph.nodes}
     for name, item in region.parameters.items():  # integers first: they are counted on the scales of before
-        if item.kind is Kind.ROUNDING:
+        if item.kind is ParameterKind.ROUNDING:
             exact = np.asarray(nodes[item.owner].inputs[1].values, np.float32)
             plan.weights[item.owner] = hardened(exact, plan.weights[item.owner], state[name])
     for name, item in region.parameters.items():
-        if item.kind is Kind.WEIGHT_SCALE:
+        if item.kind is ParameterKind.WEIGHT_SCALE:
             weight, factor = plan.weights[item.owner], np.exp(state[name].reshape(-1))
             plan.weights[item.owner] = replace(weight, scale=(weight.scale * factor).astype(np.float32))
-        elif item.kind is Kind.ACTIVATION_SCALE:
+        elif item.kind is ParameterKind.ACTIVATION_SCALE:
             old, factor = plan.quantizers[item.owner], np.exp(state[name].reshape(()))
             plan.quantizers[item.owner] = replace(old, scale=float(np.float32(old.scale * factor)))
-        elif item.kind is Kind.BIAS:
+        elif item.kind is ParameterKind.BIAS:
             plan.biases[item.owner] = state[name]
-    for owner in {item.owner for item in region.parameters.values() if item.kind is Kind.BIAS}:
+    for owner in {item.owner for item in region.parameters.values() if item.kind is ParameterKind.BIAS}:
         data = plan.quantizers[plan.key(nodes[owner].inputs[0].name, plan.nodes[owner].input_bits)]
         plan.weights[owner] = with_room_for_bias(plan.weights[owner], plan.biases[owner], data.scale)

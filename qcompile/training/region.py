@@ -23,8 +23,7 @@ from qcompile.program.lower import Kind, Step, Value
 from qcompile.quant.arithmetic import fake_quantize
 from qcompile.quant.params import Quantizer, WeightQuantizer
 from qcompile.quant.plan import Form, Plan
-from qcompile.training.recipe import PULL, VALUES_PER_WEIGHT
-from qcompile.training.recipe import Kind as ParameterKind
+from qcompile.training.recipe import PULL, VALUES_PER_WEIGHT, ParameterKind
 from qcompile.training.rounding import soft_code, soft_start
 
 Array = NDArray[Any]

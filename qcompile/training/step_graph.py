@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from qcompile.autodiff import Tape, Value, gradients, record
 from qcompile.errors import InputError, QCompileError
 from qcompile.runtime.in_place import InPlace
-from qcompile.training.recipe import Kind, Settings
+from qcompile.training.recipe import ParameterKind, Settings
 from qcompile.training.region import (
     EXPONENT,
     LOSS,
@@ -32,7 +32,7 @@ DECAY1, DECAY2, EPSILON = 0.9, 0.999, 1e-8  # Adam (Kingma and Ba, 2015)
 CORRECTION1, CORRECTION2 = "adam/correction1", "adam/correction2"
 
 
-def rate_of(kind: Kind) -> str:
+def rate_of(kind: ParameterKind) -> str:
     """Return the graph input that holds the learning rate of one kind of parameters."""
     return f"adam/rate_{kind}"
 
@@ -102,7 +102,7 @@ def _with_state(region: Region) -> onnx.ModelProto:
     """Return the region's graph with inputs for Adam's moments and scalars."""
     model = onnx.ModelProto()
     model.CopyFrom(region.model)
-    shapes: dict[str, tuple[int, ...]] = dict.fromkeys((CORRECTION1, CORRECTION2, *map(rate_of, Kind)), ())
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys((CORRECTION1, CORRECTION2, *map(rate_of, ParameterKind)), ())
     for name, item in region.parameters.items():
         shapes |= dict.fromkeys(_moments(name), item.start.shape)
     given = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()]

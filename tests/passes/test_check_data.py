@@ -13,7 +13,7 @@ from qcompile.config import Config
 from qcompile.errors import InputError
 from qcompile.passes.check_data import CheckData, degenerate
 from qcompile.passes.normalize_graph import NormalizeGraph
-from qcompile.runtime.outputs import Kind
+from qcompile.runtime.outputs import OutputKind
 
 RANDOM = np.random.default_rng(0)
 Data = dict[str, NDArray[Any]]
@@ -34,12 +34,12 @@ Data = dict[str, NDArray[Any]]
     ],
 )
 def test_degenerate(outputs: NDArray[Any], problem: str) -> None:
-    assert degenerate(np.asarray(outputs), Kind.CLASSES) == problem
+    assert degenerate(np.asarray(outputs), OutputKind.CLASSES) == problem
 
 
 def test_an_embedding_says_no_class() -> None:
     values = RANDOM.standard_normal((16, 10)) + 9 * np.eye(10)[3]
-    assert degenerate(values, Kind.VALUES) == ""
+    assert degenerate(values, OutputKind.VALUES) == ""
 
 
 def test_first_batch_is_noted_and_nothing_else(residual_model: onnx.ModelProto, residual_data: Data) -> None:

@@ -12,10 +12,10 @@ from hypothesis.extra.numpy import arrays
 
 from qcompile.runtime import agreement
 from qcompile.runtime.agreement import Agreement, differs, kept_positions
-from qcompile.runtime.outputs import Kind, Output
+from qcompile.runtime.outputs import Output, OutputKind
 
 VALUES = st.floats(-100, 100, width=32)
-CLASSES, HEAD = Output(Kind.CLASSES, -1), Output(Kind.HEAD, 1)
+CLASSES, HEAD = Output(OutputKind.CLASSES, -1), Output(OutputKind.HEAD, 1)
 RANDOM = np.random.default_rng(0)
 
 
@@ -104,7 +104,7 @@ def test_of_a_segmentation_the_background_does_not_count_either() -> None:
     decided = np.zeros((4, 16, 16), int)
     decided[:, :4, :4] = 1
     scores = np.moveaxis(np.eye(3)[decided], -1, 1)
-    found = figures(Output(Kind.CLASSES, 1), scores, np.moveaxis(np.eye(3)[decided * 0], -1, 1))
+    found = figures(Output(OutputKind.CLASSES, 1), scores, np.moveaxis(np.eye(3)[decided * 0], -1, 1))
     assert (found["same"], found["foreground"]) == (1 - 1 / 16, 0.0)
 
 
@@ -123,9 +123,9 @@ def test_few_decisions_prove_little() -> None:
 
 
 def test_decisions_themselves() -> None:
-    found = figures(Output(Kind.DECISIONS), [3, 1, 2, 2], [3, 1, 2, 0])
+    found = figures(Output(OutputKind.DECISIONS), [3, 1, 2, 2], [3, 1, 2, 0])
     assert (found["kind"], found["same"], found["sqnr_db"], found["cosine"]) == ("decisions", 0.75, None, None)
-    assert differs(figures(Output(Kind.DECISIONS), np.arange(20), np.arange(20) % 4))
+    assert differs(figures(Output(OutputKind.DECISIONS), np.arange(20), np.arange(20) % 4))
 
 
 def test_a_sure_and_varied_head_scores_classes() -> None:
@@ -162,13 +162,13 @@ def test_values_are_judged_by_sqnr_and_cosine() -> None:
 
 
 def test_whole_numbers_and_booleans_by_the_share_that_is_equal() -> None:
-    found = figures(Output(Kind.WHOLE), np.arange(8), [0, 1, 2, 3, 4, 5, 6, 0])
+    found = figures(Output(OutputKind.WHOLE), np.arange(8), [0, 1, 2, 3, 4, 5, 6, 0])
     assert (found["kind"], found["same"], found["cosine"]) == ("whole", 0.875, None)
     flags = np.tile([True, False], 50)
-    assert figures(Output(Kind.WHOLE), flags, flags)["same"] == 1.0
-    assert differs(figures(Output(Kind.WHOLE), flags, np.roll(flags, 1)))
+    assert figures(Output(OutputKind.WHOLE), flags, flags)["same"] == 1.0
+    assert differs(figures(Output(OutputKind.WHOLE), flags, np.roll(flags, 1)))
     indices = RANDOM.integers(1000, 1100, 64)
-    assert differs(figures(Output(Kind.WHOLE), indices, indices + 1))  # near in number, yet others
+    assert differs(figures(Output(OutputKind.WHOLE), indices, indices + 1))  # near in number, yet others
 
 
 # --- padding
@@ -180,9 +180,9 @@ def test_padding_does_not_count() -> None:
     noisy = np.where(keep[..., None], exact, 100.0)
     found = figures(CLASSES, exact, noisy, keep=keep)
     assert (found["same"], found["sqnr_db"], found["cosine"]) == (1.0, None, pytest.approx(1.0))
-    assert figures(Output(Kind.DECISIONS), exact.argmax(-1), noisy.argmax(-1), keep=keep)["same"] == 1.0
+    assert figures(Output(OutputKind.DECISIONS), exact.argmax(-1), noisy.argmax(-1), keep=keep)["same"] == 1.0
     starts = figures(
-        Output(Kind.CLASSES, 1), exact[..., 0], noisy[..., 0], keep=keep
+        Output(OutputKind.CLASSES, 1), exact[..., 0], noisy[..., 0], keep=keep
     )  # which position: none is padding
     assert starts["same"] == 1.0
 
@@ -213,6 +213,6 @@ def test_a_batch_on_another_axis_is_one_sample() -> None:
 
 @pytest.mark.parametrize("shape", [(0, 4), (3, 0), (3, 0, 4)])
 def test_nothing_to_compare(shape: tuple[int, ...]) -> None:
-    for output in (Output(), Output(Kind.CLASSES, -1), Output(Kind.WHOLE)):
+    for output in (Output(), Output(OutputKind.CLASSES, -1), Output(OutputKind.WHOLE)):
         found = figures(output, np.zeros(shape), np.zeros(shape), samples=3)
         assert (found["same"], found["sqnr_db"], found["cosine"]) == (None, None, None) and not differs(found)

@@ -10,7 +10,7 @@ from onnx import numpy_helper, parser
 
 from qcompile.ir.prepare import prepare
 from qcompile.ir.shapes import infer_shapes
-from qcompile.runtime.outputs import Kind, Output, describe_outputs
+from qcompile.runtime.outputs import Output, OutputKind, describe_outputs
 
 IMAGE, TOKENS = "float[N,3,8,8] x", "int64[N,T] ids, int64[N,T] attention_mask"
 WEIGHTS = {
@@ -44,56 +44,61 @@ CASES = {
         IMAGE,
         "float[N,4] y",
         POOLED + "z = MatMul(f, w4) y = Softmax<axis = -1>(z)",
-        Output(Kind.CLASSES, -1),
+        Output(OutputKind.CLASSES, -1),
     ),
     "softmax over channels, then flat": (
         IMAGE,
         "float[N,3] y",
         "p = GlobalAveragePool(x) s = Softmax<axis = 1>(p) y = Flatten(s)",
-        Output(Kind.CLASSES, -1),
+        Output(OutputKind.CLASSES, -1),
     ),
-    "softmax of a segmentation": (IMAGE, "float[N,3,8,8] y", "y = Softmax<axis = 1>(x)", Output(Kind.CLASSES, 1)),
+    "softmax of a segmentation": (IMAGE, "float[N,3,8,8] y", "y = Softmax<axis = 1>(x)", Output(OutputKind.CLASSES, 1)),
     "softmax, channels moved to the end": (
         IMAGE,
         "float[N,8,8,3] y",
         "s = LogSoftmax<axis = 1>(x) y = Transpose<perm = [0,2,3,1]>(s)",
-        Output(Kind.CLASSES, 3),
+        Output(OutputKind.CLASSES, 3),
     ),
     "a map that nothing decides on": (IMAGE, "float[N,3,8,8] y", "y = Conv(x, k)", Output()),
     "a map that an ArgMax reads": (
         IMAGE,
         "float[N,3,8,8] y, int64[N,1,8,8] c",
         "y = Conv(x, k) c = ArgMax<axis = 1>(y)",
-        Output(Kind.CLASSES, 1),
+        Output(OutputKind.CLASSES, 1),
     ),
     "logits whose Softmax goes out too": (
         IMAGE,
         "float[N,4] y, float[N,4] p4",
         POOLED + "y = MatMul(f, w4) p4 = Softmax<axis = 1>(y)",
-        Output(Kind.CLASSES, 1),
+        Output(OutputKind.CLASSES, 1),
     ),
-    "an ArgMax": (IMAGE, "int64[N,8,8] y", "y = ArgMax<axis = 1, keepdims = 0>(x)", Output(Kind.DECISIONS)),
+    "an ArgMax": (IMAGE, "int64[N,8,8] y", "y = ArgMax<axis = 1, keepdims = 0>(x)", Output(OutputKind.DECISIONS)),
     "an ArgMax behind a Cast": (
         IMAGE,
         "int32[N,1,8,8] y",
         "c = ArgMax<axis = 1>(x) y = Cast<to = 6>(c)",
-        Output(Kind.DECISIONS),
+        Output(OutputKind.DECISIONS),
     ),
-    "whole numbers": (IMAGE, "int64[4] y", "y = Shape(x)", Output(Kind.WHOLE)),
-    "pixels in bytes": (IMAGE, "uint8[N,3,8,8] y", "c = Conv(x, k) y = Cast<to = 2>(c)", Output(Kind.VALUES)),
-    "booleans": (IMAGE, "bool[N,3,8,8] y", "y = Greater(x, x)", Output(Kind.WHOLE)),
-    "a classifier or an embedding": (IMAGE, "float[N,10] y", POOLED + "y = Gemm(f, w10, b10)", Output(Kind.HEAD, 1)),
+    "whole numbers": (IMAGE, "int64[4] y", "y = Shape(x)", Output(OutputKind.WHOLE)),
+    "pixels in bytes": (IMAGE, "uint8[N,3,8,8] y", "c = Conv(x, k) y = Cast<to = 2>(c)", Output(OutputKind.VALUES)),
+    "booleans": (IMAGE, "bool[N,3,8,8] y", "y = Greater(x, x)", Output(OutputKind.WHOLE)),
+    "a classifier or an embedding": (
+        IMAGE,
+        "float[N,10] y",
+        POOLED + "y = Gemm(f, w10, b10)",
+        Output(OutputKind.HEAD, 1),
+    ),
     "a flattened map": (
         "float[N,3,2,2] x",
         "float[N,10] y",
         "f = Flatten(x) y = MatMul(f, w12)",
-        Output(Kind.HEAD, 1),
+        Output(OutputKind.HEAD, 1),
     ),
     "one token": (
         "float[N,5,3] x",
         "float[N,10] y",
         "i = Constant<value = int64 {0}>() t = Gather<axis = 1>(x, i) y = Gemm(t, w10, b10)",
-        Output(Kind.HEAD, 1),
+        Output(OutputKind.HEAD, 1),
     ),
     "few numbers behind a pool": (IMAGE, "float[N,4] y", POOLED + "y = MatMul(f, w4)", Output()),
     "no pool": ("float[N,3] x", "float[N,10] y", "y = Gemm(x, w10, b10)", Output()),
@@ -101,13 +106,13 @@ CASES = {
         "float[N,3] x",
         "float[N,10] out_logits",
         "out_logits = Gemm(x, w10, b10)",
-        Output(Kind.CLASSES, -1),
+        Output(OutputKind.CLASSES, -1),
     ),
     "logits of words by position": (
         "float[N,T,3] x",
         "float[N,T,10] logits",
         "m = MatMul(x, w10) logits = Add(m, b10)",
-        Output(Kind.CLASSES, -1),
+        Output(OutputKind.CLASSES, -1),
     ),
     "hidden channels by position": ("float[N,T,3] x", "float[N,T,64] y", "y = MatMul(x, w64)", Output()),
     "attention itself": (
@@ -149,7 +154,7 @@ def test_labels_say_that_there_are_classes() -> None:
     found = described(
         "float[N,3] x", "float[N,10] y, float[N,10] z", "y = Gemm(x, w10, b10) z = Relu(y)", labelled=True
     )
-    assert found == {"y": Output(Kind.CLASSES, 1), "z": Output()}
+    assert found == {"y": Output(OutputKind.CLASSES, 1), "z": Output()}
 
 
 WIRED = """

@@ -9,7 +9,7 @@ from regions import feeds, whole_region
 from qcompile.runtime.blocked import block_size
 from qcompile.training import layout
 from qcompile.training.layout import blocked
-from qcompile.training.recipe import Kind, settings_at
+from qcompile.training.recipe import ParameterKind, settings_at
 from qcompile.training.step_graph import StepGraph
 
 STEPS = 50  # behind them differences of the last bits have grown too far
@@ -52,7 +52,7 @@ def test_same_masks_same_loss_curve() -> None:
     np.testing.assert_allclose(*(curve.reshape(-1, 10).mean(1) for curve in (other, plain)), rtol=1e-2)
     states = [graph.state for graph in graphs]
     for name, item in region.parameters.items():
-        if item.kind is Kind.ROUNDING:
+        if item.kind is ParameterKind.ROUNDING:
             decided = [state[name] >= 0 for state in states]
             assert (decided[0] == decided[1]).mean() > 0.98
 

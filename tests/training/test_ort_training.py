@@ -20,7 +20,7 @@ from qcompile import Config, InputError
 from qcompile.errors import QCompileError
 from qcompile.training.engines import check_engine
 from qcompile.training.ort_training import PYTHON, PackageTrainer, find_python
-from qcompile.training.recipe import FIRST_STRETCH, FROZEN, Kind, Training, settings_at
+from qcompile.training.recipe import FIRST_STRETCH, FROZEN, ParameterKind, Training, settings_at
 from qcompile.training.region import Region, UntrainableError
 from qcompile.training.step_graph import StepGraph
 
@@ -45,12 +45,12 @@ def package(region: Region) -> Any:
     return closing(PackageTrainer(region, find_python(), threads=1))
 
 
-def gradients(trainer: Any, kind: Kind, region: Region, stretch: float) -> Iterator[np.ndarray]:
+def gradients(trainer: Any, kind: ParameterKind, region: Region, stretch: float) -> Iterator[np.ndarray]:
     """Yield the first moments of one kind after a step, a tenth of the gradients, without weights on a kink."""
     state = trainer.state
     for name, item in region.parameters.items():
         moment = state[f"{name}/first"]
-        if item.kind is kind is Kind.ROUNDING:
+        if item.kind is kind is ParameterKind.ROUNDING:
             soft = stretch * (1 / (1 + np.exp(-item.start)) - 0.5) + 0.5
             moment = moment[(soft > 1e-5) & (soft < 1 - 1e-5)]
         if item.kind is kind:
@@ -100,7 +100,7 @@ def test_loss_curves_agree(text: str, weight_bits: int) -> None:
     np.testing.assert_allclose(curves[1][:3], curves[0][:3], rtol=1e-3)
     smooth = [np.convolve(curve, np.full(WINDOW, 1 / WINDOW), "valid") for curve in curves]
     np.testing.assert_allclose(smooth[1], smooth[0], rtol=0.01)
-    names = [name for name, item in region.parameters.items() if item.kind is Kind.ROUNDING]
+    names = [name for name, item in region.parameters.items() if item.kind is ParameterKind.ROUNDING]
     ups = [np.concatenate([state[name].reshape(-1) >= 0 for name in names]) for state in states]
     assert (ups[0] != ups[1]).mean() < 0.05  # decisions that hardly matter to the loss
 

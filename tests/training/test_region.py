@@ -19,7 +19,7 @@ from qcompile.program.lower import Step
 from qcompile.quant.bias import integer_bias
 from qcompile.runtime.session import Session
 from qcompile.runtime.spool import Spool
-from qcompile.training.recipe import FROZEN, Kind, draw_mask, settings_at
+from qcompile.training.recipe import FROZEN, ParameterKind, draw_mask, settings_at
 from qcompile.training.region import Parameter, RegionBuilder
 from qcompile.training.rounding import hardened
 from qcompile.training.sides import FLOAT, QUANTIZED, Sides
@@ -108,7 +108,7 @@ def test_decided_and_fully_quantized_it_is_what_the_plan_then_computes(spool: Sp
         exact = nodes[item.owner].inputs[1].values
         plan.weights[item.owner] = hardened(exact, plan.weights[item.owner], drawn[key].reshape(exact.shape))
     for key, item in graph.region.parameters.items():
-        if item.kind is Kind.BIAS:
+        if item.kind is ParameterKind.BIAS:
             data = plan.quantizers[plan.key(nodes[item.owner].inputs[0].name, plan.nodes[item.owner].input_bits)]
             codes, scale = integer_bias(plan.biases[item.owner], data.scale, plan.weights[item.owner].scale)
             drawn[key] = codes * scale
@@ -158,7 +158,7 @@ def test_trained_rounding_is_better_than_nearest(spool: Spool, quantized: float)
 
 
 def rounding(graph: StepGraph) -> dict[str, Parameter]:
-    return {name: item for name, item in graph.region.parameters.items() if item.kind is Kind.ROUNDING}
+    return {name: item for name, item in graph.region.parameters.items() if item.kind is ParameterKind.ROUNDING}
 
 
 def decided_error(graph: StepGraph, sides: Sides, state: Mapping[str, Any]) -> float:

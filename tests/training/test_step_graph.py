@@ -11,7 +11,7 @@ from regions import feeds, whole_region
 
 from qcompile.errors import QCompileError
 from qcompile.training import step_graph
-from qcompile.training.recipe import Kind, settings_at
+from qcompile.training.recipe import ParameterKind, settings_at
 from qcompile.training.region import Parameter, UntrainableError
 from qcompile.training.step_graph import StepGraph
 
@@ -24,7 +24,7 @@ def test_a_parameter_without_a_gradient_stays_as_it_was() -> None:
     region.model.graph.input.add().CopyFrom(item)
     region.model.graph.input[-1].name = "unread"
     start = np.arange(item.type.tensor_type.shape.dim[0].dim_value, dtype=np.float32)
-    region.parameters["unread"] = Parameter(Kind.BIAS, start, "conv1")
+    region.parameters["unread"] = Parameter(ParameterKind.BIAS, start, "conv1")
     graph = StepGraph(region, threads=1)
     before = graph.state
     for seed in range(3):
