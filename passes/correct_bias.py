@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
 from numpy.typing import NDArray
 
-from qcompile.calibration.affine import AffineKernels, JudgedFit, Means, by_channel
+from qcompile.calibration.affine import AffineKernels, by_channel
 from qcompile.data.dataset import Dataset
-from qcompile.emission.fragment import boundary, fragment
 from qcompile.errors import InputError
-from qcompile.ir import Constant, Node, Tensor, captured_names, topological
+from qcompile.execution.fragment import boundary, fragment
+from qcompile.execution.spool import Spool
+from qcompile.execution.twins import SAMPLES, Pair, before_quantizer, correction, float_steps
+from qcompile.ir import Constant
 from qcompile.outcomes import Corrected
-from qcompile.program.lower import Kind, Step, Value, lower
+from qcompile.program.lower import Step, lower
 from qcompile.progress import track
 from qcompile.qmodel import QModel
-from qcompile.quant.arithmetic import dequantize
 from qcompile.quant.bias import take_up
 from qcompile.runtime.session import Session
-from qcompile.runtime.spool import Spool
 
-SAMPLES = 256  # more change the result less than their choice does
 # At 8 bits throughout the error is small and all else takes little time: as many as have so many input elements in all.
 ELEMENTS_AT_8_BITS, FEWEST, MOST = 5 << 18, 8, 64
 BATCH_BYTES = 2 << 20  # of the inputs of one batch
-RAW = "/raw"  # suffix of a layer's output before its quantizer
 Array = NDArray[Any]
 
 
@@ -76,8 +74,8 @@ class _Correction:
         self.steps = self.program.steps
         self.tensors = model.graph.tensors()
         self.constants = {name for name, tensor in self.tensors.items() if isinstance(tensor, Constant)}
-        self.nodes = topological(model.graph)
-        self.floats = [Step(Kind.FLOAT, self._read(node), values(node.outputs), node) for node in self.nodes]
+        self.floats = float_steps(model.graph)
+        self.places = {step.node.name: k for k, step in enumerate(self.floats) if step.node is not None}
         self.layers = [k for k, step in enumerate(self.steps) if self._correctable(step)]
         fleeting = set(vars(model.graph).get("exotic_types", {}))
         self.makers = {
@@ -91,11 +89,6 @@ class _Correction:
         """Return what all layers came to."""
         corrected, unseen = len(self.layers) - len(self.refused), len(self.model.plan.weights) - len(self.layers)
         return Corrected(corrected, self.refused, self.worst, unseen)
-
-    def _read(self, node: Node) -> tuple[Value, ...]:
-        """Return what `node` reads, with what its subgraphs capture."""
-        captured = sorted(captured_names(node) & self.tensors.keys() - {tensor.name for tensor in node.inputs})
-        return (*values(node.inputs), *map(Value, captured))
 
     def _correctable(self, step: Step) -> bool:
         return step.is_layer and step.node is not None and step.node.name in self.model.plan.weights
@@ -122,34 +115,29 @@ class _Correction:
         """Run both sides up to and including the layer at step `index`, fit it, and store its corrected output."""
         step = self.steps[index]
         assert step.node is not None
-        target, node = step.outputs[0], step.node
-        raw = Value(target.name + RAW)
-        steps = [*self.steps[self.at : index], replace(step, outputs=(raw,))]
-        float_end = next(k for k, item in enumerate(self.nodes) if item.name == node.name) + 1
-        exact = node.outputs[0].name
-        fit = JudgedFit()
-        quantized_run = self._segment("q", steps, self.steps[index + 1 :], {raw.name})
-        float_steps = self.floats[self.float_at : float_end]
-        float_run = self._segment("f", float_steps, self.floats[float_end:], {exact})
-        for batch in range(len(self.sizes)):
-            f, q = float_run(batch)[exact], quantized_run(batch)[raw.name]
-            self.kernels.look(f, q, self.sizes[batch], fit)
-            self.spool.put(f"q:{raw.name}", batch, q)
-        channels = len(self.model.plan.weights[node.name].scale)
-        found = fit.solve(channels)
+        target, name, raw = step.outputs[0], step.node.name, before_quantizer(step).outputs[0].name
+        steps = [*self.steps[self.at : index], before_quantizer(step)]
+        float_end, exact = self.places[name] + 1, step.node.outputs[0].name
+        quantized_run = self._segment("q", steps, self.steps[index + 1 :], {raw})
+        float_run = self._segment("f", self.floats[self.float_at : float_end], self.floats[float_end:], {exact})
+
+        def pairs() -> Iterator[Pair]:
+            for batch, size in enumerate(self.sizes):
+                f, q = float_run(batch)[exact], quantized_run(batch)[raw]
+                yield f, q, size
+                self.spool.put(f"q:{raw}", batch, q)
+
+        channels = len(self.model.plan.weights[name].scale)
+        found = correction(self.program, step, channels, self.kernels, pairs(), self._kept)
         self.worst = max(self.worst, found.noise)
         if found.error == 1:
-            self.refused.append(node.name)
-        slope, shift = found.slope, found.shift + self._skip_error(step, channels)
-        take_up(self.model.plan, node.name, step.input_scale, slope, shift)
+            self.refused.append(name)
+        take_up(self.model.plan, name, step.input_scale, found.slope, found.shift)
         self.at, self.float_at = index + 1, float_end
         for batch in range(len(self.sizes)):
-            q = self.spool.get(f"q:{raw.name}", batch)
-            self.spool.put(
-                f"q:{target.name}",
-                batch,
-                self.kernels.apply(by_channel(q), slope, shift, target.quantizer).reshape(q.shape),
-            )
+            q = self.spool.get(f"q:{raw}", batch)
+            codes = self.kernels.apply(by_channel(q), found.slope, found.shift, target.quantizer)
+            self.spool.put(f"q:{target.name}", batch, codes.reshape(q.shape))
         self._forget("q", self.steps[self.at :])
         self._forget("f", self.floats[self.float_at :])
 
@@ -190,18 +178,8 @@ class _Correction:
 
         return run
 
-    def _skip_error(self, step: Step, channels: int) -> Means:
-        """Return the mean error [C] of the other operand of the Add that this layer's output enters, or 0."""
-        other, fit = self.program.residual_operand(step.outputs[0]), JudgedFit()
-        if other is not None and other.quantizer is not None:
-            exact, codes = f"f:{self.program.tensors.get(other.name, '')}", f"q:{other.name}"
-            if self.spool.has(exact) and self.spool.has(codes):
-                for batch, size in enumerate(self.sizes):
-                    q = dequantize(self.spool.get(codes, batch), other.quantizer)
-                    self.kernels.look(self.spool.get(exact, batch), q, size, fit)
-        return fit.solve(channels, slopes=False).shift
-
-
-def values(tensors: Iterable[Tensor]) -> tuple[Value, ...]:
-    """Return tensors of the float graph as values."""
-    return tuple(Value(tensor.name) for tensor in tensors)
+    def _kept(self, exact: str, codes: str) -> Iterator[Pair]:
+        """Yield the values of a tensor on both sides, batch by batch, if they are kept."""
+        if self.spool.has(f"f:{exact}") and self.spool.has(f"q:{codes}"):
+            for batch, size in enumerate(self.sizes):
+                yield self.spool.get(f"f:{exact}", batch), self.spool.get(f"q:{codes}", batch), size

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from networks import CORRECT, Arrays, compiled, samples
 
-from qcompile.emission.fragment import boundary, fragment
+from qcompile.execution.fragment import boundary, fragment
 from qcompile.ir import Constant
 from qcompile.passes.partition_units import PartitionUnits
 from qcompile.program.lower import lower

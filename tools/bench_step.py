@@ -32,7 +32,7 @@ from step_regions import BATCH, SPECS, Subject, subject
 from torch_regions import QUANTIZED, Plain, TorchRegion
 from torch_tuned import Tuned
 
-from qcompile.runtime.spool import Spool
+from qcompile.execution.spool import Spool
 from qcompile.training.layout import blocked
 from qcompile.training.recipe import FROZEN, draw_mask, settings_at
 from qcompile.training.region import Region

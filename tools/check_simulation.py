@@ -16,7 +16,7 @@ from check_codes import compiled, with_codes
 from rich.console import Console
 from rich.table import Table
 
-from qcompile.emission.fragment import boundary, fragment
+from qcompile.execution.fragment import boundary, fragment
 from qcompile.program.lower import lower
 from qcompile.qmodel import QModel
 from qcompile.runtime.session import Session

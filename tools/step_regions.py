@@ -18,11 +18,11 @@ from onnx import helper, numpy_helper
 
 from qcompile.api import open_model
 from qcompile.config import Config
+from qcompile.execution.spool import Spool
 from qcompile.passes.calibrate import Calibrate
 from qcompile.passmanager import PassManager
 from qcompile.pipeline import PREPARE, change_channels, place
 from qcompile.qmodel import QModel
-from qcompile.runtime.spool import Spool
 from qcompile.training.region import Region, RegionBuilder
 from qcompile.training.sides import Sides
 

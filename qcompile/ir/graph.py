@@ -58,6 +58,17 @@ def constant_value(tensor: Tensor) -> NDArray[Any] | None:
     return None
 
 
+def element_type(tensor: Tensor) -> int:
+    """Return the type in which a tensor's elements are fed, as ONNX writes it: float32 for what numpy lacks."""
+    known = tensor.dtype is not None and not isinstance(tensor.dtype, int)
+    return int(onnx.helper.np_dtype_to_tensor_dtype(tensor.dtype)) if known else int(onnx.TensorProto.FLOAT)
+
+
+def is_real(tensor: Tensor) -> bool:
+    """Say whether a tensor holds float32, which is what a loss can be computed of."""
+    return not isinstance(tensor.dtype, int) and element_type(tensor) == onnx.TensorProto.FLOAT
+
+
 def activation_inputs(node: Node) -> list[Variable]:
     """Return the inputs of `node` that are neither constants nor absent."""
     return [tensor for tensor in node.inputs if isinstance(tensor, Variable) and not tensor.is_empty()]

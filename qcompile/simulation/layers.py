@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from qcompile.emission.qdq import Emitter
-from qcompile.ir import Constant, Graph, captured_names, topological, value_info
+from qcompile.execution.twins import as_float
+from qcompile.ir import Constant, Graph, topological, value_info
 from qcompile.ir.store import Store, scratch_beside
 from qcompile.program.lower import Kind, Program, Step, Value, lower
 from qcompile.quant.plan import Plan
@@ -75,7 +76,7 @@ def _steps(graph: Graph, program: Program) -> tuple[dict[str, Step], list[_Layer
     """Return the steps of the float graph, and behind them those of every layer; and the layers."""
     tensors = graph.tensors()
     made = {value.name: step for step in program.steps for value in step.outputs}
-    steps = {f"float {node.name}": _float_step(node, set(tensors)) for node in topological(graph)}
+    steps = {f"float {node.name}": as_float(node, set(tensors)) for node in topological(graph)}
     layers = []
     for step in program.steps:
         if step.kind is not Kind.COMPUTE or step.node is None:
@@ -108,9 +109,3 @@ def _give_sums(graph: onnx.GraphProto, layers: Sequence[_Layer]) -> None:
         for source, total in ((layer.exact, signal), (difference, noise)):
             graph.node.append(helper.make_node("ReduceSumSquare", [source], [total], keepdims=0))
             graph.output.append(onnx.ValueInfoProto(name=total))
-
-
-def _float_step(node: Any, known: set[str]) -> Step:
-    """Return a node of the float graph as a step that leaves it as it is."""
-    read = [tensor.name for tensor in node.inputs] + sorted(captured_names(node) & known)
-    return Step(Kind.FLOAT, tuple(map(Value, read)), tuple(Value(tensor.name) for tensor in node.outputs), node)

@@ -11,7 +11,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from qcompile.emission.fragment import boundary, fragment
+from qcompile.execution.fragment import boundary, fragment
 from qcompile.ir import Constant, Graph, part_before, to_model
 from qcompile.ir.store import Store, scratch_beside
 from qcompile.program.dag import has_subgraph

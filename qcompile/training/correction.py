@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 
-from qcompile.calibration.affine import AffineKernels, Correction, JudgedFit, Means
-from qcompile.program.lower import Step, Value
-from qcompile.quant.arithmetic import dequantize
+from qcompile.calibration.affine import AffineKernels
+from qcompile.execution.twins import SAMPLES, Pair, before_quantizer, correction
+from qcompile.program.lower import Step
 from qcompile.quant.bias import take_up
 from qcompile.training.sides import FLOAT, QUANTIZED, Places, Sides
-
-SAMPLES = 256  # more change the result less than their choice does
-RAW = "/raw"  # suffix of a layer's output before its quantizer
 
 
 def correct(
@@ -27,41 +23,27 @@ def correct(
     mean error of the other operand, if that comes from before. Every layer sees what the corrected ones before it make.
     """
     some = np.asarray(places)[np.linspace(0, len(places) - 1, min(SAMPLES, len(places))).astype(int)]
-    program, floats = sides.program().steps, sides.float_steps(nodes)
+    program, floats = sides.program(), sides.float_steps(nodes)
+
+    def kept(exact: str, codes: str) -> Iterator[Pair]:
+        if (FLOAT, exact) in sides.shapes and (QUANTIZED, codes) in sides.shapes:
+            yield sides.rows((FLOAT, exact), some), sides.rows((QUANTIZED, codes), some), len(some)
+
     for index in numbers:
-        step = program[index]
+        step = program.steps[index]
         if step.is_layer and step.node is not None and step.node.name in sides.plan.weights:
-            before = [program[k] for k in numbers if k < index]
-            found = _fit(sides, kernels, floats, before, step, some)
-            shift = found.shift + _skip_error(sides, kernels, step, some)
-            take_up(sides.plan, step.node.name, step.input_scale, found.slope, shift)
+            before = [program.steps[k] for k in numbers if k < index]
+            channels = len(sides.plan.weights[step.node.name].scale)
+            pairs = _pairs(sides, floats, before, step, some)
+            found = correction(program, step, channels, kernels, pairs, kept)
+            take_up(sides.plan, step.node.name, step.input_scale, found.slope, found.shift)
 
 
-def _fit(
-    sides: Sides, kernels: AffineKernels, floats: Sequence[Step], before: Sequence[Step], layer: Step, places: Places
-) -> Correction:
-    """Return the correction of one layer behind the steps `before`."""
+def _pairs(sides: Sides, floats: Sequence[Step], before: Sequence[Step], layer: Step, places: Places) -> Iterator[Pair]:
+    """Yield the output of one layer behind the steps `before`, float and quantized, part by part."""
     assert layer.node is not None
-    exact, raw = layer.node.outputs[0].name, layer.outputs[0].name + RAW
-    steps = [*before, replace(layer, outputs=(Value(raw),))]
-    runs = zip(
-        sides.run(QUANTIZED, steps, [raw], places),
-        sides.run(FLOAT, floats, [exact], places),
-    )
-    fit = JudgedFit()
+    last = before_quantizer(layer)
+    exact, raw = layer.node.outputs[0].name, last.outputs[0].name
+    runs = zip(sides.run(QUANTIZED, [*before, last], [raw], places), sides.run(FLOAT, floats, [exact], places))
     for (part, quantized), (_, original) in runs:
-        kernels.look(original[exact], quantized[raw], len(part), fit)
-    return fit.solve(len(sides.plan.weights[layer.node.name].scale))
-
-
-def _skip_error(sides: Sides, kernels: AffineKernels, layer: Step, places: Places) -> Means:
-    """Return the mean error [C] of the other operand of the Add that this layer's output enters, or 0."""
-    assert layer.node is not None
-    program, fit = sides.program(), JudgedFit()
-    other = program.residual_operand(layer.outputs[0])
-    if other is not None and other.quantizer is not None:
-        exact, codes = (FLOAT, program.tensors.get(other.name, "")), (QUANTIZED, other.name)
-        if exact in sides.shapes and codes in sides.shapes:
-            q = dequantize(sides.rows(codes, places), other.quantizer)
-            kernels.look(sides.rows(exact, places), q, len(places), fit)
-    return fit.solve(len(sides.plan.weights[layer.node.name].scale), slopes=False).shift
+        yield original[exact], quantized[raw], len(part)

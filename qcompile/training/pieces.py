@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from qcompile.emission.fragment import is_real
 from qcompile.ir import Graph
+from qcompile.ir.graph import is_real
 from qcompile.program.dag import activation_dag
 from qcompile.quant.plan import Plan, region_name
 

@@ -18,12 +18,12 @@ from qcompile.autodiff import NoGradientRule
 from qcompile.calibration.affine import AffineKernels
 from qcompile.data.dataset import Dataset
 from qcompile.errors import InputError
+from qcompile.execution.spool import Spool
 from qcompile.memory import free_memory, release_freed_memory
 from qcompile.outcomes import Outcome
 from qcompile.progress import tell
 from qcompile.qmodel import QModel
 from qcompile.quant.bias import with_room_for_bias
-from qcompile.runtime.spool import Spool
 from qcompile.training.correction import correct
 from qcompile.training.loop import DivergedError, Indices, Task, train
 from qcompile.training.pieces import Piece, without_integers

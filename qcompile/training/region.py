@@ -16,8 +16,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from qcompile.emission.fragment import element_type, is_real
 from qcompile.ir import Constant, Graph, Node, Tensor, node_proto
+from qcompile.ir.graph import element_type, is_real
 from qcompile.program.forms import operands
 from qcompile.program.lower import Kind, Step, Value
 from qcompile.quant.arithmetic import fake_quantize

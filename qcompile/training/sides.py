@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,15 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcompile.data.dataset import Dataset
-from qcompile.emission.fragment import boundary, fragment, is_real
 from qcompile.errors import InputError, QCompileError
-from qcompile.ir import Constant, Graph, Node, captured_names, topological
+from qcompile.execution.fragment import boundary, fragment
+from qcompile.execution.spool import Spool
+from qcompile.execution.twins import float_steps
+from qcompile.ir import Constant, Graph, captured_names, topological
+from qcompile.ir.graph import is_real
 from qcompile.program.dag import SHAPE_SOURCES
 from qcompile.program.lower import Kind, Program, Step, Value, lower
 from qcompile.quant.params import Quantizer
 from qcompile.quant.plan import Form, Plan
 from qcompile.runtime.session import Session
-from qcompile.runtime.spool import Spool
 from qcompile.training.rows import NO_ARRAY, NO_ROWS, apart, sample_axes, stacked, together
 
 Array = NDArray[Any]
@@ -58,7 +60,7 @@ class Sides:
         self.named = tensors = self.graph.tensors()
         self.constants = {name for name, tensor in tensors.items() if isinstance(tensor, Constant)}
         self.flowing, self.fixed = self._by_sample()
-        self.floats = [_as_float(node, tensors.keys()) for node in topological(self.graph)]
+        self.floats = float_steps(self.graph)
         self.steps_done: set[int] = set()
         self.floats_done: set[int] = set()
         self.sequences = vars(self.graph).get("exotic_types", {}).keys()
@@ -382,12 +384,3 @@ def _hashed(array: Array) -> Any:
 
 def _of_nodes(steps: Sequence[Step], nodes: Collection[str]) -> set[int]:
     return {number for number, step in enumerate(steps) if step.node is not None and step.node.name in nodes}
-
-
-def _as_float(node: Node, tensors: Set[str]) -> Step:
-    """Return a node of the float graph as a step, with what its subgraphs capture among what it reads."""
-    own = [tensor.name for tensor in node.inputs]
-    captured = sorted(captured_names(node) & tensors - set(own))
-    return Step(
-        Kind.FLOAT, tuple(map(Value, [*own, *captured])), tuple(Value(tensor.name) for tensor in node.outputs), node
-    )

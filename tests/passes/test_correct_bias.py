@@ -27,13 +27,13 @@ from networks import (
 from onnx import numpy_helper
 
 from qcompile import Config, InputError, QModel, open_model
+from qcompile.execution.spool import Spool
 from qcompile.passes import correct_bias
 from qcompile.passes.correct_bias import CorrectBias
 from qcompile.passes.insert_qdq import InsertQDQ
 from qcompile.quant.params import Quantizer, WeightQuantizer
 from qcompile.quant.plan import Plan
 from qcompile.runtime.session import Session
-from qcompile.runtime.spool import Spool
 from qcompile.simulation import simulate
 
 W4A4: dict[str, Any] = {"w": 4, "a": 4}

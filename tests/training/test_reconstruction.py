@@ -22,11 +22,11 @@ from networks import CORRECT, NETWORKS, compiled, network, run, samples
 from numpy.typing import NDArray
 
 from qcompile import Config, InputError, QModel, open_model
+from qcompile.execution.spool import Spool
 from qcompile.passes.partition_units import PartitionUnits
 from qcompile.progress import listening
 from qcompile.quant.plan import Form, NodePlan, Plan
 from qcompile.quant.plan_file import save_plan
-from qcompile.runtime.spool import Spool
 from qcompile.training import loop, recipe, reconstruction, region
 from qcompile.training.engines import open_trainer
 from qcompile.training.pieces import Piece, cut_layers, join_units, regions_of

@@ -13,12 +13,12 @@ from networks import CORRECT, NETWORKS, compiled, network, samples
 from qcompile import Config, QModel, open_model
 from qcompile.api import input_infos
 from qcompile.data import open_dataset
-from qcompile.emission.fragment import fragment
+from qcompile.execution.fragment import fragment
+from qcompile.execution.spool import Spool
 from qcompile.passes.partition_units import PartitionUnits
 from qcompile.program.lower import Step
 from qcompile.quant.bias import integer_bias
 from qcompile.runtime.session import Session
-from qcompile.runtime.spool import Spool
 from qcompile.training.recipe import FROZEN, ParameterKind, draw_mask, settings_at
 from qcompile.training.region import Parameter, RegionBuilder
 from qcompile.training.rounding import hardened

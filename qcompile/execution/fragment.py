@@ -9,7 +9,8 @@ import onnx
 from onnx import TensorProto, helper
 
 from qcompile.emission.qdq import Emitter
-from qcompile.ir import Graph, Tensor
+from qcompile.ir import Graph
+from qcompile.ir.graph import element_type
 from qcompile.ir.store import Store
 from qcompile.program.lower import Program, Step, Value
 from qcompile.quant.plan import Plan
@@ -61,17 +62,6 @@ def _dequantize_for_each(graph: onnx.GraphProto) -> None:
         nodes.append(node)
     del graph.node[:]
     graph.node.extend(nodes)
-
-
-def element_type(tensor: Tensor) -> int:
-    """Return the type in which a tensor's elements are fed, as ONNX writes it: float32 for what numpy lacks."""
-    known = tensor.dtype is not None and not isinstance(tensor.dtype, int)
-    return int(helper.np_dtype_to_tensor_dtype(tensor.dtype)) if known else int(TensorProto.FLOAT)
-
-
-def is_real(tensor: Tensor) -> bool:
-    """Say whether a tensor holds float32, which is what a loss can be computed of."""
-    return not isinstance(tensor.dtype, int) and element_type(tensor) == TensorProto.FLOAT
 
 
 def boundary(steps: Sequence[Step]) -> tuple[list[Value], set[str]]:

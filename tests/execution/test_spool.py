@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from qcompile.errors import InputError
-from qcompile.runtime.spool import Spool
+from qcompile.execution.spool import Spool
 
 
 def array_of(number: int, size: int = 10) -> np.ndarray:

@@ -8,7 +8,7 @@ import pytest
 from networks import CALIBRATE, ELEMENTWISE, FLOAT_ISLAND, NETWORKS, RESIDUAL, Arrays, compiled, samples
 
 from qcompile import QModel
-from qcompile.emission.fragment import boundary, fragment
+from qcompile.execution.fragment import boundary, fragment
 from qcompile.ir import Constant
 from qcompile.program.lower import Kind, Step, Value, lower
 from qcompile.runtime.session import Session
