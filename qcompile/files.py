@@ -221,6 +221,24 @@ def _try(path: Path, folder: Path) -> None:
 # --- reading
 
 
+def here() -> Path:
+    """Return the current folder, as a relative path where it has been deleted."""
+    with suppress(FileNotFoundError):
+        return Path.cwd()
+    return Path()
+
+
+@contextmanager
+def staying() -> Iterator[None]:
+    """Come back to the current folder at the end."""
+    place = here()
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            os.chdir(place)
+
+
 def read_bytes(path: Path, what: str, remedy: str = "check the path") -> bytes:
     """Return what is in a file; raise InputError, which calls it `what`, where that is none or cannot be read.
 

@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 
 from qcompile.errors import InputError
-from qcompile.files import check_outputs, parse_json, parse_toml, read_bytes, remove_leftovers, write_files
+from qcompile.files import (
+    check_outputs,
+    here,
+    parse_json,
+    parse_toml,
+    read_bytes,
+    remove_leftovers,
+    staying,
+    write_files,
+)
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -179,6 +188,17 @@ def test_what_cannot_be_read(folder: Path, name: str, why: str) -> None:
 def test_what_is_no_json(text: str) -> None:
     with pytest.raises(ValueError):
         parse_json(text.encode(errors="surrogatepass"))
+
+
+def test_a_current_folder_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    with staying():
+        os.chdir(tmp_path)
+    assert here() == tmp_path / "gone"
+    (tmp_path / "gone").rmdir()
+    with staying():
+        assert here() == Path()
 
 
 def test_what_is_no_toml() -> None:

@@ -32,7 +32,7 @@ from qcompile.data.inputs import (
 )
 from qcompile.data.intake import Intake
 from qcompile.errors import InputError, nearest
-from qcompile.files import read_bytes
+from qcompile.files import here, read_bytes
 
 Feed = Mapping[str, NDArray[Any]]
 Feeds = Callable[[], Iterable[Feed]]
@@ -119,7 +119,7 @@ def blaming_function(where: str) -> Iterator[None]:
     As its module is, what it imports while it runs is looked for in the current folder first.
     """
     try:
-        with folder_on_path(Path.cwd()):
+        with folder_on_path(here()):
             yield
     except (InputError, KeyboardInterrupt):
         raise
@@ -326,7 +326,7 @@ class NamedFunction:
 def load_function(text: str) -> Feeds:
     """Import `module:function`, the current folder first on the import path."""
     name, _, attribute = text.partition(":")
-    with folder_on_path(Path.cwd()):
+    with folder_on_path(here()):
         try:
             module = importlib.import_module(name)
         except KeyboardInterrupt:
