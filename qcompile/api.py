@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from qcompile.config import Config, parse_fix, recipe_hash
+from qcompile.config import Config, decided_by_plan, parse_fix, recipe_hash
 from qcompile.data import InputInfo, input_infos, open_dataset, open_evaluation, parse_preprocess, random_dataset
 from qcompile.data.dataset import Dataset
 from qcompile.emission.pack import INT4_OPSET
@@ -76,6 +76,10 @@ class Result:
 
     def save(self, path: str | Path, *, plan: str | Path | None = None, report: str | Path | None = None) -> None:
         """Write the model, and where asked its plan and its report: all of them, or InputError and nothing."""
+        paths = (str, os.PathLike)
+        expect(path, paths, "name of the model's file", "give a path")
+        for name, what in ((plan, "plan"), (report, "report")):
+            expect(name, (*paths, type(None)), f"name of the {what}'s file", "give a path")
         folders = plan_folders(Path(plan)) if plan is not None else ()
         contents = self.files(path, plan=plan, report=report)
         check_outputs({}, contents, made=folders)
@@ -137,7 +141,18 @@ def compile(
         raise InputError("no calibration data", remedy=NO_DATA)
     if isinstance(plan, str | os.PathLike):
         plan = read_plan(opened, Path(plan))
+    if plan is not None:
+        _note_overruled(opened, plan)
     return _run(opened, build(opened.config, plan), model, watch)
+
+
+def _note_overruled(opened: QModel, plan: Plan) -> None:
+    """Warn about settings that are not those the plan was made with, and that it decides."""
+    if plan.recipe == recipe_hash(opened.config):
+        return
+    if names := [name for name in decided_by_plan() if getattr(opened.config, name) != getattr(Config, name)]:
+        text = f"{', '.join(names)} {'has' if len(names) == 1 else 'have'} no effect: the plan decides"
+        opened.journal.note("open-model", "warning", text=text)
 
 
 def plan_only(model: Source, config: Config | None = None, *, watch: Watch | None = None) -> Result:

@@ -13,14 +13,12 @@ from typing import Any, NoReturn
 
 import click
 
-from qcompile.config import TYPE_NAMES, Config, Files, Flag, build_settings, flag_of, read_recipe
+from qcompile.config import TYPE_NAMES, Config, Files, Flag, build_settings, decided_by_plan, flag_of, read_recipe
 from qcompile.errors import InputError, QCompileError, near
 from qcompile.signals import INTERRUPTED
 from qcompile.versions import version_of
 
 WIDTH = 100
-RANGES = ("calibration_method", "percentile")  # so have these
-DECIDING = ("Precision", "Fusion")  # groups of flags whose effect a saved plan holds
 GROUPS = ("Precision", "Fusion", "Data", "Output", "Recipe", "Run")
 EXAMPLES = """\
 qcompile in.onnx -o out.onnx --data calib.npz --w 4 --a 4
@@ -263,8 +261,7 @@ def check_request(files: Files, given: Mapping[str, Any], *, plan_only: bool) ->
     if plan_only and files.load_plan:
         what = "--plan decides anew, so --load-plan has no effect"
         raise InputError(what, where=files.load_plan, remedy="leave --plan or --load-plan out")
-    decided = [item.name for item in fields(Config) if flag_of(item).group in DECIDING]
-    if files.load_plan and (asked := [name for name in ("precision", *decided, *RANGES) if name in given]):
+    if files.load_plan and (asked := [name for name in ("precision", *decided_by_plan()) if name in given]):
         what = f"--{asked[0].replace('_', '-')} has no effect: the plan decides it"
         raise InputError(what, where=files.load_plan, remedy="leave it or --load-plan out")
 

@@ -19,8 +19,9 @@ from typing import Any, Literal, TypeVar, get_args
 
 import tomli_w
 
-from qcompile.errors import InputError, nearest
+from qcompile.errors import InputError, expect, nearest
 from qcompile.files import parse_toml, read_bytes
+from qcompile.memory import parse_size
 
 Method = Literal["rtn", "adaround", "brecq", "qdrop", "mrecg", "mrecg-brecq"]
 Effort = Literal["fast", "default", "max"]
@@ -37,7 +38,7 @@ OF_TRAINING = ("effort", "steps", "recon_batch", "engine", "device", "memory", "
 BITS = (2, 8)
 PLACES = ("memory", "work-dir", "resume")  # keys of a recipe that change nothing in the result
 COSTS = (*PLACES, "threads")
-UNITS = {"B": 1, "kB": 1000, "MB": 1000**2, "GB": 1000**3, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+DECIDING, RANGES = ("Precision", "Fusion"), ("calibration_method", "percentile")  # groups, and fields beside them
 AUTO = "auto"
 ACCEPTED: dict[type, tuple[type, ...]] = {int: (int,), float: (int, float), str: (str,), bool: (bool,)}
 TYPE_NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
@@ -181,6 +182,7 @@ class Config:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Config:
         """Build a configuration from recipe values; an unknown key is an error that names the nearest right one."""
+        expect(values, Mapping, "recipe", "give a dict of keys and values")
         return _build(cls, known_keys(values, cls))
 
 
@@ -205,6 +207,11 @@ def flag_of(item: Field[Any]) -> Flag:
     """Return the `Flag` of a field of `Config` or `Files`."""
     found: Flag = item.metadata["flag"]
     return found
+
+
+def decided_by_plan() -> list[str]:
+    """Return the fields of `Config` whose effect a saved plan holds: beside one they mean nothing."""
+    return [item.name for item in fields(Config) if flag_of(item).group in DECIDING or item.name in RANGES]
 
 
 def check(settings: Config | Files) -> None:
@@ -256,15 +263,6 @@ def check_pattern(where: str, pattern: str) -> None:
         raise InputError(f"{where} {pattern!r} is not a regular expression: {error}") from error
 
 
-def parse_size(where: str, text: str) -> int:
-    """Return the bytes behind a size such as 1GB, 512 MB or 1.5GiB; `where` is the flag. Raises InputError."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]+)", text.strip(), re.IGNORECASE)
-    units = {name.lower(): size for name, size in UNITS.items()}
-    if not found or found[2].lower() not in units or float(found[1]) == math.inf:
-        raise InputError(f"{where} {text!r} is not a size", remedy="give a number and a unit, such as 1GB or 512MB")
-    return int(float(found[1]) * units[found[2].lower()])
-
-
 def parse_fix(text: str) -> tuple[str, Any]:
     """Read NAME=VALUE, VALUE a number, true or false, or a list of such as JSON writes it; raises InputError."""
     name, _, value = str(text).rpartition("=")
@@ -288,10 +286,9 @@ def known_keys(values: Mapping[str, Any], *classes: type[Config] | type[Files]) 
     known = {item.name for cls in classes for item in fields(cls)} | {"precision"}
     result = {}
     for key, value in values.items():
-        if (name := key.replace("-", "_")) not in known:
-            raise InputError(
-                f"unknown recipe key {key!r}", remedy=nearest(key, {item.replace("_", "-") for item in known})
-            )
+        if (name := str(key).replace("-", "_")) not in known:
+            remedy = nearest(str(key), {item.replace("_", "-") for item in known})
+            raise InputError(f"unknown recipe key {key!r}", remedy=remedy)
         if name in result:
             raise InputError(f"recipe key {key!r} is given twice, with - and with _", remedy="leave one of them out")
         result[name] = value

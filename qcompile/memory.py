@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+from qcompile.errors import InputError
+
+UNITS = {"B": 1, "kB": 1000, "MB": 1000**2, "GB": 1000**3, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
 
 @dataclass(frozen=True)
@@ -64,3 +69,12 @@ def release_freed_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)
+
+
+def parse_size(where: str, text: str) -> int:
+    """Return the bytes behind a size such as 1GB, 512 MB or 1.5GiB; `where` is the flag. Raises InputError."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]+)", text.strip(), re.IGNORECASE)
+    units = {name.lower(): size for name, size in UNITS.items()}
+    if not found or found[2].lower() not in units or float(found[1]) == math.inf:
+        raise InputError(f"{where} {text!r} is not a size", remedy="give a number and a unit, such as 1GB or 512MB")
+    return int(float(found[1]) * units[found[2].lower()])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import ClassVar, Protocol
 
 from qcompile.errors import InputError, QCompileError, expect
@@ -73,6 +74,9 @@ class PassManager:
             if isinstance(item, type) or not all(hasattr(item, name) for name in ("name", "requires", "run")):
                 what = f"{getattr(item, '__name__', repr(item))} is no pass"
                 raise InputError(what, remedy="give objects with name, requires and run, such as Calibrate()")
+            if isinstance(item.requires, str):
+                what = f"pass {item.name!r} requires a text, {item.requires!r}"
+                raise InputError(what, remedy=f"write requires = ({item.requires!r},)")
             if missing := [name for name in item.requires if name not in seen]:
                 raise QCompileError(
                     f"pass {item.name!r} requires {', '.join(map(repr, missing))} before it",
@@ -92,6 +96,7 @@ class PassManager:
             release_freed_memory()
             config = model.config
             changed = item.run(model)
+            expect(changed, Integral, f"result of pass {item.name!r}", "return the number of changes, 0 for none")
             if model.config != config:
                 remedy = "change what the passes behind it are built with, or bits in the plan, behind assign-bits"
                 raise QCompileError(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -193,6 +194,17 @@ def test_random_data_has_to_be_asked_for(residual_model: onnx.ModelProto, residu
         qcompile.compile(residual_model, Config(random_data=True), residual_data)
 
 
+@dataclass
+class Wrong:
+    """A user's pass that does not keep what the protocol asks for."""
+
+    requires: Any
+    name: ClassVar[str] = "wrong"
+
+    def run(self, model: QModel) -> None:
+        pass
+
+
 CONFIG = "give qcompile.Config"
 WRONG: dict[str, tuple[Callable[[onnx.ModelProto], object], str]] = {
     "bytes as model": (
@@ -207,6 +219,24 @@ WRONG: dict[str, tuple[Callable[[onnx.ModelProto], object], str]] = {
     "bytes as data": (lambda model: qcompile.compile(model, W4A4, b"calib.npz"), "cannot read data from bytes; give"),
     "dict as plan": (lambda model: qcompile.compile(model, W4A4, plan={}), "plan is of type dict; give the path"),
     "class as pass": (lambda _: PassManager([type(build(W4A4)[0])]), "NormalizeGraph is no pass; give objects"),
+    "text as requirement": (
+        lambda _: PassManager([Wrong("calibrate")]),
+        r"a text, 'calibrate'; write requires = \('ca",
+    ),
+    "a pass that returns nothing": (
+        lambda model: PassManager([Wrong(())]).run(qcompile.open_model(model)),
+        "result of pass 'wrong' is of type NoneType; return the number of changes",
+    ),
+    "no name of a file": (
+        lambda model: qcompile.plan_only(model).save(None),
+        "model's file is of type NoneType; give",
+    ),
+    "file as a name": (
+        lambda model: qcompile.plan_only(model).save("o", report=io.BytesIO()),
+        "name of the report's file is of type BytesIO; give a path",
+    ),
+    "list as recipe": (lambda _: Config.from_dict([4]), "recipe is of type list; give a dict of keys and values"),
+    "number as key": (lambda _: Config.from_dict({4: 4}), "unknown recipe key 4"),
     "model to passes": (
         lambda model: PassManager([]).run(model),
         "model is of type ModelProto; give what qcompile.open",
@@ -240,6 +270,17 @@ def test_a_saved_plan_compiles_to_the_same_bytes(
     assert again.model.SerializeToString() == first.model.SerializeToString()
     assert again.report["audit"]["agreement"] is None
     assert again.report["verdict"].startswith("w4a4")
+
+
+def test_settings_that_a_plan_overrules_are_told(residual_model: onnx.ModelProto, residual_data: Data) -> None:
+    config = Config(w=4, a=4, method="rtn", threads=1)
+    plan = qcompile.compile(residual_model, config, residual_data).plan
+    ignored = "no effect: the plan decides"
+    for again in (config, Config(threads=1), Config(samples=9, threads=1)):
+        result = qcompile.compile(residual_model, again, plan=plan)
+        assert not any(ignored in text for text in result.report["warnings"])
+    result = qcompile.compile(residual_model, Config(w=3, method="rtn", threads=1), plan=plan)
+    assert f"w, method have {ignored}" in result.report["warnings"]
 
 
 def test_a_plan_of_other_weights_is_refused(

@@ -15,12 +15,12 @@ from qcompile.config import (
     build_settings,
     flag_of,
     parse_fix,
-    parse_size,
     read_recipe,
     recipe,
     recipe_text,
 )
 from qcompile.errors import InputError
+from qcompile.memory import parse_size
 
 BITS = st.integers(2, 8)
 NAMES = st.text("abc.*/_0=,", min_size=1, max_size=6).filter(lambda text: not text.startswith("*") and "**" not in text)

@@ -12,7 +12,8 @@ from enum import StrEnum
 
 import numpy as np
 
-from qcompile.config import Config, Device, Engine, Method, parse_size
+from qcompile.config import Config, Device, Engine, Method
+from qcompile.memory import parse_size
 
 
 class ParameterKind(StrEnum):
