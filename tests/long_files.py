@@ -10,6 +10,7 @@ LONG: Final = frozenset(
         "passes/test_partition_units.py",
         "passes/test_reconstruct.py",
         "passes/test_score_losses.py",
+        "passes/test_unit_properties.py",
         "reporting/test_plot.py",
         "reporting/test_summary.py",
         "simulation/test_fake_quant.py",
@@ -27,5 +28,6 @@ LONG: Final = frozenset(
         "training/test_reconstruction.py",
         "training/test_resume.py",
         "training/test_transformers.py",
+        "training/test_work_dir.py",
     }
 )

@@ -1,17 +1,15 @@
-"""Units of known networks, of graphs without bottlenecks, and properties on random DAGs."""
+"""Units of known networks, and of graphs without bottlenecks."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
-import networkx as nx
 import numpy as np
 import pytest
 from classic_networks import Net, classifier, mobilenet_v2, regnetx_600m, residual, resnet18, resnet50
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from unit_checks import checked, compute_names, groups, ops
 
 from qcompile.ir import Graph, Node, Variable
 from qcompile.ir.load import load_model
@@ -20,11 +18,7 @@ from qcompile.passes.normalize_graph import NormalizeGraph
 from qcompile.passes.partition_units import PartitionUnits
 from qcompile.passmanager import PassManager
 from qcompile.qmodel import QModel
-from qcompile.quant.plan import Unit
 from qcompile.targets.schema import Target
-
-COMPUTE = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
-
 
 # --- networks with published unit counts
 
@@ -365,197 +359,3 @@ def test_large_graphs_take_seconds(kind: str) -> None:
     started = time.process_time()
     PartitionUnits().units(graph)
     assert time.process_time() - started < 10  # 0.3 s on a slow core; sweeping all nodes for each takes minutes
-
-
-# --- properties
-
-
-@st.composite
-def graphs(draw: st.DrawFn) -> Graph:
-    """Graphs with several inputs and outputs, dangling nodes, shared weights, shapes that are read, in any order."""
-    net = Net()
-    tensors = [net.input(f"in{index}", 8) for index in range(draw(st.integers(1, 3)))]
-    shared = net.weight(8, 8, 1, 1)
-    for index in range(draw(st.integers(1, 40))):
-        op = draw(
-            st.sampled_from(
-                [
-                    "Conv",
-                    "Conv",
-                    "Depthwise",
-                    "Shared",
-                    "Add",
-                    "Relu",
-                    "Concat",
-                    "Mul",
-                    "Split",
-                    "MatMul",
-                    "GRU",
-                    "Reshape",
-                ]
-            )
-        )
-        recent = st.integers(max(0, len(tensors) - draw(st.sampled_from([1, 3, 40]))), len(tensors) - 1)
-        first, second = tensors[draw(recent)], tensors[draw(st.integers(0, len(tensors) - 1))]
-        if op == "Conv":
-            tensors.append(net.op("Conv", first, net.weight(8, 8, 1, 1), strides=[draw(st.integers(1, 2))] * 2))
-        elif op == "Depthwise":
-            tensors.append(net.op("Conv", first, net.weight(8, 1, 3, 3), group=8))
-        elif op == "Shared":
-            tensors.append(net.op("Conv", first, shared))
-        elif op == "Reshape":
-            tensors.append(net.op("Reshape", first, net.op("Gather", net.op("Shape", second))))
-        elif op == "Split":
-            net.op("Split", first, name=f"split{index}", outputs=2)
-            tensors.extend(net.graph.nodes[-1].outputs)
-        else:
-            tensors.append(net.op(op, *([first] if op in ("Relu", "GRU") else [first, second])))
-    made = [tensor for tensor in tensors if tensor.inputs]
-    outputs = draw(st.lists(st.sampled_from(made), max_size=3, unique_by=id))
-    graph = net.finish(*{id(tensor): tensor for tensor in [made[-1], *outputs]}.values())
-    graph.nodes = draw(st.permutations(graph.nodes))
-    return graph
-
-
-Part = str | list[list["Part"]]  # a node, or parallel branches of parts
-LEAVES = st.sampled_from(["Conv", "Depthwise", "Relu", "MaxPool"])
-PARTS = st.recursive(LEAVES, lambda part: st.lists(st.lists(part, max_size=4), min_size=2, max_size=3), max_leaves=20)
-
-
-@st.composite
-def nested_graphs(draw: st.DrawFn) -> Graph:
-    """Graphs whose branches all come together again: the blocks that the definition by cuts speaks of."""
-    net = Net()
-    return net.finish(sequence(net, net.input(channels=8), draw(st.lists(PARTS, min_size=1, max_size=6))))
-
-
-def sequence(net: Net, x: Variable, parts: Sequence[Part]) -> Variable:
-    for part in parts:
-        if isinstance(part, list):
-            x = net.op("Add", *(sequence(net, x, branch) for branch in part))
-        elif part in ("Conv", "Depthwise"):
-            x = net.conv(x, group=8 if part == "Depthwise" else 1)
-        else:
-            x = net.op(part, x, strides=[2, 2])
-    return x
-
-
-@settings(max_examples=200)
-@given(graphs() | nested_graphs(), st.sampled_from(["alone", "stack"]), st.sampled_from([2, 5, 12]))
-def test_units_are_a_convex_ordered_partition(graph: Graph, ends: str, max_compute: int) -> None:
-    checked(graph, PartitionUnits(ends=ends, max_compute=max_compute))
-
-
-@settings(max_examples=200)
-@given(nested_graphs())
-def test_what_lies_between_two_cuts_is_in_one_unit(graph: Graph) -> None:
-    position = {name: index for index, unit in enumerate(checked(graph)) for name in unit.nodes}
-    for segment in segments(graph):
-        if sum(node.op in COMPUTE for node in segment) <= 12:
-            assert len({position[node.name] for node in segment}) == 1
-
-
-def flow(graph: Graph) -> nx.DiGraph[str]:
-    """The DAG of nodes, from the graph library's own links: the oracle does not use qcompile's DAG."""
-    dag: nx.DiGraph[str] = nx.DiGraph()
-    for node in graph.nodes:
-        dag.add_node(node.name)
-        dag.add_edges_from((node.name, reader.name) for tensor in node.outputs for reader in tensor.outputs)
-    return dag
-
-
-def needs(node: Node, flowing: set[str]) -> set[str]:
-    """The tensors that must be there before a node runs: what it reads, and the inner tensors whose shapes it needs."""
-    found: set[str] = set()
-    waiting = [(tensor, False) for tensor in node.inputs if isinstance(tensor, Variable)]
-    while waiting:
-        tensor, as_shape = waiting.pop()
-        maker = tensor.inputs[0] if tensor.inputs else None
-        if maker is not None and maker.name not in flowing:
-            waiting += [(source, True) for source in maker.inputs if isinstance(source, Variable)]
-        elif maker is not None or not as_shape:
-            found.add(tensor.name)
-    return found
-
-
-def segments(graph: Graph) -> list[list[Node]]:
-    """The nodes between consecutive cuts, by a sweep: a cut is the only live tensor, with no node left to start."""
-    nodes = {node.name: node for node in graph.nodes}
-    found: list[list[Node]] = [[]]
-    unread: dict[str, int] = {}
-    roots = sum(not any(tensor.inputs for tensor in node.inputs) for node in graph.nodes)
-    for node in (nodes[name] for name in nx.topological_sort(flow(graph))):
-        found[-1].append(node)
-        sources = {tensor.name for tensor in node.inputs if tensor.inputs}
-        roots -= not sources
-        unread.update({name: unread[name] - 1 for name in sources})
-        unread.update({tensor.name: len({reader.name for reader in tensor.outputs}) for tensor in node.outputs})
-        ended = any(not any(tensor.outputs for tensor in done.outputs) for done in found[-1])
-        if sum(count > 0 for count in unread.values()) == 1 and not roots and not ended:
-            found.append([])
-    ends = sum(not any(tensor.outputs for tensor in node.outputs) for node in found[-1])
-    return found if ends == 1 else found[:-1]
-
-
-def checked(graph: Graph, partition: PartitionUnits | None = None) -> list[Unit]:
-    """Partition `graph` and check everything that is promised for any graph."""
-    partition = partition or PartitionUnits()
-    units = partition.units(graph)
-    assert partition.units(graph) == units
-    flowing = reached(graph)
-    nodes = {node.name: node for node in graph.nodes if node.name in flowing}
-    needed = {name: needs(node, flowing) for name, node in nodes.items()}
-    maker = {tensor.name: name for name, node in nodes.items() for tensor in node.outputs}
-    dag: nx.DiGraph[str] = nx.DiGraph()
-    dag.add_nodes_from(nodes)
-    dag.add_edges_from((maker[tensor], name) for name in nodes for tensor in needed[name] if tensor in maker)
-    position = {name: index for index, unit in enumerate(units) for name in unit.nodes}
-    assert sorted(name for unit in units for name in unit.nodes) == sorted(flowing)
-    assert {name for name, node in nodes.items() if node.op in COMPUTE} <= position.keys()
-    assert len({unit.name for unit in units}) == len(units) and all(unit.name for unit in units)
-    assert all(position[source] <= position[reader] for source, reader in dag.edges)
-    outputs = {tensor.name for tensor in graph.outputs}
-    for unit in units:
-        inside = [nodes[name] for name in unit.nodes]
-        assert sum(node.op in COMPUTE for node in inside) <= max(partition.max_compute, partition.max_stack)
-        order = {name: index for index, name in enumerate(unit.nodes)}
-        assert all(order[a] < order[b] for a in unit.nodes for b in dag.successors(a) if b in order)
-        behind = set().union(*(dag.successors(name) for name in unit.nodes)) - order.keys()
-        if len(nodes) < 100:
-            far = behind.union(*(nx.descendants(dag, name) for name in behind))
-            assert far.isdisjoint(order)
-        own = {tensor.name for node in inside for tensor in node.outputs}
-        assert sorted(unit.inputs) == sorted(set().union(*(needed[name] for name in unit.nodes)) - own)
-        read = set().union(*(needed[name] for name in flowing - order.keys()))
-        leaving = own & (read | outputs)
-        assert sorted(unit.outputs) == sorted(leaving)
-        assert len(leaving) == 1 or unit.note
-        assert len(inside) == 1 or not any(node.op == "GRU" for node in inside)
-    return units
-
-
-def reached(graph: Graph) -> set[str]:
-    """The nodes that the inputs of the graph flow into, without shape arithmetic; all compute nodes."""
-    found: set[str] = set()
-    waiting = [node for tensor in graph.inputs for node in tensor.outputs]
-    while waiting:
-        node = waiting.pop()
-        if node.name not in found and node.op != "Shape":
-            found.add(node.name)
-            waiting.extend(reader for tensor in node.outputs for reader in tensor.outputs)
-    return found
-
-
-def ops(graph: Graph, unit: Unit) -> list[str]:
-    types = {node.name: node.op for node in graph.nodes}
-    return [types[name] for name in unit.nodes]
-
-
-def compute_names(graph: Graph, unit: Unit) -> list[str]:
-    types = {node.name: node.op for node in graph.nodes}
-    return [name for name in unit.nodes if types[name] in COMPUTE]
-
-
-def groups(graph: Graph, partition: PartitionUnits | None = None) -> list[list[str]]:
-    """The compute nodes of each unit that has any."""
-    return [names for unit in checked(graph, partition) if (names := compute_names(graph, unit))]

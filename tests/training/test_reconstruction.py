@@ -1,49 +1,29 @@
-"""Training piece after piece: failures stay where they are, memory changes nothing, a killed run goes on."""
+"""Training piece after piece: failures stay where they are, and memory changes nothing."""
 
 from __future__ import annotations
 
 import copy
-import errno
-import json
 import math
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import onnx
 import pytest
-from networks import CORRECT, NETWORKS, compiled, network, run, samples
+from networks import compiled, network
 from numpy.typing import NDArray
+from training_runs import DECIDE, SETTINGS, assert_same, calibrated, trained, units
 
-from qcompile import Config, InputError, QModel, open_model
+from qcompile import Config, QModel
 from qcompile.execution.spool import Spool
-from qcompile.passes.partition_units import PartitionUnits
 from qcompile.progress import listening
-from qcompile.quant.plan import Form, NodePlan, Plan
-from qcompile.quant.plan_file import save_plan
 from qcompile.training import loop, recipe, reconstruction, region
 from qcompile.training.engines import open_trainer
-from qcompile.training.pieces import Piece, cut_layers, join_units, regions_of
+from qcompile.training.pieces import Piece, cut_layers, join_units
 from qcompile.training.recipe import Settings, Training
-from qcompile.training.reconstruction import Outcome, memory_of, reconstruct
+from qcompile.training.reconstruction import memory_of, reconstruct
 from qcompile.training.region import Region
-from qcompile.training.work_dir import LOCK, PLAN, STATE, VALUES, open_work_dir
-
-DECIDE = (CORRECT[0], PartitionUnits(), *CORRECT[1:])
-SETTINGS: dict[str, Any] = {"w": 3, "a": 4, "method": "qdrop", "steps": 6}
-
-
-def calibrated(name: str = "residual", **settings: Any) -> QModel:
-    source = network(NETWORKS[name])
-    model = open_model(source, Config(**{"threads": 1} | SETTINGS | settings), samples(source, 60))
-    run(model, DECIDE)
-    return model
 
 
 class Spied:
@@ -82,24 +62,6 @@ def spied(monkeypatch: pytest.MonkeyPatch) -> type[Spied]:
     kind = type("Spied", (Spied,), {"made": [], "loss": lambda trainer, loss: loss})
     monkeypatch.setattr(loop, "open_trainer", kind)
     return kind
-
-
-def units(model: QModel) -> list[Piece]:
-    return join_units(model.plan, regions_of(model.plan))
-
-
-def trained(model: QModel, **facts: Any) -> list[Outcome]:
-    pieces, training = facts.pop("pieces", None) or units(model), Training.of(model.config)
-    return list(reconstruct(model, pieces, training, work_dir=open_work_dir(model), **facts))
-
-
-def assert_same(one: Plan, two: Plan) -> None:
-    assert one.quantizers == two.quantizers and list(one.weights) == list(two.weights)
-    for name, weight in one.weights.items():
-        for field in ("codes", "scale", "step", "offset"):
-            np.testing.assert_array_equal(getattr(weight, field), getattr(two.weights[name], field))
-    for name, bias in one.biases.items():
-        np.testing.assert_array_equal(bias, two.biases[name])
 
 
 # --- what a run does
@@ -305,195 +267,3 @@ def test_without_a_budget_it_is_a_share_of_what_is_free(monkeypatch: pytest.Monk
         monkeypatch.setattr(reconstruction, "free_memory", lambda free=free: free)
         assert memory_of(Training()) == expected
     assert memory_of(Training.of(Config(method="qdrop", memory="1.5MB"))) == 1_500_000
-
-
-# --- resuming
-
-
-class Killed(BaseException):
-    """What ends a run without any chance to clean up."""
-
-
-def until_killed(model: QModel, outcomes: int) -> None:
-    run = reconstruct(model, units(model), Training.of(model.config), work_dir=open_work_dir(model))
-    for _ in range(outcomes):
-        next(run)
-    with pytest.raises(Killed):
-        run.throw(Killed)
-
-
-@pytest.mark.parametrize("outcomes", [1, 2, 3])
-def test_a_run_that_ended_early_goes_on_to_the_same_plan(tmp_path: Path, outcomes: int) -> None:
-    whole = calibrated()
-    expected = trained(whole)
-    until_killed(calibrated(work_dir=str(tmp_path)), outcomes)
-    model = calibrated(work_dir=str(tmp_path), resume=True, memory="0B")  # the budget may change
-    assert trained(model) == expected
-    assert_same(model.plan, whole.plan)
-    again = calibrated(work_dir=str(tmp_path), resume=True)  # nothing is left to do
-    assert trained(again) == expected
-    assert_same(again.plan, whole.plan)
-
-
-def test_what_else_is_in_the_folder_stays(tmp_path: Path) -> None:
-    (tmp_path / "values").mkdir()
-    for name in ("plan-4.npz", "state.json", "values/1"):
-        (tmp_path / name).write_text("mine")
-    trained(calibrated(work_dir=str(tmp_path), memory="0B"))
-    assert {(tmp_path / name).read_text() for name in ("plan-4.npz", "state.json", "values/1")} == {"mine"}
-
-
-def test_nothing_but_the_state_is_left(tmp_path: Path) -> None:
-    until_killed(calibrated(work_dir=str(tmp_path), memory="0B"), 2)
-    trained(calibrated(work_dir=str(tmp_path), memory="0B", resume=True))
-    names = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")}
-    assert names == {LOCK, STATE, VALUES, PLAN.format(len(units(calibrated())))}
-
-
-@pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_a_full_disk_leaves_the_state_before_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
-    expected = calibrated()
-    trained(expected)
-    calls = 0
-
-    def full(*arguments: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls >= 9:  # of two files and folders at the start and after each piece: within the third state
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return original(*arguments)
-
-    original = getattr(os if call == "fsync" else Path, call)
-    with monkeypatch.context() as patch:
-        patch.setattr(os if call == "fsync" else Path, call, full)
-        calls = 0 if call == "fsync" else 4
-        with pytest.raises(InputError, match="cannot write the state of training: No space left"):
-            trained(calibrated(work_dir=str(tmp_path)))
-    assert not list(tmp_path.glob(".*"))
-    model = calibrated(work_dir=str(tmp_path), resume=True)
-    trained(model)
-    assert_same(model.plan, expected.plan)
-
-
-def scaled(model: onnx.ModelProto) -> onnx.ModelProto:
-    weight = onnx.numpy_helper.to_array(model.graph.initializer[0]) * 2
-    model.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(weight, model.graph.initializer[0].name))
-    return model
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"w": 2}, "made with --w 3, not 2"),
-        ({"steps": 7}, "made with --steps 6, not 7"),
-        ({"steps": None, "effort": "fast"}, "made with --effort unset, not fast"),
-        ({"method": "brecq"}, "made with --method qdrop, not brecq"),
-    ],
-)
-def test_a_state_of_other_settings_is_refused(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
-    until_killed(calibrated(work_dir=str(tmp_path)), 1)
-    with pytest.raises(InputError, match=message):
-        open_work_dir(calibrated(work_dir=str(tmp_path), resume=True, **settings))
-
-
-def test_a_state_of_another_model_is_refused(tmp_path: Path) -> None:
-    until_killed(calibrated(work_dir=str(tmp_path)), 1)
-    model = calibrated(work_dir=str(tmp_path), resume=True)
-    model.source = scaled(model.source)
-    with pytest.raises(InputError, match="another model or other weights"):
-        open_work_dir(model)
-
-
-@pytest.mark.parametrize("count", [40, 60])
-def test_a_state_of_other_samples_is_refused(tmp_path: Path, count: int) -> None:
-    until_killed(calibrated(work_dir=str(tmp_path)), 1)
-    source = network(NETWORKS["residual"])
-    model = calibrated(work_dir=str(tmp_path), resume=True)
-    model.data = open_model(source, model.config, samples(source, count, seed=5)).data
-    with pytest.raises(InputError, match="made with other samples"):
-        trained(model)
-
-
-def test_an_unfinished_state_is_not_overwritten(tmp_path: Path) -> None:
-    until_killed(calibrated(work_dir=str(tmp_path)), 1)
-    with pytest.raises(InputError, match=r"unfinished run.*--resume"):
-        open_work_dir(calibrated(work_dir=str(tmp_path)))
-    trained(calibrated(work_dir=str(tmp_path), resume=True))
-    trained(calibrated(work_dir=str(tmp_path)))  # a finished one is
-
-
-def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
-    pytest.importorskip("fcntl")
-    text = f"import fcntl; f = open({str(tmp_path / LOCK)!r}, 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(1, flush=True)"
-    with subprocess.Popen(
-        [sys.executable, "-c", f"{text}; input()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as other:
-        assert other.stdout is not None
-        other.stdout.readline()
-        with pytest.raises(InputError, match=r"another run is at work there .*another --work-dir"):
-            open_work_dir(calibrated(work_dir=str(tmp_path)))
-        other.kill()
-    assert open_work_dir(calibrated(work_dir=str(tmp_path))) is not None
-
-
-def test_what_a_killed_run_left_half_written_is_deleted(tmp_path: Path) -> None:
-    for name in (STATE, PLAN.format(2)):
-        (tmp_path / f".{name}.00112233").write_text("half")
-    (tmp_path / ".4711-other").write_text("mine")
-    open_work_dir(calibrated(work_dir=str(tmp_path)))
-    assert {path.name for path in tmp_path.iterdir()} == {LOCK, ".4711-other"}
-
-
-def test_no_room_for_values_is_one_clear_error(tmp_path: Path) -> None:
-    (tmp_path / VALUES).write_text("a file")
-    with pytest.raises(InputError, match=r"cannot use the work folder: File exists \(.*values\)"):
-        trained(calibrated(work_dir=str(tmp_path)))
-
-
-@pytest.mark.parametrize("text", ["", "{}", '{"version": 0}', '{"version": 1, "plan": "p", "outcomes": []}'])
-def test_what_is_no_state_is_refused(tmp_path: Path, text: str) -> None:
-    (tmp_path / STATE).write_text(text)
-    with pytest.raises(InputError, match=r"not a state|another version"):
-        open_work_dir(calibrated(work_dir=str(tmp_path), resume=True))
-
-
-@pytest.mark.parametrize(
-    ("change", "where"),
-    [
-        (lambda state: state["outcomes"][0].update(extra=1), "outcomes/0"),
-        (lambda state: state["outcomes"][0].update(before="small"), "outcomes/0/before"),
-        (lambda state: state["purpose"].update(pieces={}), "purpose/pieces"),
-        (lambda state: state["purpose"].update(recipe=None), "purpose/recipe"),
-        (lambda state: state.update(plan="../other.npz"), "plan"),
-        (lambda state: state.update(outcomes=3), "outcomes"),
-    ],
-)
-def test_wrong_types_in_a_state_are_named(tmp_path: Path, change: Callable[[Any], None], where: str) -> None:
-    until_killed(calibrated(work_dir=str(tmp_path)), 1)
-    state = json.loads((tmp_path / STATE).read_text())
-    change(state)
-    (tmp_path / STATE).write_text(json.dumps(state))
-    with pytest.raises(InputError, match=f"not a state of training .*: {where}: "):
-        open_work_dir(calibrated(work_dir=str(tmp_path), resume=True))
-
-
-def test_the_plan_in_a_state_must_fit(tmp_path: Path) -> None:
-    until_killed(calibrated(work_dir=str(tmp_path)), 1)
-    state = json.loads((tmp_path / STATE).read_text())
-    model = calibrated(work_dir=str(tmp_path), resume=True)
-    wrong = copy.deepcopy(model.plan)
-    wrong.nodes["more"] = NodePlan(Form.FLOAT)
-    save_plan(wrong, tmp_path / state["plan"], target="ort-cpu", fingerprint=model.fingerprint)
-    with pytest.raises(InputError, match="does not fit the model: node 'more' is in only one"):
-        trained(model)
-
-
-def test_there_is_nothing_to_resume(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no state to go on from"):
-        open_work_dir(calibrated(work_dir=str(tmp_path / "new"), resume=True))
-    assert not list(tmp_path.iterdir())
-    with pytest.raises(InputError, match="--work-dir"):
-        Config(method="qdrop", resume=True)
-    (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="cannot use the work folder"):
-        open_work_dir(calibrated(work_dir=str(tmp_path / "file")))
