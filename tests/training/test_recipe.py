@@ -10,7 +10,7 @@ from qcompile.training.recipe import (
     LAST_STRETCH,
     RATES,
     STRENGTH,
-    Kind,
+    ParameterKind,
     draw_mask,
     settings_at,
 )
@@ -19,8 +19,10 @@ from qcompile.training.recipe import (
 def test_scales_fall_to_nothing_and_rounding_keeps_its_rate() -> None:
     start, end = settings_at(0.0), settings_at(1.0)
     assert start.rates == RATES
-    assert end.rates[Kind.ROUNDING] == RATES[Kind.ROUNDING]
-    assert max(rate for kind, rate in end.rates.items() if kind is not Kind.ROUNDING) == pytest.approx(0, abs=1e-12)
+    assert end.rates[ParameterKind.ROUNDING] == RATES[ParameterKind.ROUNDING]
+    assert max(rate for kind, rate in end.rates.items() if kind is not ParameterKind.ROUNDING) == pytest.approx(
+        0, abs=1e-12
+    )
 
 
 def test_regulariser_begins_after_the_warm_up_and_hardens() -> None:
