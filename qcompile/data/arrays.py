@@ -72,7 +72,7 @@ def array_dataset(arrays: Mapping[str, NDArray[Any]], intake: Intake) -> Dataset
         return feeds_of(chosen, labels, replace(intake, alone=intake.alone or NOT_STACKED), source)
     count = common_rows(chosen, intake.where)
     intake.accept({name: array[:1] for name, array in chosen.items()})  # names, shapes and dtypes
-    classes = None if labels is None else check_labels(labels, count, intake.where)
+    classes = class_numbers(labels, count, intake)
     return Dataset.over(source, RowReader(chosen, intake), count, fixed_batch(intake.inputs), classes)
 
 
@@ -95,7 +95,7 @@ def feeds_of(arrays: Arrays, labels: NDArray[Any] | None, intake: Intake, source
 
     read = RunReader(runs, intake)
     next(read(np.arange(1), 1))  # shapes and dtypes
-    classes = None if labels is None else check_labels(labels, count, intake.where)
+    classes = class_numbers(labels, count, intake)
     return Dataset.of_feeds(source, read, count, intake.alone, classes)
 
 
@@ -148,6 +148,18 @@ class RowReader:
             yield self.intake.accept({name: array[places] for name, array in self.arrays.items()}, rows)
 
 
+def class_numbers(labels: NDArray[Any] | None, count: int, intake: Intake) -> NDArray[np.int64] | None:
+    """Return the classes [N] in an array, or None: there are none, or nobody asks for them and these are others."""
+    if labels is None:
+        return None
+    try:
+        return check_labels(labels, count, intake.where)
+    except InputError:
+        if intake.labelled:
+            raise
+        return None
+
+
 def check_labels(labels: NDArray[Any], count: int, where: str) -> NDArray[np.int64]:
     """Return labels [N] or [N, 1] as int64 [N]; other shapes, floats and negative numbers are InputErrors."""
     if labels.size != count or labels.shape not in ((count,), (count, 1)):
@@ -156,6 +168,6 @@ def check_labels(labels: NDArray[Any], count: int, where: str) -> NDArray[np.int
             where=where,
             remedy="give one class number per sample",
         )
-    if labels.dtype.kind not in "iu" or labels.min() < 0:
+    if labels.dtype.kind not in "iu" or labels.min(initial=0) < 0:
         raise InputError("the labels are not class numbers", where=where, remedy="give integers from 0 on")
     return labels.reshape(count).astype(np.int64)

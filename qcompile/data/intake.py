@@ -19,12 +19,14 @@ class Intake:
     """What every source needs to know: the model's inputs, the preprocessing for images, and a name for messages.
 
     Where `alone` says why, what is accepted at once is one feed of the model: its arrays need not have as many rows.
+    Where the samples are not `labelled`, an array `labels` may hold anything: only class numbers are kept.
     """
 
     inputs: Sequence[InputInfo]
     preprocess: Preprocess | None
     where: str
     alone: str = ""
+    labelled: bool = False
 
     def accept(self, arrays: Mapping[str, NDArray[Any]], samples: Indices | None = None) -> Arrays:
         """Return {input name: new array}; `samples` are the rows' numbers in the source (of a feed one), for messages.

@@ -44,6 +44,7 @@ def open_dataset(
     seed: int = 0,
     *,
     alone: str = "",
+    labelled: bool = False,
 ) -> Dataset:
     """Open samples for a model, and check all that can be checked before the model runs.
 
@@ -62,7 +63,7 @@ def open_dataset(
     """
     if isinstance(source, Dataset):
         return limited(source.one_by_one(alone) if alone else source, samples, seed)
-    intake = Intake(inputs, parse_preprocess(preprocess) if preprocess else None, place(source), alone)
+    intake = Intake(inputs, parse_preprocess(preprocess) if preprocess else None, place(source), alone, labelled)
     if isinstance(source, str | Path):
         return open_place(str(source), intake, samples, seed)
     if isinstance(source, Mapping):
@@ -87,7 +88,7 @@ def open_evaluation(source: Source, inputs: Sequence[InputInfo], preprocess: str
         if kind_of_place(folder, "evaluation data") == "folder" and not find_test_data(folder):
             intake = Intake(inputs, parse_preprocess(preprocess) if preprocess else None, str(folder), alone)
             return open_images(folder, intake, None, 0, lambda files: classes_of(files, folder, table))
-    dataset = open_dataset(source, inputs, preprocess, alone=alone)
+    dataset = open_dataset(source, inputs, preprocess, alone=alone, labelled=True)
     if dataset.labels is None:
         raise InputError(
             "the evaluation data has no labels",

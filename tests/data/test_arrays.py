@@ -168,16 +168,27 @@ def broken_at(sample: int, value: float) -> np.ndarray:
         ({"image": broken_at(2, 1e300)}, NCHW, "'image' has a value beyond float32 in sample 2"),
         ({"image": READY[:0]}, NCHW, "the data is empty"),
         ({"image": np.float32(1)}, NCHW, "'image' is a single value"),
-        ({"image": READY, "labels": LABELS[:5]}, NCHW, r"labels of shape \[5\] do not fit 6 samples"),
-        ({"image": READY, "labels": np.eye(6)}, NCHW, r"labels of shape \[6, 6\]"),
-        ({"image": READY, "labels": LABELS / 2}, NCHW, "not class numbers"),
-        ({"image": READY, "labels": LABELS - 5}, NCHW, "not class numbers"),
     ],
 )
 def test_wrong_arrays_are_named(arrays: dict[str, np.ndarray], inputs: list[InputInfo], message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
         open_dataset(arrays, inputs, None)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (LABELS[:5], r"labels of shape \[5\] do not fit 6 samples"),
+        (np.eye(6), r"labels of shape \[6, 6\]"),
+        (LABELS / 2, "not class numbers"),
+        (LABELS - 5, "not class numbers"),
+    ],
+)
+def test_wrong_labels_matter_where_they_are_asked_for(labels: np.ndarray, message: str) -> None:
+    assert open_dataset({"image": READY, "labels": labels}, NCHW, None).labels is None
+    with pytest.raises(InputError, match=message):
+        open_evaluation({"image": READY, "labels": labels}, NCHW, None)
 
 
 def test_masks_that_are_added_hold_minus_infinity() -> None:
@@ -349,4 +360,4 @@ def test_a_cache_without_layers_is_fed_in_every_run() -> None:
 )
 def test_wrong_feeds_are_named(arrays: dict[str, np.ndarray], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        open_dataset({"x": CHUNKS, "state": STATES, "rate": np.arange(5), **arrays}, STREAM, None)
+        open_dataset({"x": CHUNKS, "state": STATES, "rate": np.arange(5), **arrays}, STREAM, None, labelled=True)
