@@ -23,7 +23,7 @@ def simulate(graph: Graph, plan: Plan, form: Literal["integer", "float"]) -> Int
     """Return the simulation of a calibrated plan.
 
     "integer" is an interpreter whose codes equal those of the emitted file; "float" an ONNX model with the file's own
-    quantizers around float weights, which training differentiates. Run the latter with `fuse_qdq=False`.
+    quantizers around float weights. Run the latter with `fuse_qdq=False`.
     """
     program = lower(graph, plan)
     if form == "integer":
