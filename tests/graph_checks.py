@@ -48,7 +48,7 @@ def check_file(model: QModel) -> None:
     steps = {v.name: s for s in reference.program.steps for v in s.outputs if v.quantizer and v.name in made}
     watched = onnx.ModelProto()
     watched.CopyFrom(emitted)
-    tap(watched, list(steps), [])
+    tap(watched, list(steps))
     file, tapped = Session(emitted, threads=1), Session(watched, threads=1)
     plain = Session(emitted, threads=1, level="off")
     for batch in BATCHES:

@@ -37,6 +37,14 @@ class MinMax:
         self.lo, self.hi = min(self.lo, lo), max(self.hi, hi)
 
 
+class Largest(MinMax):
+    """Largest value of a tensor whose quantizer begins at 0: values below count as 0, so `lo` is no more than that."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.lo = 0.0
+
+
 class Histogram(MinMax):
     """Distribution of a tensor: exact range, count, zeros and sum, and a histogram of the values that are not 0.
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from qcompile.calibration.collect import observe
-from qcompile.calibration.observers import Histogram, MinMax
+from qcompile.calibration.observers import Histogram, Largest, MinMax
 from qcompile.calibration.ranges import Ranges, choose
 from qcompile.calibration.sharing import share_concats
 from qcompile.data.dataset import Dataset
@@ -42,7 +42,7 @@ def choose_numbers(
     """
     nodes = [node for node in topological(graph) if only is None or node.name in only]
     roots = set(plan.groups.values()) if only is None else _roots(graph, plan, nodes)
-    observers = {root: Histogram(root) if _searches(ranges, plan, root) else MinMax(root) for root in sorted(roots)}
+    observers = {root: _observer(ranges, plan, root) for root in sorted(roots)}
     live = _see_constants(graph, observers)
     if live:
         part = to_model(part_before(graph, live))
@@ -104,13 +104,15 @@ def _widen_for_kernels(nodes: Iterable[Node], plan: Plan) -> None:
             plan.quantizers[output] = replace(made, scale=max(made.scale, least))
 
 
-def _searches(ranges: Ranges, plan: Plan, root: str) -> bool:
-    """Say whether any quantizer of this group needs more than the range."""
-    keys = (root, *plan.narrow_keys(root))
-    return any(ranges.method_for(plan.specs[key]) != "max" for key in keys)
+def _observer(ranges: Ranges, plan: Plan, root: str) -> MinMax:
+    """Return the observer of what the quantizers of a group ask for: all values, the range, or where it ends."""
+    specs = [plan.specs[key] for key in (root, *plan.narrow_keys(root))]
+    if any(ranges.method_for(spec) != "max" for spec in specs):
+        return Histogram(root)
+    return Largest(root) if all(spec.lower >= 0 for spec in specs) else MinMax(root)
 
 
-def _see_constants(graph: Graph, observers: dict[str, Histogram | MinMax]) -> dict[str, Histogram | MinMax]:
+def _see_constants(graph: Graph, observers: dict[str, MinMax]) -> dict[str, MinMax]:
     """Show their values to the observers of constants; return the others."""
     tensors = graph.tensors()
     constants = {name for name in observers if isinstance(tensors[name], Constant)}

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from qcompile.calibration import collect
 from qcompile.calibration.collect import REDUCTIONS, batch_size, observe, reduction_name, tap
-from qcompile.calibration.observers import Histogram, MinMax
+from qcompile.calibration.observers import Histogram, Largest, MinMax
 from qcompile.data.dataset import Dataset
 from qcompile.data.inputs import Arrays, Indices
 from qcompile.errors import InputError
@@ -77,24 +77,30 @@ def test_whole_and_reduced_in_one_run() -> None:
 
 def test_values_that_are_reduced_never_leave_the_graph() -> None:
     model = network(RESIDUAL)
-    tap(model, ["a"], ["trunk"])
-    assert [item.name for item in model.graph.output] == ["y", "a", *(reduction_name("trunk", op) for op in REDUCTIONS)]
+    tap(model, ["a"], {"trunk": REDUCTIONS[MinMax]})
+    assert [item.name for item in model.graph.output] == [
+        "y",
+        "a",
+        *(reduction_name("trunk", op) for op in REDUCTIONS[MinMax]),
+    ]
     found = Session(model, threads=1).run({"image": images(2)})
-    assert all(found[reduction_name("trunk", op)].shape == () for op in REDUCTIONS)
+    assert all(found[reduction_name("trunk", op)].shape == () for op in REDUCTIONS[MinMax])
     assert found[reduction_name("trunk", "ReduceMax")] == found["a"].max()
 
 
 def test_tap_leaves_inputs_and_outputs_as_they_are() -> None:
     model = network(RESIDUAL)
-    tap(model, ["y", "image"], [])
+    tap(model, ["y", "image"])
     assert [item.name for item in model.graph.output] == ["y"]
 
 
-@pytest.mark.parametrize("kind", [MinMax, Histogram])
+@pytest.mark.parametrize("kind", [MinMax, Largest, Histogram])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_tensor_that_is_not_finite_is_named(kind: type[MinMax], value: float) -> None:
-    """One bad value in the last sample, seen behind operators that pass it on."""
+@pytest.mark.parametrize("known", [False, True])
+def test_tensor_that_is_not_finite_is_named(kind: type[MinMax], value: float, known: bool) -> None:
+    """One bad value in the last sample, seen behind operators that pass it on; its shape is known or not."""
     model = network("net (float[N,3,8,8] image) => (float[N,3,8,8] y) { inner = Neg(image)  y = Abs(inner) }")
+    model = onnx.shape_inference.infer_shapes(model) if known else model
     data = images()
     data[-1, 1, 2, 3] = value
     with pytest.raises(InputError, match=r"tensor 'inner' holds NaN or infinity \(calibration"):
@@ -111,7 +117,7 @@ def test_nan_that_max_and_min_do_not_show() -> None:
 
 def test_batch_is_bounded_by_bytes_and_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     model = network(RESIDUAL)
-    tap(model, ["a"], [])
+    tap(model, ["a"])
     session = Session(model, threads=1)
     data = dataset(images())  # 768 bytes in, 1024 bytes of `a` out
     assert batch_size(session, data, ["a"]) == 10
@@ -142,6 +148,17 @@ def test_range_does_not_depend_on_the_batch() -> None:
     assert found[0] == found[1] == found[2]
 
 
+@pytest.mark.parametrize("batch", [1, 4])
+def test_where_the_least_value_is_not_asked_for_maps_are_pooled(batch: int) -> None:
+    model, tensors = onnx.shape_inference.infer_shapes(network(RESIDUAL)), ("trunk", "c", "a")
+    expected = all_values(network(RESIDUAL), images(), tensors)
+    observers = {name: Largest(name) for name in tensors}
+    observe(model, observers.items(), dataset(images()), batch=batch, threads=1, label="test")
+    assert [node.op_type for node in model.graph.node].count("GlobalMaxPool") == 3
+    for name, observer in observers.items():
+        assert observer.lo <= 0 and observer.hi == pytest.approx(expected[name].max(), rel=1e-5)
+
+
 def test_runs_in_which_a_tensor_has_no_values_are_passed_over() -> None:
     text = """net (float[N,3,8,8] image, float[8,8] W) => (float[K,8] y) {
         limit = Constant<value = float {2.5}>()  none = Constant<value = int64[2] {-1, 8}>()
@@ -150,7 +167,7 @@ def test_runs_in_which_a_tensor_has_no_values_are_passed_over() -> None:
     data = images() / 2
     shifted = data + np.where(np.arange(10) == 4, 2, 0)[:, None, None, None].astype(np.float32)  # rows of one sample
     kept = shifted.reshape(-1, 8)[shifted.reshape(-1, 8).max(1) > 2.5]
-    observers = {"few": MinMax("few"), "p": Histogram("p")}
+    observers = {"few": MinMax("few"), "p": Histogram("p"), "y": Largest("y")}
     observe(network(text, opset=17), observers.items(), dataset(shifted), batch=1, threads=1, label="test")
     assert (observers["few"].lo, observers["few"].hi) == (kept.min(), kept.max())
-    assert observers["p"].count == kept.size
+    assert observers["p"].count == kept.size and observers["y"].hi == observers["p"].hi

@@ -128,7 +128,7 @@ def tapped_codes(file: onnx.ModelProto, model: QModel, feeds: Arrays, level: str
     names = [value.name for step in steps for value in step.outputs if value.quantizer and value.name in made]
     watched = onnx.ModelProto()
     watched.CopyFrom(file)
-    tap(watched, names, [])
+    tap(watched, names)
     return Session(watched, level=level, threads=1).run(feeds, names)
 
 

@@ -39,7 +39,7 @@ def codes_of_float(model: QModel, feeds: Arrays, *, level: str = "all") -> Array
     made = {name for node in simulation.graph.node for name in node.output}
     steps = lower(model.graph, model.plan).steps
     names = [value.name for step in steps for value in step.outputs if value.quantizer and value.name in made]
-    tap(simulation, names, [])
+    tap(simulation, names)
     return Session(simulation, level=level, fuse_qdq=False, threads=1).run(feeds, names)
 
 

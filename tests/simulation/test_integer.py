@@ -157,7 +157,7 @@ def test_codes_of_onnx_own_reference(text: str, precision: tuple[int, int]) -> N
     coded = [v.name for s in reference.program.steps for v in s.outputs if v.quantizer and v.name in made]
     watched = onnx.ModelProto()
     watched.CopyFrom(model.emitted)
-    tap(watched, coded, [])
+    tap(watched, coded)
     outputs = [item.name for item in watched.graph.output]
     codes = {k: v for k, v in zip(outputs, ReferenceEvaluator(watched).run(None, feeds)) if k in coded}
     own = reference.run(feeds, given=codes)

@@ -34,8 +34,8 @@ def test_the_first_layer_errs_as_it_does_in_the_model() -> None:
     step = next(step for step in lower(model.graph, model.plan).steps if step.node and step.node.name == "stem")
     value = step.outputs[0]
     simulation, exact = simulate(model.graph, model.plan, "float"), to_model(model.graph)
-    tap(simulation, [value.name], [])
-    tap(exact, ["trunk"], [])
+    tap(simulation, [value.name])
+    tap(exact, ["trunk"])
     codes = Session(simulation, fuse_qdq=False, threads=1).run(feeds, [value.name])[value.name]
     reference = Session(exact, threads=1).run(feeds, ["trunk"])["trunk"].astype(np.float64)
     assert value.quantizer is not None
