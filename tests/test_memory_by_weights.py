@@ -49,10 +49,12 @@ print(json.dumps({"resident": status("VmHWM") - before, "anonymous": max(anonymo
 """
 
 
-def write_chain(path: Path, layers: int, size: int) -> None:
-    """Write a chain of Gemm with its weights in a file beside it, layer by layer."""
+def write_chain(path: Path, layers: int, size: int, between: str) -> None:
+    """Write a chain of Gemm and an activation with its weights in a file beside it, layer by layer."""
     names, random = [f"w{i}" for i in range(layers)], np.random.default_rng(0)
-    nodes = [helper.make_node("Gemm", [f"t{i}", name], [f"t{i + 1}"], f"gemm{i}") for i, name in enumerate(names)]
+    nodes = [helper.make_node("Gemm", [f"t{i}", name], [f"h{i}"], f"gemm{i}") for i, name in enumerate(names)]
+    nodes += [helper.make_node(between, [f"h{i}"], [f"t{i + 1}"], f"between{i}") for i in range(layers)]
+    nodes.sort(key=lambda node: int(node.input[0][1:]))
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", size]) for name in ("t0", f"t{layers}")]
     graph = helper.make_graph(nodes, "chain", ends[:1], ends[1:])
     with path.with_suffix(".data").open("wb") as file:
@@ -68,10 +70,10 @@ def write_chain(path: Path, layers: int, size: int) -> None:
     path.write_bytes(model.SerializeToString())
 
 
-def peaks(folder: Path, layers: int, size: int) -> dict[str, int]:
+def peaks(folder: Path, layers: int, size: int, between: str = "Identity") -> dict[str, int]:
     """Compile such a chain with few samples; return peaks in bytes."""
-    write_chain(folder / "tiny.onnx", 3, 16)
-    write_chain(folder / "chain.onnx", layers, size)
+    write_chain(folder / "tiny.onnx", 3, 16, between)
+    write_chain(folder / "chain.onnx", layers, size, between)
     arguments = [str(folder / "tiny.onnx"), "16", str(folder / "chain.onnx"), str(size)]
     environment = {**os.environ, "TMPDIR": str(folder), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     run = subprocess.run([sys.executable, "-c", SCRIPT, *arguments], env=environment, capture_output=True, text=True)
@@ -92,7 +94,10 @@ def test_peak_by_weights(tmp_path: Path) -> None:
 @pytest.mark.timeout(3600)
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the system does not say what a process had")
 def test_six_gigabytes_of_weights_compile_in_eight(tmp_path: Path) -> None:
-    """What is mapped from files does not count: the system drops it where memory is short."""
+    """What is mapped from files does not count: the system drops it where memory is short.
+
+    No channels can be rotated or equalised across a Tanh, which would take an hour.
+    """
     layers, size = 90, 4096
     weights = layers * size * size * 4
     assert weights > 6 * GB
@@ -100,4 +105,4 @@ def test_six_gigabytes_of_weights_compile_in_eight(tmp_path: Path) -> None:
         pytest.skip("less than 9 GB of memory are free")
     if shutil.disk_usage(tmp_path).free < 5 * weights:
         pytest.skip(f"less than {5 * weights / GB:.0f} GB of disk are free")
-    assert peaks(tmp_path, layers, size)["anonymous"] < 8 * GB
+    assert peaks(tmp_path, layers, size, "Tanh")["anonymous"] < 8 * GB

@@ -62,31 +62,39 @@ class _Output:
         return f"{stem}/signal", f"{stem}/noise", f"{stem}/total", f"{stem}/count"
 
 
-def stretch_errors(
-    graph: Graph,
-    plan: Plan,
-    stretches: Sequence[Collection[str]],
-    batches: Iterable[Mapping[str, NDArray[Any]]],
-    *,
-    threads: int = 1,
-) -> list[list[OutputError]]:
-    """Return, for each stretch (a set of node names), the errors of what others read of it or the model gives out.
+@dataclass(frozen=True)
+class Stretches:
+    """The float graph with stretches beside it, ready to run, and what is compared of each."""
 
-    The float graph runs, and beside it every stretch on the float graph's own values: no error comes from elsewhere.
-    A stretch that cannot be compared has none.
+    session: Session | None  # None: nothing is compared
+    outputs: list[list[_Output]]
+
+    def errors(self, batches: Iterable[Mapping[str, NDArray[Any]]]) -> list[list[OutputError]]:
+        """Return, for each stretch, the errors of what others read of it or the model gives out.
+
+        A stretch that cannot be compared has none.
+        """
+        if self.session is None:
+            return [[] for _ in self.outputs]
+        totals: dict[str, Sums] = {}
+        wanted = [name for some in self.outputs for output in some for name in output.sums]
+        for feeds in batches:
+            for name, value in self.session.run(dict(feeds), wanted).items():
+                totals[name] = _added(totals.get(name), np.asarray(value, np.float64).reshape(-1))
+        return [[_error(output, totals) for output in some] for some in self.outputs]
+
+
+def open_stretches(graph: Graph, plan: Plan, stretches: Sequence[Collection[str]], *, threads: int = 1) -> Stretches:
+    """Load the float graph and beside it every stretch (a set of node names), rounded as `plan` says.
+
+    The stretches run on the float graph's own values: no error comes from elsewhere. The weights are the session's
+    own: neither graph nor plan is needed any more.
     """
     with scratch_beside(graph) as store:
         model, outputs = _beside(graph, plan, stretches, store)
         if not any(outputs):
-            return [[] for _ in stretches]
-        session = Session(model, threads=threads, fuse_qdq=False, packed=False)  # there are few samples
-    del model  # the session has its own weights
-    totals: dict[str, Sums] = {}
-    wanted = [name for some in outputs for output in some for name in output.sums]
-    for feeds in batches:
-        for name, value in session.run(dict(feeds), wanted).items():
-            totals[name] = _added(totals.get(name), np.asarray(value, np.float64).reshape(-1))
-    return [[_error(output, totals) for output in some] for some in outputs]
+            return Stretches(None, outputs)
+        return Stretches(Session(model, threads=threads, fuse_qdq=False, packed=False), outputs)  # for few samples
 
 
 def _added(total: Sums | None, found: Sums) -> Sums:

@@ -15,7 +15,7 @@ from qcompile.ir.affine import Kept
 from qcompile.qmodel import QModel
 from qcompile.quant.plan import Plan
 from qcompile.simulation.numbers import choose_numbers
-from qcompile.simulation.stretches import OutputError, stretch_errors
+from qcompile.simulation.stretches import OutputError, open_stretches
 
 ELEMENTS = 1 << 20  # of all inputs of a trial, half of them to choose numbers, half to judge
 MOST = 32  # samples
@@ -45,7 +45,9 @@ def trial(
             only=frozenset().union(*stretches),
             label="try",
         )
-        return stretch_errors(model.graph, tried, stretches, others.batches(1), threads=config.threads)
+        opened = open_stretches(model.graph, tried, stretches, threads=config.threads)
+        del tried  # the codes of its weights
+        return opened.errors(others.batches(1))
     except QCompileError:
         return None
 

@@ -10,7 +10,7 @@ from qcompile.passes.partition_units import PartitionUnits
 from qcompile.runtime.session import Session
 from qcompile.simulation import simulate
 from qcompile.simulation.layers import layer_errors
-from qcompile.simulation.stretches import OutputError, stretch_errors
+from qcompile.simulation.stretches import OutputError, open_stretches
 
 
 def decibel(error: OutputError) -> float:
@@ -23,7 +23,7 @@ def test_stretches_of_one_layer_err_as_the_layer(name: str) -> None:
     model = compiled(NETWORKS[name], CALIBRATE, w=4, a=8)
     feeds = samples(model.source, 2)
     expected = layer_errors(model.graph, model.plan, [feeds])
-    found = stretch_errors(model.graph, model.plan, [[node] for node in expected], [feeds])
+    found = open_stretches(model.graph, model.plan, [[node] for node in expected]).errors([feeds])
     for layer, errors in zip(expected, found):
         sums = [error for error in errors if error.axis == -1]
         assert any(decibel(error) == pytest.approx(expected[layer], abs=0.01) for error in sums), layer
@@ -34,7 +34,7 @@ def test_the_whole_graph_errs_as_the_simulation() -> None:
     feeds = samples(model.source, 6)
     exact = Session(model.source, threads=1).run(feeds)["logits"]
     made = Session(simulate(model.graph, model.plan, "float"), fuse_qdq=False, threads=1).run(feeds)["logits"]
-    (errors,) = stretch_errors(model.graph, model.plan, [[node.name for node in model.graph.nodes]], [feeds])
+    (errors,) = open_stretches(model.graph, model.plan, [[node.name for node in model.graph.nodes]]).errors([feeds])
     whole, classes = errors
     assert (whole.tensor, whole.axis, classes.axis) == ("logits", -1, 1)
     np.testing.assert_allclose(classes.noise, np.square(exact - made).sum(0), rtol=1e-4)
@@ -48,7 +48,7 @@ def test_batches_add_up() -> None:
     feeds = samples(model.source, 6)
     units = [unit.nodes for unit in model.plan.units]
     parts = [{name: array[some] for name, array in feeds.items()} for some in (slice(0, 2), slice(2, 6))]
-    one, several = (stretch_errors(model.graph, model.plan, units, batches) for batches in ([feeds], parts))
+    one, several = (open_stretches(model.graph, model.plan, units).errors(batches) for batches in ([feeds], parts))
     for found, expected in zip(several, one):
         np.testing.assert_allclose([e.share for e in found], [e.share for e in expected], rtol=1e-4)
 
@@ -61,4 +61,4 @@ def test_what_depends_on_values_is_not_compared() -> None:
         CALIBRATE,
     )
     feeds = samples(model.source, 2)
-    assert stretch_errors(model.graph, model.plan, [["first", "where"]], [feeds]) == [[]]
+    assert open_stretches(model.graph, model.plan, [["first", "where"]]).errors([feeds]) == [[]]
