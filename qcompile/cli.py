@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import traceback
@@ -252,7 +253,11 @@ def check_request(files: Files, given: Mapping[str, Any], *, plan_only: bool) ->
     """Raise InputError where something is missing, or two things that were asked for cannot both be done."""
     if not files.model:
         raise InputError(MISSING["compile"])
-    if not files.out and not plan_only:
+    nowhere = not files.out and not plan_only
+    if nowhere and not os.path.exists(files.model):  # noqa: PTH110  (Path.exists fails for names too long)
+        remedy = "qcompile IN.onnx -o OUT.onnx --data FROM, or qcompile --help"
+        raise InputError("there is no such model, and no such command", where=files.model, remedy=remedy)
+    if nowhere:
         raise InputError("no output file", remedy="give -o OUT.onnx, or --plan to see what would be done")
     if plan_only and files.save_plan:
         raise InputError(

@@ -95,6 +95,12 @@ def test_plan_first_batch_audit_and_verdict_are_shown_in_this_order(run: Run) ->
     assert "Traceback" not in err and "━" not in err  # no progress bar where stderr is no terminal
 
 
+def test_a_terminal_without_a_width_shows_all(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "0")
+    ended = run("in.onnx", "-o", "out.onnx", "--random-data", "--threads", "1")
+    assert "Before and after" in ended.out and "warning: calibrated on random data" in ended.err
+
+
 def test_quiet_leaves_the_verdict(run: Run) -> None:
     ended = run(*COMPILE, "-q")
     assert len(ended.out.splitlines()) == 1 and ended.out.startswith("out.onnx: w8a8 for ort-cpu, ")
@@ -294,6 +300,11 @@ MRECG = ("--method", "mrecg")
 BAD: dict[str, tuple[Callable[[], object], tuple[str, ...], str]] = {
     "no model": (NOTHING, (), "no model given"),
     "no such model": (NOTHING, ("none.onnx", "-o", "out.onnx", *DATA), "No such file"),
+    "a word that is no command": (
+        NOTHING,
+        ("help",),
+        "there is no such model, and no such command (help); qcompile IN",
+    ),
     "not an ONNX file": (lambda: Path("in.onnx").write_text("hello"), COMPILE, "not an ONNX model"),
     "truncated": (lambda: Path("in.onnx").write_bytes(Path("in.onnx").read_bytes()[:900]), COMPILE, "truncated"),
     "missing external data": (without_external_data, COMPILE, "'in.data' is missing"),

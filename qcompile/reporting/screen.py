@@ -25,13 +25,21 @@ def width() -> int | None:
     return None if sys.stdout.isatty() else FILE_WIDTH
 
 
+def console(*, stderr: bool = False, width: int | None = None) -> Console:
+    """Return a console; where a terminal says that it is 0 wide, which some do, rich would print nothing."""
+    made = Console(stderr=stderr, highlight=False, width=width)
+    if made.width < 1:
+        made.width = FILE_WIDTH
+    return made
+
+
 class Screen:
     """One compilation's view. `quiet` leaves the verdict and warnings, `verbose` adds each pass with its time."""
 
     def __init__(self, *, verbose: bool = False, quiet: bool = False) -> None:
         self.verbose, self.quiet = verbose, quiet
-        self.out = Console(highlight=False, width=width())
-        self.err = Console(stderr=True, highlight=False)
+        self.out = console(width=width())
+        self.err = console(stderr=True)
         self.warned = 0
         self.shown: list[str] = []  # lines about float nodes
 
