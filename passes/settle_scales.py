@@ -89,7 +89,7 @@ def doubts(model: QModel) -> Iterator[Doubt]:
     for step in program.steps:
         if step.kind is not Kind.ARITHMETIC or step.node is None:
             continue
-        keys = [model.plan.key(program.tensors[value.name]) for value in (*step.inputs, *step.outputs)]
+        keys = [value.key for value in (*step.inputs, *step.outputs)]
         name, op = step.node.name, step.node.op
         if op == "Sigmoid":
             yield Doubt(name, tuple(keys), SigmoidTable())

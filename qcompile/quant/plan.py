@@ -113,6 +113,11 @@ class Plan:
             return f"mixed ({', '.join(f'{count} {bits}' for bits, count in counts)})"
         return counts[0][0] if counts else "float"
 
+    def roots(self) -> dict[str, str]:
+        """Map the key of every quantizer to the tensor that it stands on."""
+        tensors = dict.fromkeys(self.groups.values())
+        return {key: tensor for tensor in tensors for key in (tensor, *self.narrow_keys(tensor))}
+
     def narrow_keys(self, tensor: str) -> list[str]:
         """Return the keys of the narrow quantizers that stand behind the one of `tensor`."""
         return [key for bits in range(2, 9) if (key := narrow_key(tensor, bits)) in self.specs]

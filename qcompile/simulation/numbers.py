@@ -49,8 +49,9 @@ def choose_numbers(
         observe(part, live.items(), data, batch=batch, threads=threads, label=label)
     check_seen(graph, plan, nodes, observers)
     shared = list(share_concats(nodes, plan, observers))
+    stands_on = plan.roots()
     for key, spec in plan.specs.items():
-        root = key if key in observers else key.rpartition("@")[0]
+        root = stands_on[key]
         method = ranges.method_for(spec)
         known = root in observers
         plan.quantizers[key] = choose(observers[root], spec, method, ranges.percentile) if known else NOTHING
@@ -73,8 +74,7 @@ def choose_numbers(
 
 def check_seen(graph: Graph, plan: Plan, nodes: Iterable[Node], observers: Mapping[str, MinMax]) -> None:
     """Raise InputError where quantizers have to be chosen for tensors of which the samples gave no value."""
-    keys = [key for key, spec in plan.specs.items() if spec.fixed is None]
-    roots = {key if key in observers else key.rpartition("@")[0] for key in keys}
+    roots = {root for key, root in plan.roots().items() if plan.specs[key].fixed is None}
     unseen = [root for root in observers if root in roots and not observers[root].count]
     if not unseen:
         return
