@@ -34,7 +34,8 @@ def test_a_file_is_warned_of_where_it_reads_many_lines_wrong(
         pytest.skip("no text recogniser in the shared assets")
     config = Config(preprocess="tf", threads=1)
     model = open_model(path, config, images / "calib.npz")
-    passes = [item for item in build(config) if corrected or item.name != "correct-bias"]
+    correcting = ("correct-bias", "float-where-inexact")  # the second needs what the first noticed
+    passes = [item for item in build(config) if corrected or item.name not in correcting]
     result = Result.of(model, PassManager(passes).run(model))
     with np.load(images / "judge.npz") as arrays:
         expected, found = (lines(Session(item, threads=1), arrays["images"]) for item in (path, result.model))
