@@ -103,7 +103,7 @@ def layers(model: QModel) -> list[Piece]:
 @pytest.mark.parametrize("cut", [units, layers])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_piece_is_trained(name: str, cut: Any) -> None:
-    model = calibrated(NETWORKS[name])
+    model = calibrated(NETWORKS[name], 120)  # twelve judge: with six, rounding in the last place decided whether one is
     outcomes = trained(model, cut(model))
     assert [outcome.reason for outcome in outcomes] == [""] * len(outcomes)
     assert {node for piece in cut(model) for node in piece.nodes} >= set(model.plan.weights)
