@@ -30,7 +30,7 @@ BLOCK = 1 << 16  # weights at a time: the temporary arrays stay in the second-le
 LEAST_SCALE = np.float32(1e-8)
 
 
-def quantize_weight(weight: Floats, *, bits: int, axis: int) -> WeightQuantizer:
+def quantize_weight(weight: Floats, *, bits: int, axis: int, search: bool = True) -> WeightQuantizer:
     """Quantize a weight to the nearest levels of the best grid of each channel.
 
     Parameters
@@ -40,6 +40,8 @@ def quantize_weight(weight: Floats, *, bits: int, axis: int) -> WeightQuantizer:
         2 to 8.
     axis : int
         The output-channel axis.
+    search : bool
+        False takes the plain grid over all weights, which at 8 bits is nearly as good.
 
     Returns
     -------
@@ -60,7 +62,7 @@ def quantize_weight(weight: Floats, *, bits: int, axis: int) -> WeightQuantizer:
     for start in range(0, channels, at_once):
         some = slice(start, start + at_once)
         block = np.ascontiguousarray(rows[some]).reshape(len(rows[some]), -1)
-        scale[some], step[some], offset[some] = least_error(block, bits)
+        scale[some], step[some], offset[some] = least_error(block, bits, search)
         lattice = block / scale[some, None] - offset[some, None]
         lattice /= step[some, None]
         np.clip(np.rint(lattice, out=lattice), 0, largest_code(bits), out=lattice)
@@ -85,7 +87,7 @@ def peaks(block: Floats) -> Floats:
     return result
 
 
-def least_error(block: Floats, bits: int) -> tuple[Floats, NDArray[np.int8], NDArray[np.int8]]:
+def least_error(block: Floats, bits: int, search: bool = True) -> tuple[Floats, NDArray[np.int8], NDArray[np.int8]]:
     """Return scale, step and offset [rows] with the least squared error over [rows, weights].
 
     A coarse search over all grids, a finer one on the best grid, then least squares for the scale given the codes,
@@ -94,10 +96,13 @@ def least_error(block: Floats, bits: int) -> tuple[Floats, NDArray[np.int8], NDA
     peak = peaks(block)
     if (huge := peak > HUGE).any():  # else squares leave float32
         shrink: Floats = np.where(huge, SHRINK, np.float32(1))
-        scale, step, offset = least_error(block * shrink[:, None], bits)
+        scale, step, offset = least_error(block * shrink[:, None], bits, search)
         return scale / shrink, step, offset
     unit = np.maximum(peak / np.float32(largest_code(bits) / 2), LEAST_SCALE)
     tables = np.array(grids(bits))
+    if not search:
+        step, offset = tables[np.zeros(len(block), np.intp)].astype(np.int8).T
+        return np.where(peak > 0, unit, np.float32(1)), step, offset
     shifts = (tables[:, 1] / tables[:, 0] - plain_offset(bits)).astype(np.float32)  # of the levels, in steps
     candidates = SHARES[:: LONG_ROW_STRIDE if block.shape[1] >= LONG_ROW else 1]
     candidates = candidates[candidates >= least_share(block, peak, unit, bits)]

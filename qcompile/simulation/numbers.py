@@ -62,7 +62,8 @@ def choose_numbers(
             continue
         weight = constant_value(node.inputs[1])
         assert weight is not None
-        quantized = quantize_weight(weight, bits=placed.weight_bits, axis=weight_axis(node))
+        search = only is None or placed.weight_bits < 8  # at 8 bits it gains a tenth: a trial can do without
+        quantized = quantize_weight(weight, bits=placed.weight_bits, axis=weight_axis(node), search=search)
         bias = float_bias(node)
         if bias is not None:
             plan.biases[node.name] = bias

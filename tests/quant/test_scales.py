@@ -72,6 +72,16 @@ def test_grids_that_clip_too_much_are_never_the_best(bits: int, size: int, monke
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
 
 
+def test_without_a_search_the_largest_weight_sets_the_scale() -> None:
+    weight = np.random.default_rng(0).standard_normal((16, 64)).astype(np.float32)
+    weight[3] = 0
+    found, best = (quantize_weight(weight, bits=8, axis=0, search=search) for search in (False, True))
+    expected = np.where(np.arange(16) == 3, 1, np.abs(weight).max(1) / 127)
+    np.testing.assert_allclose(found.scale, expected, rtol=1e-6)
+    np.testing.assert_array_equal(found.integers(), np.rint(weight / found.scale[:, None]))
+    assert 1 < squared_errors(weight, found).sum() / squared_errors(weight, best).sum() < 1.25
+
+
 def test_at_8_bits_few_grids_may_be_the_best() -> None:
     weight = np.random.default_rng(0).standard_normal((16, 9)).astype(np.float32)
     assert 0.95 < least_share(weight, peaks(weight), peaks(weight) / 127, 8) < 1
