@@ -19,9 +19,9 @@ from qcompile.quant.plan import ENDS, WIDE, Form
 class AssignBits:
     """Write weight and input bits of compute nodes into their plans.
 
-    They are `w` and `a`, at the first and the last of them `first_last_bits`, and for nodes whose names match the last
-    (regular expression, weight bits, input bits) of `bits` in it what that says. Products of two activations
-    (attention) have 8 bits: fewer make neither the file smaller nor the kernel faster.
+    They are `w` and `a`, at the first and the last of them `first_last_bits`. `bits` holds (regular expression, weight
+    bits, input bits) for nodes of that name; the last match wins. Products of two activations (attention) have 8 bits:
+    fewer make neither the file smaller nor the kernel faster.
     A pass behind this one may change them: quantizers are placed by what the plan says then.
     """
 
