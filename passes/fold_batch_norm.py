@@ -6,7 +6,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import ClassVar
 
-from qcompile.ir.affine import AFFINE, LAYERS, fold_before, fold_behind, obstacle, swap_mul_and_add
+from qcompile.ir.affine import AFFINE, fold_before, fold_behind, obstacle, swap_mul_and_add
+from qcompile.ir.layers import LAYERS
 from qcompile.ir.rewrites import rewrite, rule
 from qcompile.ir.shapes import infer_shapes
 from qcompile.qmodel import QModel

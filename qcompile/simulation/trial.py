@@ -11,7 +11,7 @@ import numpy as np
 from qcompile.calibration.ranges import BY_BITS, Ranges
 from qcompile.data.dataset import Dataset
 from qcompile.errors import QCompileError
-from qcompile.ir.affine import Kept
+from qcompile.ir.layers import Kept
 from qcompile.qmodel import QModel
 from qcompile.quant.plan import Plan
 from qcompile.simulation.numbers import choose_numbers

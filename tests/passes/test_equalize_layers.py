@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from layer_graphs import MAP, ROWS, AsQModel, Build, Same, check_rescaling, folded, spread_channels
 from onnx import numpy_helper
 
-from qcompile.ir.affine import open_layer
+from qcompile.ir.layers import open_layer
 from qcompile.ir.load import load_model
 from qcompile.passes.equalize_layers import SETTLED, EqualizeLayers
 from qcompile.qmodel import QModel

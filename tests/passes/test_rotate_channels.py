@@ -12,7 +12,7 @@ from layer_graphs import MAP, ROWS, TOKENS, AsQModel, Build, Same, check_rescali
 from onnx import numpy_helper
 
 from qcompile.ir import producer
-from qcompile.ir.affine import open_layer
+from qcompile.ir.layers import open_layer
 from qcompile.ir.load import load_model
 from qcompile.passes.rotate_channels import RotateChannels, rotation
 from qcompile.qmodel import QModel

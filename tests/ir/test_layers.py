@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from networks import network
 
-from qcompile.ir import affine
-from qcompile.ir.affine import Rescaled, open_layer
+from qcompile.ir import layers
+from qcompile.ir.layers import Rescaled, open_layer
 from qcompile.ir.load import to_graph
 
 LAYERS = {
@@ -22,7 +22,7 @@ LAYERS = {
 @pytest.mark.parametrize("block", [1, 7, 1 << 20])
 @pytest.mark.parametrize("name", LAYERS)
 def test_factors_stand_for_the_scaled_weight(name: str, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(affine, "BLOCK", block)
+    monkeypatch.setattr(layers, "BLOCK", block)
     (node,) = to_graph(network(LAYERS[name])).nodes
     whole, random = open_layer(node), np.random.default_rng(0)
     assert whole is not None
