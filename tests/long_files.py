@@ -6,6 +6,8 @@ LONG: Final = frozenset(
     {
         "autodiff/test_rules.py",
         "ir/test_opsets.py",
+        "passes/test_correct_bias.py",
+        "passes/test_float_where_inexact.py",
         "passes/test_fuse_regions.py",
         "passes/test_partition_units.py",
         "passes/test_reconstruct.py",
@@ -26,6 +28,7 @@ LONG: Final = frozenset(
         "training/test_borders.py",
         "training/test_ort_training.py",
         "training/test_reconstruction.py",
+        "training/test_region.py",
         "training/test_resume.py",
         "training/test_transformers.py",
         "training/test_work_dir.py",

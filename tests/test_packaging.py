@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from long_files import LONG
 
 import qcompile
 
@@ -114,3 +115,7 @@ def python(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", program, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
     )
+
+
+def test_files_that_the_quick_suite_leaves_out_exist() -> None:
+    assert [name for name in LONG if not (ROOT / "tests" / name).is_file()] == []
