@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-INTERVAL = 0.005  # seconds between two looks at a process
+INTERVAL = 0.02  # seconds between two looks at a process
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -12,6 +12,7 @@ from qcompile.calibration.ranges import BY_BITS, Ranges
 from qcompile.data.dataset import Dataset
 from qcompile.errors import QCompileError
 from qcompile.ir.layers import Kept
+from qcompile.memory import release_freed_memory
 from qcompile.qmodel import QModel
 from qcompile.quant.plan import Plan
 from qcompile.simulation.numbers import choose_numbers
@@ -47,6 +48,7 @@ def trial(
         )
         opened = open_stretches(model.graph, tried, stretches, threads=config.threads)
         del tried  # the codes of its weights
+        release_freed_memory()
         return opened.errors(others.batches(1))
     except QCompileError:
         return None
