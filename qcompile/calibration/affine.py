@@ -7,6 +7,7 @@ bias. Some samples are held back from the fit; what does not lower the error of 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
@@ -19,6 +20,9 @@ from qcompile.quant.params import Quantizer
 from qcompile.runtime.session import Session
 
 SLOPES = (0.5, 2.0)
+PLACES = 4096  # positions of all samples together that are kept at most, to judge a correction and to refine it
+FEW = 32  # positions inside the range say too little
+ROUNDS = 3  # of refining
 JUDGES = 4  # one sample in so many is held back from the fit, to judge it
 USUAL = 8.0  # times the median: energies of a position up to there are nothing unusual
 Array = NDArray[Any]
@@ -39,7 +43,7 @@ def by_channel(array: Array) -> Array:
 
 
 def dots(a: Array, b: Array) -> Array:
-    """Return the scalar products [N, C] of the rows of two arrays [N, C, L]; one may be the same for all N or C.
+    """Return the scalar products [..., C] of the rows of two arrays [..., C, L]; one may be the same for all N or C.
 
     By BLAS: one pass over memory and no products in between, a third of what ONNX Runtime's operators take.
     """
@@ -90,18 +94,6 @@ class Fit:
         md = self.means[0]
         return np.ones_like(md), md
 
-    def variance(self) -> float:
-        """Return the variance of f over all channels, about their one mean, summed over the channels."""
-        md, mq, mdq, mqq, mdd = self.means
-        return float((mdd + 2 * mdq + mqq).sum() - len(md) * (md + mq).mean() ** 2)
-
-    def error(self, slope: Means, shift: Means) -> Means:
-        """Return the mean square [C] of f - slope * q - shift."""
-        md, mq, mdq, mqq, mdd = self.means
-        more = slope - 1
-        left: Means = mdd - 2 * (more * mdq + shift * md - more * shift * mq) + more**2 * mqq + shift**2
-        return left
-
 
 @dataclass(frozen=True)
 class Correction:
@@ -115,17 +107,89 @@ class Correction:
     noise: float = 0.0
 
 
+@dataclass(frozen=True)
+class Places:
+    """Some positions, float and quantized, both [C, P], with the weight [P] of each, and what they go through.
+
+    What a quantizer cuts off is the same to all that follows: only what it gives of f and of the corrected q counts.
+    """
+
+    f: Array
+    q: Array
+    weights: Array
+    quantizer: Quantizer | None = None
+
+    @classmethod
+    def of(cls, parts: Sequence[Places]) -> Places:
+        """Join positions."""
+        f, q, weights = (np.concatenate([getattr(part, name) for part in parts], -1) for name in ("f", "q", "weights"))
+        return cls(f, q, weights, parts[0].quantizer)
+
+    def halved(self) -> Places:
+        """Return every other position."""
+        return replace(self, f=self.f[:, ::2].copy(), q=self.q[:, ::2].copy(), weights=self.weights[::2])
+
+    def cut(self, values: Array) -> Array:
+        """Return what the quantizer gives of values, but for rounding."""
+        return values if self.quantizer is None else np.clip(values, self.quantizer.low, self.quantizer.high)
+
+    def corrected(self, slope: Means, shift: Means) -> Array:
+        """Return slope * q + shift, [C, P]."""
+        return slope.astype(np.float32)[:, None] * self.q + shift.astype(np.float32)[:, None]
+
+    def errors(self, slope: Means, shift: Means) -> Means:
+        """Return the mean square [C] of f - slope * q - shift behind the quantizer."""
+        left = self.cut(self.f) - self.cut(self.corrected(slope, shift))
+        return np.asarray(np.square(left, out=left) @ self.weights / self.weights.sum(), np.float64)
+
+    def variance(self) -> float:
+        """Return the variance of f behind the quantizer over all channels, about their one mean, summed over them."""
+        f = self.cut(self.f)
+        mean = (f @ self.weights).sum() / self.weights.sum() / len(f)
+        return float((np.square(f - mean) @ self.weights).sum() / self.weights.sum())
+
+    def refined(self, slope: Means, shift: Means) -> tuple[Means, Means]:
+        """Return the slope and shift, each [C], with which each channel errs less behind the quantizer.
+
+        By steps of Gauss and Newton: where the corrected q is cut off, a small change is not seen, so they are least
+        squares over the other positions, towards f cut off.
+        """
+        errors = self.errors(slope, shift)
+        for _ in range(ROUNDS):
+            tried = self._step(slope, shift)
+            found = self.errors(*tried)
+            better = found < errors
+            slope, shift, errors = (np.where(better, *pair) for pair in zip((*tried, found), (slope, shift, errors)))
+        return slope, shift
+
+    def _step(self, slope: Means, shift: Means) -> tuple[Means, Means]:
+        assert self.quantizer is not None
+        y, target = self.corrected(slope, shift), self.cut(self.f)
+        inside = ((y > self.quantizer.low) & (y < self.quantizer.high)).astype(np.float32)
+        count = inside.sum(1, dtype=np.float64)
+        n = np.maximum(count, 1)
+        mean, wanted = dots(inside, self.q) / n, dots(inside, target) / n
+        q = inside * (self.q - mean.astype(np.float32)[:, None])
+        variance, covariance = dots(q, q) / n, dots(q, target) / n
+        steady = (count >= FEW) & (variance > 1e-6 * mean**2 + 1e-30)
+        new = np.clip(np.where(steady, covariance / np.where(steady, variance, 1), slope), *SLOPES)
+        return new, np.where(steady, wanted - new * mean, shift)
+
+
 @dataclass
 class JudgedFit:
-    """Moments of all samples, of those that a trial fit sees, and of the others, which judge it.
+    """Moments of all samples and of those that a trial fit sees; of these and of the others, which judge, some places.
 
     To the judge, a position (a pixel, a token) counts less the further its energy lies above the `usual` one: or a few
     tokens whose huge values are clipped would outweigh what a shift does to all the others.
     """
 
+    quantizer: Quantizer | None = None
+    each: int = 256  # positions of a sample that are kept: fewer, the more samples there are
     whole: Fit = field(default_factory=Fit)
     trial: Fit = field(default_factory=Fit)
-    judge: Fit = field(default_factory=Fit)
+    fitted: list[Places] = field(default_factory=list)
+    judging: list[Places] = field(default_factory=list)
     samples: int = 0
     usual: float = 0.0
 
@@ -135,9 +199,20 @@ class JudgedFit:
         self.samples += samples
         return np.asarray(numbers % JUDGES == JUDGES - 1)
 
+    def keep(self, f: Array, q: Array, *, judge: bool) -> None:
+        """Keep some positions of values [N, C, L]."""
+        if not len(f):
+            return
+        some = np.unique(np.linspace(0, f.shape[2] - 1, min(self.each, f.shape[2])).astype(int))
+        f, q = (array[:, :, some].transpose(1, 0, 2).reshape(array.shape[1], -1) for array in (f, q))
+        (self.judging if judge else self.fitted).append(Places(f, q, self.weights(f), self.quantizer))
+        if sum(part.f.shape[1] for part in (*self.fitted, *self.judging)) > PLACES:
+            self.each = max(1, self.each // 2)
+            self.fitted, self.judging = ([part.halved() for part in parts] for parts in (self.fitted, self.judging))
+
     def weights(self, f: Array) -> Array:
-        """Return the weight [N, 1, L] of each position of float values [N, C, L]."""
-        energy = np.einsum("ncl,ncl->nl", f, f)[:, None]
+        """Return the weight [P] of each position of float values [C, P]."""
+        energy = np.einsum("cp,cp->p", f, f)
         self.usual = self.usual or USUAL * float(np.median(energy)) or 1.0
         return np.asarray(self.usual / (self.usual + energy), np.float32)
 
@@ -149,12 +224,20 @@ class JudgedFit:
         found = Correction(np.ones(channels), np.zeros(channels))
         if not self.whole.weight:
             return found
-        trial, judge = (self.trial, self.judge) if self.judge.weight and self.trial.weight else (self.whole, self.whole)
-        before, variance = judge.error(found.slope, found.shift).sum(), max(judge.variance(), 1e-30)
-        for solve in (Fit.shift_alone, Fit.solve) if slopes else (Fit.shift_alone,):
-            error = judge.error(*solve(trial)).sum()
+        everything = Places.of(self.fitted + self.judging)
+        trial, seen, judge = self.whole, everything, everything
+        if self.fitted and self.judging:
+            trial, seen, judge = self.trial, Places.of(self.fitted), Places.of(self.judging)
+        before, variance = judge.errors(found.slope, found.shift).sum(), max(judge.variance(), 1e-30)
+        ways = [(trial.shift_alone(), self.whole.shift_alone)]
+        if slopes:
+            ways.append((trial.solve(), self.whole.solve))
+            if self.quantizer is not None:
+                ways.append((seen.refined(*trial.solve()), lambda: everything.refined(*self.whole.solve())))
+        for tried, final in ways:
+            error = judge.errors(*tried).sum()
             if error < found.error * before:
-                found = Correction(*solve(self.whole), error / before)
+                found = Correction(*final(), error / before)
         return replace(found, noise=float(found.error * before / variance))
 
 
@@ -180,10 +263,8 @@ class AffineKernels:
         into.whole.add(means.mean(1), f.size / f.shape[1])
         if not judges.all():
             into.trial.add(means[:, ~judges].mean(1), f.shape[2] * (~judges).sum())
-        if judges.any():
-            f, q = (f, q) if judges.all() else (f[judges], q[judges])
-            weights = into.weights(f)
-            into.judge.add(moments(f, q, weights).mean(1) / weights.mean(), weights.sum())
+        into.keep(f[judges], q[judges], judge=True)
+        into.keep(f[~judges], q[~judges], judge=False)
 
     def apply(self, q: Array, slope: Means, shift: Means, quantizer: Quantizer | None) -> Array:
         """Return a*q + b, as codes of `quantizer` or (without one) as float32; q is [N, C, L]."""

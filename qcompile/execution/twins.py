@@ -16,6 +16,7 @@ from qcompile.calibration.affine import AffineKernels, Correction, JudgedFit, Me
 from qcompile.ir import Graph, Node, captured_names, topological
 from qcompile.program.lower import Kind, Program, Step, Value
 from qcompile.quant.arithmetic import dequantize
+from qcompile.quant.params import Quantizer
 
 SAMPLES = 256  # that corrections are fitted to: more change the result less than their choice does
 RAW = "/raw"  # suffix of a layer's output before its quantizer
@@ -46,10 +47,10 @@ def correction(
 ) -> Correction:
     """Return slope and shift [channels] that bring a layer back to float.
 
-    They are fitted to `pairs` of its output before the quantizer. Where that enters a residual Add, the shift also
-    takes up the mean error of the other operand, if it is kept.
+    They are fitted to `pairs` of its output before the quantizer, by what goes through that. Where the output enters
+    a residual Add, the shift also takes up the mean error of the other operand, if it is kept.
     """
-    found = _fit(kernels, pairs).solve(channels)
+    found = _fit(kernels, pairs, layer.outputs[0].quantizer).solve(channels)
     return replace(found, shift=found.shift + _skip_error(program, layer, channels, kernels, kept))
 
 
@@ -64,8 +65,8 @@ def _skip_error(program: Program, layer: Step, channels: int, kernels: AffineKer
     return _fit(kernels, pairs).solve(channels, slopes=False).shift
 
 
-def _fit(kernels: AffineKernels, pairs: Iterable[Pair]) -> JudgedFit:
-    fit = JudgedFit()
+def _fit(kernels: AffineKernels, pairs: Iterable[Pair], behind: Quantizer | None = None) -> JudgedFit:
+    fit = JudgedFit(behind)
     for exact, quantized, count in pairs:
         kernels.look(exact, quantized, count, fit)
     return fit

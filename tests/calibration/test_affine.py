@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qcompile.calibration.affine import SLOPES, AffineKernels, JudgedFit
+from qcompile.calibration.affine import PLACES, SLOPES, AffineKernels, JudgedFit, Places
 from qcompile.quant.arithmetic import quantize
 from qcompile.quant.params import Quantizer
 
@@ -23,8 +23,10 @@ def fitted(kernels: AffineKernels, f: np.ndarray, q: np.ndarray, parts: int = 1)
     return looked(kernels, f, q, parts).whole.solve()
 
 
-def looked(kernels: AffineKernels, f: np.ndarray, q: np.ndarray, parts: int = 1) -> JudgedFit:
-    fit = JudgedFit()
+def looked(
+    kernels: AffineKernels, f: np.ndarray, q: np.ndarray, parts: int = 1, behind: Quantizer | None = None
+) -> JudgedFit:
+    fit = JudgedFit(behind)
     for some in np.array_split(np.arange(len(f)), parts):
         kernels.look(f[some].astype(np.float32), q[some].astype(np.float32), len(some), fit)
     return fit
@@ -91,9 +93,10 @@ def test_every_fourth_sample_judges_a_fit_to_the_others(parts: int, kernels: Aff
     fit = looked(kernels, f, q, parts)
     judges = np.arange(12) % 4 == 3
     slope, shift = looked(kernels, f[~judges], q[~judges]).whole.solve()
+    judge = Places.of(fit.judging)
     for found, left in (
-        (fit.judge.error(np.ones(3), np.zeros(3)), (f - q)[judges]),
-        (fit.judge.error(*fit.trial.solve()), (f - slope[:, None] * q - shift[:, None])[judges]),
+        (judge.errors(np.ones(3), np.zeros(3)), (f - q)[judges]),
+        (judge.errors(*fit.trial.solve()), (f - slope[:, None] * q - shift[:, None])[judges]),
     ):
         np.testing.assert_allclose(found, np.square(left).mean((0, 2)), rtol=1e-4)
     result = fit.solve(3)
@@ -136,6 +139,41 @@ def test_the_mean_that_a_clipped_outlier_takes_along_is_not_given_to_all(
     assert (result.error == 1) == refused
     if not refused:
         np.testing.assert_allclose(result.shift, -0.1, atol=0.01)
+
+
+def test_what_a_quantizer_cuts_off_does_not_count(kernels: AffineKernels) -> None:
+    """Far below the range q is wrong by its own slope, which a line through all values would take over."""
+    random = np.random.default_rng(0)
+    f = random.normal(0, 2, (16, 3, 400)) - 30 * (np.arange(400) % 3 > 0)
+    q = np.where(f < -15, 0.5 * f, f - 0.4) + random.normal(0, 0.05, f.shape)
+    quantizer = Quantizer(8, 0.05, 60)
+    plain, behind = looked(kernels, f, q).solve(3), looked(kernels, f, q, behind=quantizer).solve(3)
+    np.testing.assert_allclose(behind.slope, 1, atol=0.02)
+    np.testing.assert_allclose(behind.shift, 0.4, atol=0.03)
+    assert (plain.slope > 1.5).all()
+    cut = [np.clip(found.slope[:, None] * q + found.shift[:, None], -3, 9.75) for found in (plain, behind)]
+    errors = [np.square(np.clip(f, -3, 9.75) - values).mean() for values in cut]
+    assert errors[1] < 0.1 * errors[0]
+
+
+@pytest.mark.parametrize("noise", [0.1, 1.0])
+def test_behind_a_clip_at_zero_it_is_never_worse(noise: float, kernels: AffineKernels) -> None:
+    random = np.random.default_rng(1)
+    f = random.normal(0, 1, (16, 3, 500))
+    q = 0.8 * f + 0.2 + random.normal(0, noise, f.shape)
+    quantizer = Quantizer(8, 5 / 255, 0)
+    found = [looked(kernels, f, q).solve(3), looked(kernels, f, q, behind=quantizer).solve(3)]
+    cut = [np.clip(item.slope[:, None] * q + item.shift[:, None], 0, 5) for item in found]
+    errors = [np.square(np.clip(f, 0, 5) - values).mean() for values in cut]
+    assert errors[1] < errors[0] * 1.002
+
+
+@pytest.mark.parametrize("samples", [5, 300])
+def test_kept_places_are_bounded(samples: int, kernels: AffineKernels) -> None:
+    q = np.random.default_rng(0).normal(size=(samples, 2, 300))
+    fit = looked(kernels, q + 1, q, parts=5)
+    assert 0 < sum(part.f.shape[1] for part in (*fit.fitted, *fit.judging)) <= PLACES
+    np.testing.assert_allclose(fit.solve(2).shift, 1, rtol=1e-5)
 
 
 def test_one_sample_judges_itself(kernels: AffineKernels) -> None:
