@@ -21,30 +21,39 @@ from qcompile.quant.params import ActivationSpec, Quantizer
 LEAST_SCALE = 1e-8
 LP_POWER = 2.4  # LAPQ (Nahshan et al., arXiv 1911.07190), kept by BRECQ, QDrop and MRECG
 SHRINKS = 0.05 * np.arange(1, 25)  # up to 1.2: with few levels the best grid can be wider than the data
+LEAST_SHARE = 0.5  # of a range, that squared errors may leave at 8 bits
 REFINEMENTS = (0.0125, 0.003125)  # spacing of the two finer rounds of the L_p search, as a share of the range
 POINTS_PER_BIN = 2
 CANDIDATES_AT_ONCE = 16  # times 2 * BINS * POINTS_PER_BIN float32: half a megabyte
 
 Range = tuple[float, float]
+ANY: Final[Range] = (-np.inf, np.inf)
 
 
 @dataclass(frozen=True)
 class Ranges:
-    """How ranges are chosen: by which method (None: max at 8 bits, mse below), and the percentile of one of them."""
+    """How ranges are chosen: by which method (None: `at_8_bits` there, mse below), and the percentile of one."""
 
     method: CalibrationMethod | None = None
     percentile: float = 99.99
+    at_8_bits: CalibrationMethod = "max"
 
     def method_for(self, spec: ActivationSpec) -> CalibrationMethod:
         """Return the method for one tensor."""
-        return self.method or ("max" if spec.bits == 8 else "mse")
+        return self.method or (self.at_8_bits if spec.bits == 8 else "mse")
 
 
 BY_BITS = Ranges()
 Reals = NDArray[np.float64]
 
 
-def choose(observed: MinMax, spec: ActivationSpec, method: CalibrationMethod, percentile: float = 99.99) -> Quantizer:
+def choose(
+    observed: MinMax,
+    spec: ActivationSpec,
+    method: CalibrationMethod,
+    percentile: float = 99.99,
+    told_apart: Range = ANY,
+) -> Quantizer:
     """Choose the quantizer of a tensor from its observed values.
 
     Parameters
@@ -57,6 +66,9 @@ def choose(observed: MinMax, spec: ActivationSpec, method: CalibrationMethod, pe
     method : "max", "percentile", "entropy" or "mse"
     percentile : float
         For "percentile": the share of the values, in percent, that the range holds.
+    told_apart
+        The interval of values that the tensor's readers tell apart: what lies beyond an end counts as that end. Other
+        than the spec's bounds, it does not limit the grid.
 
     Returns
     -------
@@ -75,11 +87,12 @@ def choose(observed: MinMax, spec: ActivationSpec, method: CalibrationMethod, pe
             f"calibration saw no value of tensor {observed.name!r}",
             remedy="give samples that reach it, or keep the node that makes it in float",
         )
+    least, most = max(spec.lower, told_apart[0]), min(spec.upper, told_apart[1])
     if method == "max":
-        lo, hi = observed.lo, observed.hi
+        lo, hi = np.clip([observed.lo, observed.hi], least, most)
     else:
         assert isinstance(observed, Histogram), f"{method} needs a histogram"
-        lo, hi = METHODS[method](Distribution.inside(observed, spec), spec, percentile)
+        lo, hi = METHODS[method](Distribution.inside(observed, least, most), spec, percentile)
     scale, zero_point = grids(np.array([lo]), np.array([hi]), spec)
     if not scale[0] > 0:
         raise InputError(
@@ -137,7 +150,7 @@ def quotient(bound: float, steps: Reals) -> Reals:
 
 @dataclass(frozen=True)
 class Distribution:
-    """A histogram within a spec's bounds: what lay beyond a bound counts as the bound; lo <= 0 <= hi.
+    """A histogram within bounds: what lay beyond a bound counts as the bound; lo <= 0 <= hi.
 
     `counts` float64 [2 * BINS] of the values that are not 0, `size` the number of all values.
     """
@@ -149,13 +162,13 @@ class Distribution:
     counts: Reals = field(repr=False)
 
     @classmethod
-    def inside(cls, histogram: Histogram, spec: ActivationSpec) -> Distribution:
-        """Clip the values of a histogram to the bounds of a spec."""
-        lo, hi = np.clip([histogram.lo, histogram.hi], spec.lower, spec.upper)
+    def inside(cls, histogram: Histogram, least: float, most: float) -> Distribution:
+        """Clip the values of a histogram to the bounds `least` and `most`."""
+        lo, hi = np.clip([histogram.lo, histogram.hi], least, most)
         counts: Reals = histogram.counts.astype(np.float64)
-        if spec.lower >= 0:
+        if least >= 0:
             counts[:BINS] = 0
-        if spec.upper <= 0:
+        if most <= 0:
             counts[BINS:] = 0
         first, last = np.floor(np.array([lo, hi]) / histogram.width) + BINS
         target = np.clip(np.arange(2 * BINS), first, last).astype(np.intp)
@@ -259,7 +272,8 @@ def lp_range(values: Distribution, spec: ActivationSpec, percentile: float) -> R
     """Return the range whose grid has the least sum of |x - xhat|**LP_POWER over the data.
 
     A coarse search over both ends, then two finer rounds around the best. Errors come from scale and rounded zero
-    point, never from the wished range.
+    point, never from the wished range. Where at 8 bits it would cut off more than half of a range, all of it stays:
+    what lies that far out is no straggler, but carries what the network needs, as the outliers of transformers do.
     """
     ends = np.array([values.lo, values.hi])
     low, high = SHRINKS, SHRINKS
@@ -269,6 +283,8 @@ def lp_range(values: Distribution, spec: ActivationSpec, percentile: float) -> R
         best = pairs[:, np.argmin(lp_errors(values, *grids(lo, hi, spec), spec.bits))]
         low, high = np.maximum(best[:, None] + spacing * np.arange(-4, 5), 0)
     lo, hi = best * ends
+    if spec.bits == 8 and hi - lo < LEAST_SHARE * (values.hi - values.lo):
+        return values.lo, values.hi
     return float(lo), float(hi)
 
 

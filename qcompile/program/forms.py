@@ -192,6 +192,17 @@ def dictated(node: Node) -> Quantizer | None:
     return HARD_SIGMOID if node.op == "HardSigmoid" else None
 
 
+def told_apart(node: Node) -> tuple[float, float]:
+    """Return the interval of values that `node` tells apart in its input: all beyond an end mean the same as it."""
+    if node.op == "HardSwish":
+        return -0.5 / HARD_SWISH_SLOPE, np.inf
+    if node.op == "HardSigmoid":
+        alpha, beta = node.attrs.get("alpha", 0.2), node.attrs.get("beta", 0.5)
+        return (-beta / alpha, (1 - beta) / alpha) if alpha > 0 else (-np.inf, np.inf)
+    bounds = clip_bounds(node) if node.op in ("Relu", "Clip") else None
+    return bounds or (-np.inf, np.inf)
+
+
 def slope_quantizer(node: Node, given: Quantizer) -> Quantizer:
     """Return the quantizer whose code 1 is the slope of a HardSigmoid or HardSwish, for an input of quantizer `given`.
 

@@ -10,19 +10,31 @@ import numpy as np
 
 from qcompile.calibration.collect import observe
 from qcompile.calibration.observers import Histogram, Largest, MinMax
-from qcompile.calibration.ranges import Ranges, choose
+from qcompile.calibration.ranges import ANY, Range, Ranges, choose
 from qcompile.calibration.sharing import share_concats
 from qcompile.data.dataset import Dataset
 from qcompile.errors import InputError, pattern
-from qcompile.ir import Constant, Graph, Node, constant_value, part_before, to_model, topological
-from qcompile.program.forms import float_bias, least_output_scale, weight_axis
+from qcompile.ir import (
+    Constant,
+    Graph,
+    Node,
+    Tensor,
+    constant_value,
+    part_before,
+    producer,
+    to_model,
+    topological,
+)
+from qcompile.program.forms import data_inputs, float_bias, least_output_scale, told_apart, weight_axis
 from qcompile.program.lower import absorbed_end
+from qcompile.program.readers import Readers
 from qcompile.quant.bias import with_room_for_bias
 from qcompile.quant.params import Quantizer
 from qcompile.quant.plan import Form, Plan
 from qcompile.quant.scales import quantize_weight
 
 NOTHING = Quantizer(8, 1.0, 0)
+CLIPS = ("Relu", "Clip")
 
 
 def choose_numbers(
@@ -49,12 +61,14 @@ def choose_numbers(
         observe(part, live.items(), data, batch=batch, threads=threads, label=label)
     check_seen(graph, plan, nodes, observers)
     shared = list(share_concats(nodes, plan, observers))
-    stands_on = plan.roots()
+    apart, stands_on = _told_apart(graph, plan), plan.roots()
     for key, spec in plan.specs.items():
         root = stands_on[key]
-        method = ranges.method_for(spec)
-        known = root in observers
-        plan.quantizers[key] = choose(observers[root], spec, method, ranges.percentile) if known else NOTHING
+        if root in observers:
+            method = ranges.method_for(spec)
+            plan.quantizers[key] = choose(observers[root], spec, method, ranges.percentile, apart[root])
+        else:
+            plan.quantizers[key] = NOTHING
     _widen_for_kernels(nodes, plan)
     for node in nodes:
         placed = plan.nodes[node.name]
@@ -93,6 +107,36 @@ def _roots(graph: Graph, plan: Plan, nodes: Iterable[Node]) -> set[str]:
     around = {tensor.name for node in nodes for tensor in node.inputs}
     around |= {absorbed_end(graph, plan, tensor).name for node in nodes for tensor in node.outputs}
     return {plan.groups[name] for name in around if name in plan.groups}
+
+
+def _told_apart(graph: Graph, plan: Plan) -> dict[str, Range]:
+    """Return, per quantizer, the interval of values that those who read its tensors tell apart.
+
+    Where HardSwish alone reads a tensor, no levels are spent on what lies below -3. Movers look at no value: what they
+    make has the same quantizer, and readers of its own. What stands behind a clip is no further than the clip lets it.
+    """
+    tensors, readers, found = graph.tensors(), Readers(graph), dict[str, Range]()
+    outputs = {tensor.name for tensor in graph.outputs}
+    for name, root in plan.groups.items():
+        ends = [] if _is_clipped(plan, tensors[name]) else _ends(plan, readers.of(tensors[name]), name in outputs)
+        low, high = zip(*ends, found.get(root, (np.inf, -np.inf)))
+        found[root] = min(low), max(high)
+    return {root: ends if ends[0] < ends[1] else ANY for root, ends in found.items()}
+
+
+def _ends(plan: Plan, readers: Iterable[Node], is_output: bool) -> list[Range]:
+    """Return the intervals that the readers of a tensor tell apart; one who reads a graph's output tells all."""
+    moved = (node for node in readers if plan.form(node.name) is not Form.CODES or node.op in CLIPS)
+    return [*map(told_apart, moved), *[ANY] * is_output]
+
+
+def _is_clipped(plan: Plan, tensor: Tensor) -> bool:
+    """Say whether a clip on codes stands between `tensor` and the one that its quantizer was made for."""
+    while (node := producer(tensor)) is not None and plan.form(node.name) is Form.CODES:
+        if node.op in CLIPS:
+            return True
+        tensor = data_inputs(node)[0]
+    return False
 
 
 def _widen_for_kernels(nodes: Iterable[Node], plan: Plan) -> None:

@@ -326,10 +326,28 @@ def test_mse_survives_an_outlier() -> None:
 
 
 def test_distribution_counts_what_lies_beyond_a_bound_as_the_bound() -> None:
-    inside = Distribution.inside(observed([-2, -0.5, 0, 1, 5, 7]), ActivationSpec(4, -1.0, 6.0))
+    inside = Distribution.inside(observed([-2, -0.5, 0, 1, 5, 7]), -1.0, 6.0)
     assert (inside.lo, inside.hi, inside.size) == (-1, 6, 6)
     points, shares = inside.points()
     for value in (-1, -0.5, 1, 5, 6):
         assert shares[np.abs(points - value) <= inside.width].sum() == pytest.approx(1 / 6)
-    relu = Distribution.inside(observed([-2, -0.5, 0, 1]), ActivationSpec(4, 0.0))
+    relu = Distribution.inside(observed([-2, -0.5, 0, 1]), 0.0, np.inf)
     assert relu.negative.sum() == 0 and relu.positive.sum() == 1 and relu.size == 4
+
+
+@pytest.mark.parametrize("method", ["max", "mse", "percentile", "entropy"])
+def test_levels_are_for_values_that_readers_tell_apart(method: str) -> None:
+    """What lies beyond counts as the end, and other than a bound of the spec that does not limit the grid."""
+    values = np.random.default_rng(0).normal(-4, 6, 4000)
+    everything = choose(observed(values), ActivationSpec(8), method, 99.99)
+    within = choose(observed(values), ActivationSpec(8), method, 99.99, (-3.0, np.inf))
+    assert everything.low < -15 and -3 - within.scale <= within.low <= -3 + within.scale
+    assert within.high < 1.1 * values.max() and within.scale < 0.7 * everything.scale
+
+
+def test_at_8_bits_squared_errors_cut_off_stragglers_and_no_outliers() -> None:
+    random = np.random.default_rng(0)
+    stragglers, outliers = (np.append(random.normal(0, 1, 4_000_000), [far, -far]) for far in (7, 12))
+    assert choose(observed(stragglers), ActivationSpec(8), "mse").high < 6
+    assert choose(observed(outliers), ActivationSpec(8), "mse").high == pytest.approx(12, rel=0.01)
+    assert choose(observed(outliers), ActivationSpec(4), "mse").high < 6, "below 8 bits as before"

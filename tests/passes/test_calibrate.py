@@ -12,6 +12,7 @@ from networks import (
     CHAIN,
     CLASSIFIER,
     ELEMENTWISE,
+    HARD_SWISH,
     JOINED,
     NETWORKS,
     PLACE,
@@ -25,10 +26,11 @@ from networks import (
 )
 from onnx import numpy_helper
 
-from qcompile import InputError, QModel, open_model
+from qcompile import Config, InputError, QModel, open_model
 from qcompile.calibration.observers import Histogram
 from qcompile.calibration.ranges import Ranges, choose, grids
 from qcompile.passes.calibrate import Calibrate
+from qcompile.pipeline import ranges_of
 from qcompile.program.forms import HARD_SIGMOID, weight_axis
 from qcompile.quant.bias import LARGEST, integer_bias
 from qcompile.quant.params import ActivationSpec, Quantizer
@@ -233,3 +235,31 @@ def test_numbers_do_not_depend_on_the_batch(batch: int | None) -> None:
     assert one["image"] == other["image"]
     for key in one:
         np.testing.assert_allclose(one[key].scale, other[key].scale, rtol=1e-5)
+
+
+SWISH_AND = HARD_SWISH.replace("[conv2]", "[other] o = OTHER  [sum] s = Add(b, o)  [conv2]").replace(
+    "Conv(b, W2)", "Conv(s, W2)"
+)
+
+
+@pytest.mark.parametrize("method", [None, "mse"])
+def test_no_levels_below_what_hard_swish_tells_apart(method: str | None) -> None:
+    model = compiled(HARD_SWISH, CALIBRATE, calibration_method=method)
+    quantizer = model.plan.quantizers[model.graph.nodes[0].outputs[0].name]
+    values = seen(model, ["a"])["a"]
+    assert values.min() < -3.3 and abs(quantizer.low + 3) <= 2.5 * quantizer.scale
+    assert quantizer.high == pytest.approx(values.max(), rel=0.3)
+
+
+@pytest.mark.parametrize(("other", "low"), [("Relu(a)", -3.0), ("Neg(a)", None), ("LeakyRelu(a)", None)])
+def test_all_readers_of_a_tensor_count(other: str, low: float | None) -> None:
+    model = compiled(SWISH_AND.replace("OTHER", other), CALIBRATE)
+    quantizer, values = model.plan.quantizers["a"], seen(model, ["a"])["a"]
+    expected = values.min() if low is None else low
+    assert abs(quantizer.low - expected) <= quantizer.scale
+
+
+@pytest.mark.parametrize(("w", "a", "method"), [(8, 8, "max"), (4, 8, "mse"), (4, 4, "max")])
+def test_8_bits_beside_narrower_weights_are_searched(w: int, a: int, method: str) -> None:
+    assert ranges_of(Config(w=w, a=a)).method_for(ActivationSpec(8)) == method
+    assert ranges_of(Config(w=w, a=a, calibration_method="entropy")).method_for(ActivationSpec(8)) == "entropy"

@@ -19,6 +19,7 @@ from qcompile.program.forms import (
     float_bias,
     integer_form,
     operands,
+    told_apart,
     weight_axis,
 )
 from qcompile.quant.plan import Form
@@ -203,3 +204,18 @@ def test_hard_sigmoid_is_an_integer_product() -> None:
     read = (written - HARD_SIGMOID.zero_point) * HARD_SIGMOID.scale
     # Half a step of rounding; at the top a whole one, for the largest code is 255/256.
     np.testing.assert_allclose(read, np.clip(x / 6 + 0.5, 0, 1), rtol=0, atol=1 / 256)
+
+
+@pytest.mark.parametrize(
+    ("node", "ends"),
+    [
+        ("HardSwish(x)", (-3, np.inf)),
+        ("HardSigmoid<alpha = 0.25>(x)", (-2, 2)),
+        ("Relu(x)", (0, np.inf)),
+        ("Clip(x, zero, two)", (0, 2)),
+        ("Sigmoid(x)", (-np.inf, np.inf)),
+        ("Conv(x, W)", (-np.inf, np.inf)),
+    ],
+)
+def test_values_that_an_operator_tells_apart(node: str, ends: tuple[float, float]) -> None:
+    assert told_apart(node_of(node)) == pytest.approx(ends)
