@@ -1,8 +1,9 @@
-"""Choose grid and codes of short filters by what the layer computes from the samples."""
+"""Choose grid and codes of filters by what the layer computes from the samples."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,59 +12,96 @@ import numpy as np
 from qcompile.calibration.collect import observe
 from qcompile.calibration.windows import Windows
 from qcompile.data.dataset import Dataset
-from qcompile.ir import constant_value, to_model
+from qcompile.ir import Node, constant_value, to_model
 from qcompile.ir.canonical import pads_of
+from qcompile.program.forms import weight_axis
 from qcompile.qmodel import QModel
-from qcompile.quant.bias import with_room_for_bias
+from qcompile.quant.bias import take_up
+from qcompile.quant.compensation import LONGEST, compensate
 from qcompile.quant.filters import MOST_BITS, better_filters, fit_filters, is_short
+from qcompile.quant.plan import Plan
 
+ENOUGH = 0.5  # windows for each weight of a filter: from fewer a covariance says too little
 JUDGES = 16  # other samples, that judge
+COVARIANCES = 256 << 20  # bytes: layers are taken in groups
 SAMPLES = 64  # a few thousand windows settle the covariance of at most 64 inputs
 
 
 @dataclass(frozen=True)
 class FitFilters:
-    """Choose scale, offset and codes of the short filters of convolutions (`qcompile.quant.filters`) at low bits.
+    """Choose codes and scales at low bits by what a layer computes from samples, not by how near the weights are.
 
-    Rounding to nearest costs a depthwise convolution two to five times the error that its grid of 2 to 4 bits allows,
-    and training cannot leave the grid that it is given. A filter stays as it was where the new one errs more on samples
-    that it was not fitted to.
+    Of short filters (`qcompile.quant.filters`) also the grid: rounding to nearest costs a depthwise convolution two to
+    five times the error that its grid of 2 to 4 bits allows, and training cannot leave the grid that it is given. Of
+    `long` ones (`qcompile.quant.compensation`) the codes alone, which training chooses itself. A filter stays as it was
+    where the new one errs more on samples that it was not fitted to.
     """
+
+    long: bool = False
 
     name: ClassVar[str] = "fit-filters"
     requires: ClassVar[tuple[str, ...]] = ("calibrate",)
 
     def run(self, model: QModel) -> int:
-        """Improve `plan.weights`; return the number of layers whose filters are short."""
-        plan = model.plan
-        layers = [
-            node
-            for node in model.graph.nodes
-            if node.op == "Conv" and node.name in plan.weights and plan.weights[node.name].bits <= MOST_BITS
-        ]
-        windows = [Windows(node) for node in layers if is_short(node.inputs[1].values) and pads_of(node) is not None]
-        if not windows or model.data is None:
+        """Improve `plan.weights`, and `plan.biases` as means ask for it; return the number of layers looked at."""
+        layers = [node for node in model.graph.nodes if self._fits(node, model.plan)]
+        if not layers or model.data is None:
             return 0
         some, others = shares(model.data, model.config.seed)
-        judges = [Windows(item.node) for item in windows]
-        show(model, windows, some)
-        show(model, judges, others)
         filters = kept = 0
-        for item, judge in zip(windows, judges):
-            if not item.count or not judge.count:
-                continue
-            name = item.node.name
-            weight = constant_value(item.node.inputs[1])
-            assert weight is not None
-            fitted = fit_filters(weight, item.covariance(), plan.weights[name])
-            fitted, better = better_filters(weight, judge.covariance(), plan.weights[name], fitted)
-            filters, kept = filters + len(weight), kept + better
-            if name in plan.biases:
-                data = plan.quantizers[plan.key(item.node.inputs[0].name, plan.nodes[name].input_bits)]
-                fitted = with_room_for_bias(fitted, plan.biases[name], data.scale)
-            plan.weights[name] = fitted
-        model.journal.note(self.name, "filters fitted", layers=len(windows), filters=filters, better=kept)
-        return len(windows)
+        for group in by_memory(layers):
+            windows, judges = ([Windows(node) for node in group] for _ in range(2))
+            show(model, windows, some)
+            show(model, judges, others)
+            for item, judge in zip(windows, judges):
+                if judge.count and item.count >= ENOUGH * item.length:
+                    filters, kept = filters + item.outputs, kept + improve(model.plan, item, judge)
+        model.journal.note(self.name, "filters fitted", layers=len(layers), filters=filters, better=kept)
+        return len(layers)
+
+    def _fits(self, node: Node, plan: Plan) -> bool:
+        if node.name not in plan.weights or plan.weights[node.name].bits > MOST_BITS:
+            return False
+        weight = constant_value(node.inputs[1])
+        assert weight is not None
+        if node.op == "Conv" and (weight.ndim != 4 or pads_of(node) is None):
+            return False
+        if is_short(weight):
+            return True
+        filter_length = weight.size // weight.shape[weight_axis(node)]
+        return self.long and node.attrs.get("group", 1) == 1 and filter_length <= LONGEST
+
+
+def by_memory(layers: Sequence[Node]) -> Iterator[list[Node]]:
+    """Yield layers in groups whose covariances, of both shares of the samples, stay within `COVARIANCES` bytes."""
+    group, size = list[Node](), 0
+    for node in layers:
+        shape = [int(length) for length in node.inputs[1].shape]
+        length = math.prod(shape) // shape[weight_axis(node)]
+        needed = 16 * int(node.attrs.get("group", 1)) * length**2
+        if group and size + needed > COVARIANCES:
+            yield group
+            group, size = [], 0
+        group, size = [*group, node], size + needed
+    yield group
+
+
+def improve(plan: Plan, seen: Windows, judge: Windows) -> int:
+    """Replace the filters of a layer that others do better, by what it sees; return how many they are."""
+    name, node = seen.node.name, seen.node
+    weight, old = constant_value(node.inputs[1]), plan.weights[name]
+    assert weight is not None
+    if is_short(weight):
+        new, better = better_filters(weight, judge.covariance(), old, fit_filters(weight, seen.covariance(), old))
+    else:
+        new, better = compensate(weight, seen.covariance()[0], judge.covariance()[0], old)
+    plan.weights[name] = new
+    if node.op != "MatMul":  # the fit leaves the mean to the bias
+        missing = np.moveaxis(weight - new.dequantize(), new.axis, 0).reshape(seen.outputs, -1)
+        given = plan.quantizers[plan.key(node.inputs[0].name, plan.nodes[name].input_bits)]
+        shift = np.einsum("ck,ck->c", missing, seen.mean(), dtype=np.float64)
+        take_up(plan, name, given.scale, np.ones(seen.outputs), shift)
+    return better
 
 
 def shares(data: Dataset, seed: int) -> tuple[Dataset, Dataset]:

@@ -85,8 +85,8 @@ class Config:
     name or number.
     `method` None means: rounding to nearest where all bits are 8, else MRECG (`chosen_method`).
     `runtime_version` is the oldest version of the runtime that the file must run on, such as "1.23.2", or "installed".
-    `calibration_method` None means: max for 8 bits, mse below; mse for both where only weights have fewer (`w` < `a` = 8).
-    `threads` 0 means as many as the machine has.
+    `calibration_method` None means: max for 8 bits, mse below; mse for both where weights alone have fewer
+    (`w` < `a` = 8). `threads` 0 means as many as the machine has.
     """
 
     w: int = bit_count(8, "weights, 2 to 8")

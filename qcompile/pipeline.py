@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import replace
 
 from qcompile.calibration.ranges import Ranges
-from qcompile.config import FUSING, Config
+from qcompile.config import FUSING, CalibrationMethod, Config
 from qcompile.passes.assign_bits import AssignBits
 from qcompile.passes.calibrate import Calibrate
 from qcompile.passes.check_data import CheckData
@@ -84,13 +84,17 @@ def change_channels(config: Config, untouched: Collection[str] | None = None) ->
 
 
 def ranges_of(config: Config) -> Ranges:
-    """Return how ranges of activations are chosen, in trials too."""
-    return Ranges(config.calibration_method, config.percentile)
+    """Return how ranges of activations are chosen, in trials too.
+
+    Searching takes time, which at 8 bits throughout would be most of a compilation.
+    """
+    at_8_bits: CalibrationMethod = "mse" if config.w < config.a == 8 else "max"
+    return Ranges(config.calibration_method, config.percentile, at_8_bits)
 
 
 def numbers(config: Config) -> tuple[Pass, ...]:
     """Return the passes that choose numbers without training."""
-    return (Calibrate(ranges_of(config)), FitFilters(), CorrectBias())
+    return (Calibrate(ranges_of(config)), FitFilters(long=config.chosen_method == "rtn"), CorrectBias())
 
 
 def serve(config: Config) -> tuple[Pass, ...]:

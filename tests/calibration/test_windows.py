@@ -56,3 +56,27 @@ def test_few_positions_are_spread_over_the_image() -> None:
     observer.update(x)
     assert observer.count == windows.POSITIONS
     np.testing.assert_allclose(observer.covariance(), 0.375 * 0.625, rtol=0.02)
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 6), (12, 6), (6,)])
+@pytest.mark.parametrize("op", ["Gemm", "MatMul"])
+def test_rows_of_a_matrix(op: str, shape: tuple[int, ...]) -> None:
+    """A MatMul has no bias that takes up the mean, so that counts: its moments are about zero."""
+    x = np.random.default_rng(0).standard_normal(shape).astype(np.float32) + 2
+    weight = Constant("w", np.zeros((6, 5), np.float32))
+    observer = Windows(Node(op, "layer", {}, [Variable("x"), weight], [Variable("y")]))
+    observer.update(x)
+    rows = x.reshape(-1, 6).astype(np.float64)
+    centred = rows - rows.mean(0) * (op == "Gemm")
+    assert observer.count == len(rows) and observer.outputs == 5
+    np.testing.assert_allclose(observer.covariance(), (centred.T @ centred / len(rows))[None], atol=1e-5)
+    np.testing.assert_allclose(observer.mean(), np.tile(rows.mean(0), (5, 1)), rtol=1e-6)
+
+
+def test_mean_of_each_output_channel() -> None:
+    x = np.random.default_rng(0).standard_normal((2, 6, 5, 5)).astype(np.float32)
+    weight = Constant("w", np.zeros((4, 3, 1, 1), np.float32))
+    observer = Windows(Node("Conv", "conv", {"group": 2}, [Variable("x"), weight], [Variable("y")]))
+    observer.update(x)
+    means = x.mean((0, 2, 3))
+    np.testing.assert_allclose(observer.mean(), [means[:3], means[:3], means[3:], means[3:]], atol=1e-6)
