@@ -221,11 +221,11 @@ def _copy(message: Message, copied: Message, *, but: Collection[str]) -> None:
 
 def whole_model(model: ModelProto) -> ModelProto:
     """Return `model` with all its values inside; itself where nothing is stored."""
-    if all(place_of(tensor) is None for tensor in model.graph.initializer):
+    if all(place_of(tensor) is None for _, tensor in tensors_of(model)):
         return model
     whole = ModelProto()
     whole.CopyFrom(model)
-    for tensor in whole.graph.initializer:
+    for _, tensor in tensors_of(whole):
         if place_of(tensor) is not None:
             tensor.raw_data = bytes(raw_values(tensor))
             tensor.ClearField("external_data")
@@ -235,13 +235,25 @@ def whole_model(model: ModelProto) -> ModelProto:
 
 def whole_size(model: ModelProto) -> int:
     """Return how many bytes `whole_model` takes in a file."""
-    grown = 0
-    for tensor in model.graph.initializer:
-        if (place := place_of(tensor)) is not None:
-            head = TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
-            grown += _field_size(head.ByteSize() + _field_size(place.length)) - _field_size(tensor.ByteSize())
-    graph = model.graph.ByteSize()
-    return model.ByteSize() + _field_size(graph + grown) - _field_size(graph)
+    grown = sum(_growth(_whole_tensor_size(tensor), tensor) for tensor in model.graph.initializer)
+    for node in filter(is_weight, model.graph.node):
+        held = node.attribute[0]
+        attribute = held.ByteSize() + _growth(_whole_tensor_size(held.t), held.t)
+        grown += _growth(node.ByteSize() + _growth(attribute, held), node)
+    graph = model.graph.ByteSize() + grown
+    return model.ByteSize() + _growth(graph, model.graph)
+
+
+def _whole_tensor_size(tensor: TensorProto) -> int:
+    if (place := place_of(tensor)) is None:
+        return tensor.ByteSize()
+    head = TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+    return head.ByteSize() + _field_size(place.length)
+
+
+def _growth(length: int, field: Message) -> int:
+    """Return by how much a message grows of which a field has `length` bytes instead of its own."""
+    return _field_size(length) - _field_size(field.ByteSize())
 
 
 def _field_size(length: int) -> int:

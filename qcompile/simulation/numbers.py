@@ -46,11 +46,13 @@ def choose_numbers(
     batch: int | None = None,
     threads: int = 0,
     only: Collection[str] | None = None,
+    all_values: bool = False,
     label: str = "calibrate",
 ) -> list[str]:
     """Fill `plan.quantizers`, `plan.weights` and `plan.biases`; return the Concats whose inputs share a quantizer.
 
-    With `only`, a set of node names, everything else gets quantizers that mean nothing, and no weights.
+    With `only`, a set of node names, everything else gets quantizers that mean nothing, and no weights. With
+    `all_values` ranges hold those too that no reader tells apart: for a comparison with what they are.
     """
     nodes = [node for node in topological(graph) if only is None or node.name in only]
     roots = set(plan.groups.values()) if only is None else _roots(graph, plan, nodes)
@@ -61,12 +63,12 @@ def choose_numbers(
         observe(part, live.items(), data, batch=batch, threads=threads, label=label)
     check_seen(graph, plan, nodes, observers)
     shared = list(share_concats(nodes, plan, observers))
-    apart, stands_on = _told_apart(graph, plan), plan.roots()
+    apart, stands_on = {} if all_values else _told_apart(graph, plan), plan.roots()
     for key, spec in plan.specs.items():
         root = stands_on[key]
         if root in observers:
             method = ranges.method_for(spec)
-            plan.quantizers[key] = choose(observers[root], spec, method, ranges.percentile, apart[root])
+            plan.quantizers[key] = choose(observers[root], spec, method, ranges.percentile, apart.get(root, ANY))
         else:
             plan.quantizers[key] = NOTHING
     _widen_for_kernels(nodes, plan)

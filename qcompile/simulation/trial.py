@@ -44,6 +44,7 @@ def trial(
             batch=config.batch,
             threads=config.threads,
             only=frozenset().union(*stretches),
+            all_values=True,
             label="try",
         )
         opened = open_stretches(model.graph, tried, stretches, threads=config.threads)

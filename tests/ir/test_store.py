@@ -16,7 +16,7 @@ from qcompile.ir import store as module
 from qcompile.ir.fingerprint import fingerprint
 from qcompile.ir.load import byte_size, load_model, model_files, to_graph
 from qcompile.ir.prepare import prepare
-from qcompile.ir.store import Store, Stored, place_of, stored_model, values_of, whole_model
+from qcompile.ir.store import Store, Stored, place_of, stored_model, values_of, whole_model, whole_size
 from qcompile.runtime.session import Session
 
 SIDE = 40
@@ -59,9 +59,11 @@ def test_a_stored_model_is_the_same_model(form: dict[str, bool]) -> None:
     assert [item.name for item in store.path.parent.iterdir()] == ["weights"]
 
 
-def test_inside_again_it_has_the_bytes_of_before() -> None:
-    source, store = model(), Store()
+@pytest.mark.parametrize("form", [{}, {"constant_node": True}])
+def test_inside_again_it_has_the_bytes_of_before(form: dict[str, bool]) -> None:
+    source, store = model(**form), Store()
     light = stored_model(source, store)
+    assert whole_size(light) == source.ByteSize() == whole_size(source)
     assert whole_model(light).SerializeToString() == source.SerializeToString()
     assert whole_model(source) is source
     (content,) = model_files(light, Path("out.onnx")).values()

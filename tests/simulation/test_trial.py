@@ -215,3 +215,15 @@ def test_at_8_bits_everything_is_wide() -> None:
     errors = [trial(model, [["expand"]], plan) for plan in (model.plan, wide)]
     assert errors[0] is not None and errors[1] is not None
     assert total(errors[1][0]) < 0.05 * total(errors[0][0])
+
+
+def test_what_no_reader_tells_apart_is_no_error() -> None:
+    """HardSwish reads values of which nearly all lie far below -3: a file cuts them off there, a trial does not."""
+    text = """net (float[N,3,16,16] x, float[8,3,3,3] W1, float[8,8,1,1] W2) => (float[N,8,P,Q] y)
+      <float[8,1,1] low = {-90, -2, -70, -1, -80, 0, -60, 1}> {
+      [conv1] a = Conv(x, W1)  [shift] b = Add(a, low)  [swish] c = HardSwish(b)  [conv2] y = Conv(c, W2) }"""
+    model = prepared(network(text))
+    ((found,),) = trial(model, [["conv1", "shift"]], at_8_bits(model.plan)) or []
+    assert found.share < SERVED
+    Calibrate().run(model)
+    assert model.plan.quantizers["b"].low > -4
