@@ -23,6 +23,7 @@ SLOPES = (0.5, 2.0)
 PLACES = 4096  # positions of all samples together that are kept at most, to judge a correction and to refine it
 FEW = 32  # positions inside the range say too little
 ROUNDS = 3  # of refining
+LEAST_NOISE = 1e-3  # of the variance: where less is left (30 dB) there is nothing to refine
 JUDGES = 4  # one sample in so many is held back from the fit, to judge it
 USUAL = 8.0  # times the median: energies of a position up to there are nothing unusual
 Array = NDArray[Any]
@@ -229,15 +230,14 @@ class JudgedFit:
         if self.fitted and self.judging:
             trial, seen, judge = self.trial, Places.of(self.fitted), Places.of(self.judging)
         before, variance = judge.errors(found.slope, found.shift).sum(), max(judge.variance(), 1e-30)
-        ways = [(trial.shift_alone(), self.whole.shift_alone)]
-        if slopes:
-            ways.append((trial.solve(), self.whole.solve))
-            if self.quantizer is not None:
-                ways.append((seen.refined(*trial.solve()), lambda: everything.refined(*self.whole.solve())))
-        for tried, final in ways:
-            error = judge.errors(*tried).sum()
+        for solve in (Fit.shift_alone, Fit.solve) if slopes else (Fit.shift_alone,):
+            error = judge.errors(*solve(trial)).sum()
             if error < found.error * before:
-                found = Correction(*final(), error / before)
+                found = Correction(*solve(self.whole), error / before)
+        if slopes and self.quantizer is not None and found.error * before > LEAST_NOISE * variance:
+            error = judge.errors(*seen.refined(*trial.solve())).sum()
+            if error < found.error * before:
+                found = Correction(*everything.refined(*self.whole.solve()), error / before)
         return replace(found, noise=float(found.error * before / variance))
 
 
