@@ -128,6 +128,8 @@ def _load_external(model: ModelProto, path: Path, store: Store | None) -> None:
         for tensor in external.values():
             loaded = TensorProto.FromString(tensor.SerializeToString())  # whose memory is freed, when it is stored
             external_data_helper.load_external_data_for_tensor(loaded, str(path.parent))
+            loaded.data_location = TensorProto.DEFAULT  # not every version of onnx says so
+            del loaded.external_data[:]
             tensor.CopyFrom(loaded if store is None else store.take(loaded))
     except InputError:
         raise

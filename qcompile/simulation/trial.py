@@ -18,7 +18,7 @@ from qcompile.quant.plan import Plan
 from qcompile.simulation.numbers import choose_numbers
 from qcompile.simulation.stretches import OutputError, open_stretches
 
-ELEMENTS = 5 << 17  # of all inputs of a trial, half of them to choose numbers, half to judge
+ELEMENTS = 1 << 20  # of all inputs of a trial, half of them to choose numbers, half to judge
 MOST = 32  # samples
 SERVED = 3e-3  # relative error (25 dB) of each output up to which the bits serve a stretch as it is
 

@@ -76,17 +76,14 @@ def test_what_cannot_be_trained_is_left_with_a_note() -> None:
 
 
 def test_two_bits_of_the_embedded_example(models: Path) -> None:
-    """A few steps are worth points: 60 of 16 images per unit, scored on the first 300 test images."""
+    """A few steps: 60 of 16 images per unit, scored on the first 300 test images (float 92)."""
     with np.load(models / "cifar10_test.npz") as arrays:
         evaluation = {"images": arrays["images"][:300], "labels": arrays["labels"][:300]}
-    top1 = {}
-    for method, steps in (("rtn", None), ("qdrop", 60)):
-        config = Config(w=2, a=3, method=method, steps=steps, samples=200, preprocess="imagenet-norm", threads=1)
-        result = qcompile.compile(
-            models / "resnet20_cifar10.onnx", config, str(models / "cifar10_calib.npz"), evaluation=evaluation
-        )
-        top1[method] = result.report["audit"]["top1"]["emitted"]
-    assert top1["qdrop"] > top1["rtn"] + 1
+    config = Config(w=2, a=3, method="qdrop", steps=60, samples=200, preprocess="imagenet-norm", threads=1)
+    result = qcompile.compile(
+        models / "resnet20_cifar10.onnx", config, str(models / "cifar10_calib.npz"), evaluation=evaluation
+    )
+    assert result.report["audit"]["top1"]["emitted"] > 87
 
 
 def test_one_sample_is_enough_to_run() -> None:
