@@ -24,7 +24,7 @@ from qcompile.quant.plan import Plan
 ENOUGH = 0.5  # windows for each weight of a filter: from fewer a covariance says too little
 JUDGES = 16  # other samples, that judge
 COVARIANCES = 128 << 20  # bytes: layers are taken in groups
-SAMPLES = 64  # a few thousand windows settle the covariance of at most 64 inputs
+SAMPLES = 64  # some thousand windows: all directions of a short filter, those that matter of a long one
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ LARGEST = 0.15  # of the variance of what a unit gives (8 dB): units of usual ne
 DOUBTFUL = 0.03  # of the variance of what a corrected layer gives: then all units are looked at
 LEAST_VARIANCE = 0.01  # as a share of the power: values that are nearly constant are compared with what they are
 ROUNDS = 4
+TIMES = 8  # as many samples as other trials take
 REASON = "8 bits lose what it computes"
 
 
@@ -87,7 +88,7 @@ class FloatWhereInexact:
 def lost(model: QModel, forced: Sequence[str] = (), ranges: Ranges = BY_BITS) -> set[str]:
     """Return the nodes of which integers of 8 bits lose what they compute, but for those that are `forced`."""
     units = list(doubtful(model))
-    errors = trial(model, [unit.nodes for unit in units], at_8_bits(model.plan), ranges=ranges)
+    errors = trial(model, [unit.nodes for unit in units], at_8_bits(model.plan), ranges=ranges, times=TIMES)
     nodes = {node.name: node for node in model.graph.nodes}
     found: set[str] = set()
     for unit, outputs in zip(units, errors or []):

@@ -2,7 +2,7 @@
 
 For pre-activations f (float) and q (quantized), per output channel: slope a = cov(f, q) / var(q), clamped; the
 corrected output is a*q + b with b such that the means agree. In a layer y = conv(x) + bias that is scale *= a and a new
-bias. Some samples are held back from the fit; what does not lower the error of a channel on them is not done to it.
+bias. Some samples are held back from the fit; what does not lower the error of the layer on them is not done to it.
 """
 
 from __future__ import annotations
@@ -52,39 +52,37 @@ def dots(a: Array, b: Array) -> Array:
     return found
 
 
-def moments(f: Array, q: Array, weights: Array | None = None) -> Means:
-    """Return the means [5, N, C] of d = f - q, q, d*q, q*q and d*d of each sample [C, L]; weights are [N, 1, L].
+def moments(f: Array, q: Array) -> Means:
+    """Return the means [4, N, C] of d = f - q, q, d*q and q*q of each sample [C, L].
 
-    Those of d and not of f: at 8 bits d is small, and f*f - 2*f*q + q*q would be mostly rounding.
+    Those of d and not of f: at 8 bits d is small, and f*q - q*q would be mostly rounding.
     """
-    d = f - q
-    w = np.ones((1, 1, f.shape[2]), np.float32) if weights is None else weights
-    wd, wq = (d, q) if weights is None else (w * d, w * q)
-    found = [dots(d, w), dots(q, w), dots(wd, q), dots(wq, q), dots(wd, d)]
+    d, ones = f - q, np.ones((1, 1, f.shape[2]), np.float32)
+    found = [dots(d, ones), dots(q, ones), dots(d, q), dots(q, q)]
     return np.asarray(np.stack(found) / np.float64(max(f.shape[2], 1)))
 
 
 @dataclass
 class Fit:
-    """Running means of d = f - q, q, d*q, q*q and d*d per channel."""
+    """Running means of d = f - q, q, d*q and q*q per channel."""
 
     sums: Means | None = None
     weight: float = 0.0
 
     def add(self, means: Means, weight: float) -> None:
-        """Add means [5, C] of values per channel of this weight, which is usually their number."""
+        """Add means [4, C] of values per channel of this weight, which is usually their number."""
         self.sums = weight * means + (0.0 if self.sums is None else self.sums)
         self.weight += weight
 
     @property
     def means(self) -> Means:
-        """The five means, each [C]."""
+        """The four means, each [C]."""
         assert self.sums is not None
         return np.asarray(self.sums / self.weight, np.float64)
 
     def solve(self) -> tuple[Means, Means]:
         """Return slope and shift, each [C]; a channel without variance has slope 1."""
-        md, mq, mdq, mqq, _ = self.means
+        md, mq, mdq, mqq = self.means
         covariance, variance = mdq - md * mq, mqq - mq * mq
         flat = variance <= 1e-6 * mqq + 1e-30
         slope = np.clip(np.where(flat, 1.0, 1 + covariance / np.where(flat, 1.0, variance)), *SLOPES)

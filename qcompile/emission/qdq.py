@@ -29,7 +29,7 @@ from qcompile.ir import (
 )
 from qcompile.ir.protos import all_nodes
 from qcompile.ir.store import Store
-from qcompile.program.forms import clip_bounds, float_bias, operands
+from qcompile.program.forms import CLIPS, clip_bounds, float_bias, operands
 from qcompile.program.lower import Kind, Program, Step, Value
 from qcompile.quant.arithmetic import quantize
 from qcompile.quant.bias import integer_bias
@@ -156,7 +156,7 @@ class Emitter:
         node, source = step.node, step.inputs[0]
         assert node is not None and source.quantizer is not None
         outputs = [value.name for value in step.outputs]
-        if (bounds := clip_bounds(node)) and node.op in ("Relu", "Clip"):
+        if node.op in CLIPS and (bounds := clip_bounds(node)):
             low, high = quantize(np.array(bounds, np.float32), source.quantizer)
             self.nodes.append(self.clip(source.name, int(low), int(high), outputs[0], node.name))
             return

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from qcompile.ir import Node, constant_value, consumers
 from qcompile.ir.shapes import rank_of, shape_of
+from qcompile.program.forms import CLIPS
 
 NORMALIZING = frozenset({"LayerNormalization", "ReduceMean"})  # the latter as the start of one that is written out
 REPEATING = {  # grids on which nearest neighbours at whole scales are repeats
@@ -51,7 +52,7 @@ def spelling(node: Node, inputs: list[str], products: Collection[str], constant:
     if node.op == "Add":
         normalized = any(reader.op in NORMALIZING for reader in consumers(node.outputs[0]))
         return [("Sum", inputs[1:])] if normalized or any(name in products for name in inputs) else []
-    if node.op not in ("Relu", "Clip") or inputs[0] not in products:
+    if node.op not in CLIPS or inputs[0] not in products:
         return []
     bounds = [constant(np.float32(0), "float_0")] if node.op == "Relu" else inputs[1:]
     return [(op, [bound]) for op, bound in zip(("Max", "Min"), bounds) if bound]

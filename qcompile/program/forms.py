@@ -35,6 +35,7 @@ def operands(node: Node) -> list[Tensor]:
 
 VARIADIC = frozenset({"Concat"})
 BINARY = frozenset({"Add", "Mul", "MatMul"})
+CLIPS = frozenset({"Relu", "Clip"})
 
 
 def integer_form(node: Node, target: Target) -> tuple[Form, str]:
@@ -199,7 +200,7 @@ def told_apart(node: Node) -> tuple[float, float]:
     if node.op == "HardSigmoid":
         alpha, beta = node.attrs.get("alpha", 0.2), node.attrs.get("beta", 0.5)
         return (-beta / alpha, (1 - beta) / alpha) if alpha > 0 else (-np.inf, np.inf)
-    bounds = clip_bounds(node) if node.op in ("Relu", "Clip") else None
+    bounds = clip_bounds(node) if node.op in CLIPS else None
     return bounds or (-np.inf, np.inf)
 
 

@@ -13,6 +13,7 @@ from onnx import helper
 
 from qcompile.ir import Constant, Graph, Node, Tensor, node_proto
 from qcompile.program.forms import (
+    CLIPS,
     HARD_SIGMOID,
     SHIFTED_SIGMOID,
     clip_bounds,
@@ -145,7 +146,7 @@ class IntegerReference:
     def _move(self, step: Step, values: dict[str, Array]) -> list[Array]:
         node, source = step.node, step.inputs[0]
         assert node is not None and source.quantizer is not None
-        if node.op in ("Relu", "Clip"):
+        if node.op in CLIPS:
             bounds = clip_bounds(node)
             low, high = quantize(np.array(bounds, np.float32), source.quantizer)
             return [np.clip(values[source.name], low, high)]

@@ -25,7 +25,7 @@ from qcompile.ir import (
     to_model,
     topological,
 )
-from qcompile.program.forms import data_inputs, float_bias, least_output_scale, told_apart, weight_axis
+from qcompile.program.forms import CLIPS, data_inputs, float_bias, least_output_scale, told_apart, weight_axis
 from qcompile.program.lower import absorbed_end
 from qcompile.program.readers import Readers
 from qcompile.quant.bias import with_room_for_bias
@@ -34,7 +34,6 @@ from qcompile.quant.plan import Form, Plan
 from qcompile.quant.scales import quantize_weight
 
 NOTHING = Quantizer(8, 1.0, 0)
-CLIPS = ("Relu", "Clip")
 
 
 def choose_numbers(

@@ -18,23 +18,30 @@ from qcompile.quant.plan import Plan
 from qcompile.simulation.numbers import choose_numbers
 from qcompile.simulation.stretches import OutputError, open_stretches
 
-ELEMENTS = 1 << 20  # of all inputs of a trial, half of them to choose numbers, half to judge
+ELEMENTS = 5 << 17  # of all inputs of a trial, half of them to choose numbers, half to judge
 MOST = 32  # samples
 SERVED = 3e-3  # relative error (25 dB) of each output up to which the bits serve a stretch as it is
 
 
 def trial(
-    model: QModel, stretches: Sequence[Collection[str]], plan: Plan | None = None, *, ranges: Ranges = BY_BITS
+    model: QModel,
+    stretches: Sequence[Collection[str]],
+    plan: Plan | None = None,
+    *,
+    ranges: Ranges = BY_BITS,
+    times: int = 1,
 ) -> list[list[OutputError]] | None:
     """Return the errors of each stretch of `model` with fresh numbers for its plan, or for `plan`; neither is changed.
 
-    None without samples, before placement, and where a trial fails.
+    A few samples are enough to compare two trials; one that is held against a limit takes so many `times` as many, or
+    ranges that are too narrow would pass for a fault of the bits. None without samples, before placement, and where a
+    trial fails.
     """
     plan = plan or model.plan
     if model.data is None or not stretches or not plan.nodes:
         return None
     tried = replace(copied(plan), quantizers={}, weights={}, biases={})
-    config, (some, others) = model.config, _shares(model.data, model.config.seed)
+    config, (some, others) = model.config, _shares(model.data, model.config.seed, times)
     try:
         choose_numbers(
             model.graph,
@@ -69,10 +76,10 @@ def at_8_bits(plan: Plan) -> Plan:
     return replace(plan, nodes=nodes, specs={key: replace(spec, bits=8) for key, spec in plan.specs.items()})
 
 
-def _shares(data: Dataset, seed: int) -> tuple[Dataset, Dataset]:
+def _shares(data: Dataset, seed: int, times: int) -> tuple[Dataset, Dataset]:
     """Return a few samples to choose numbers from and a few to judge by; the same where there is only one."""
     elements = sum(array.size for array in next(data.batches(1)).values()) // (data.fixed_batch or 1)
-    few = data.sample(int(np.clip(ELEMENTS // max(elements, 1), 2, MOST)), seed)
+    few = data.sample(int(np.clip(times * ELEMENTS // max(elements, 1), 2, times * MOST)), seed)
     step = data.fixed_batch or 1
     pieces = np.repeat(np.arange(few.count // step), step)
     if few.count < 2 * step:

@@ -14,6 +14,9 @@ from onnx import numpy_helper
 
 import qcompile
 from qcompile import Config, QModel, open_model
+from qcompile.calibration.ranges import Ranges
+from qcompile.data.dataset import Dataset
+from qcompile.ir import Graph
 from qcompile.passes.calibrate import Calibrate
 from qcompile.passes.equalize_layers import EqualizeLayers
 from qcompile.passes.fold_batch_norm import FoldBatchNorm
@@ -21,8 +24,10 @@ from qcompile.passes.insert_qdq import InsertQDQ
 from qcompile.passes.normalize_graph import NormalizeGraph
 from qcompile.passes.rotate_channels import RotateChannels
 from qcompile.passmanager import Pass
+from qcompile.quant.plan import Plan
 from qcompile.runtime.session import Session
 from qcompile.simulation import trial as trials
+from qcompile.simulation.numbers import choose_numbers
 from qcompile.simulation.stretches import OutputError
 from qcompile.simulation.trial import SERVED, Place, at_8_bits, change_where_better, total, trial
 
@@ -227,3 +232,19 @@ def test_what_no_reader_tells_apart_is_no_error() -> None:
     assert found.share < SERVED
     Calibrate().run(model)
     assert model.plan.quantizers["b"].low > -4
+
+
+@pytest.mark.parametrize(("times", "count"), [(1, 16), (2, 24)])
+def test_a_trial_that_is_held_against_a_limit_takes_more_samples(
+    times: int, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of them choose numbers; there are 48, less those that are held back, of which no trial takes any."""
+    model, seen = prepared(face(np.ones((12, 8)), 0.0, np.ones(12))), list[int]()
+
+    def choose(graph: Graph, plan: Plan, ranges: Ranges, data: Dataset, **facts: Any) -> list[str]:
+        seen.append(data.count)
+        return choose_numbers(graph, plan, ranges, data, **facts)
+
+    monkeypatch.setattr(trials, "choose_numbers", choose)
+    assert trial(model, [["project", "expand"]], times=times)
+    assert model.data is not None and seen == [min(count, -(-model.data.count // 2))], model.data.count
