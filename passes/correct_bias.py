@@ -47,13 +47,13 @@ class CorrectBias:
         if model.data is None:
             raise InputError("no calibration data", remedy="give samples with --data, or ask for --random-data")
         with Spool() as spool:
-            correction = _Correction(model, spool)
-            for layer in track(correction.layers, "correct bias", len(correction.layers)):
-                correction.correct(layer)
-        if correction.layers:
-            model.corrected = correction.summary()
+            correcting = _Correction(model, spool)
+            for layer in track(correcting.layers, "correct bias", len(correcting.layers)):
+                correcting.correct(layer)
+        if correcting.layers:
+            model.corrected = correcting.summary()
             model.journal.note(self.name, "layers corrected", **asdict(model.corrected))
-        return len(correction.layers)
+        return len(correcting.layers)
 
 
 @dataclass

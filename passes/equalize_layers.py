@@ -94,7 +94,7 @@ def _equalize_chain(model: QModel, chain: list[tuple[Node, Node]]) -> tuple[int,
         if (opened := open_layer(node))
     }
     names = [(first.name, second.name) for first, second in chain if first.name in layers and second.name in layers]
-    pairs = [pair for pair in names if layers[pair[0]].outputs.size == layers[pair[1]].inputs.size]
+    pairs = [pair for pair in names if layers[pair[0]].output_factors.size == layers[pair[1]].input_factors.size]
     changed: set[tuple[str, str]] = set()
     for _ in range(ROUNDS):
         moved = [pair for pair in pairs if _equalize(layers[pair[0]], layers[pair[1]])]
@@ -137,6 +137,6 @@ def _equalize(first: Rescaled, second: Rescaled) -> bool:
     scale[alive] = np.sqrt(r1[alive] / r2[alive])
     if np.abs(np.log(scale)).max(initial=0) < SETTLED:
         return False
-    first.outputs = first.outputs / scale
-    second.inputs = second.inputs * scale
+    first.output_factors = first.output_factors / scale
+    second.input_factors = second.input_factors * scale
     return True

@@ -21,7 +21,7 @@ from qcompile.quant.params import Quantizer
 SAMPLES = 256  # that corrections are fitted to: more change the result less than their choice does
 RAW = "/raw"  # suffix of a layer's output before its quantizer
 Pair = tuple[NDArray[Any], NDArray[Any], int]
-Kept = Callable[[str, str], Iterable[Pair]]  # of what is kept under the names of a tensor and of its codes, if both are
+KeptPairs = Callable[[str, str], Iterable[Pair]]  # kept under the names of a tensor and of its codes, if both are
 
 
 def float_steps(graph: Graph) -> list[Step]:
@@ -43,7 +43,7 @@ def before_quantizer(layer: Step) -> Step:
 
 
 def correction(
-    program: Program, layer: Step, channels: int, kernels: AffineKernels, pairs: Iterable[Pair], kept: Kept
+    program: Program, layer: Step, channels: int, kernels: AffineKernels, pairs: Iterable[Pair], kept: KeptPairs
 ) -> Correction:
     """Return slope and shift [channels] that bring a layer back to float.
 
@@ -54,7 +54,7 @@ def correction(
     return replace(found, shift=found.shift + _skip_error(program, layer, channels, kernels, kept))
 
 
-def _skip_error(program: Program, layer: Step, channels: int, kernels: AffineKernels, kept: Kept) -> Means:
+def _skip_error(program: Program, layer: Step, channels: int, kernels: AffineKernels, kept: KeptPairs) -> Means:
     """Return the mean error [C] of the other operand of the Add that this layer's output enters, or 0."""
     other = program.residual_operand(layer.outputs[0])
     if other is None or other.quantizer is None:

@@ -96,14 +96,14 @@ class Layer:
 class Rescaled:
     """A layer whose channels get factors: what `Layer` does with whole weights, for chains of layers too large to open.
 
-    `outputs` and `inputs` are the factors, float64 [outputs] and [inputs]; the weight is looked at block by block, and
+    `output_factors` and `input_factors` are float64 [outputs] and [inputs]; the weight is looked at block by block, and
     nothing changes before `write`.
     """
 
     node: Node
     shape: tuple[int, int, int, int]
-    outputs: Vector
-    inputs: Vector
+    output_factors: Vector
+    input_factors: Vector
 
     @classmethod
     def of(cls, layer: Layer) -> Rescaled:
@@ -113,18 +113,18 @@ class Rescaled:
     def output_peaks(self) -> Vector:
         """Return the largest |weight| of every output channel."""
         groups, outputs, inputs, _ = self.shape
-        found, factors = np.zeros((groups, outputs)), self.inputs.reshape(groups, 1, inputs)
+        found, factors = np.zeros((groups, outputs)), self.input_factors.reshape(groups, 1, inputs)
         for some, block in self._blocks():
             found[:, some] = (block * factors).max(2, initial=0)
-        return found.reshape(-1) * self.outputs
+        return found.reshape(-1) * self.output_factors
 
     def input_peaks(self) -> Vector:
         """Return the largest |weight| of every input channel."""
         groups, outputs, inputs, _ = self.shape
-        found, factors = np.zeros((groups, inputs)), self.outputs.reshape(groups, outputs, 1)
+        found, factors = np.zeros((groups, inputs)), self.output_factors.reshape(groups, outputs, 1)
         for some, block in self._blocks():
             np.maximum(found, (block * factors[:, some]).max(1, initial=0), out=found)
-        return found.reshape(-1) * self.inputs
+        return found.reshape(-1) * self.input_factors
 
     def _blocks(self) -> Iterator[tuple[slice, NDArray[np.float64]]]:
         """Yield outputs, a few of every group, and their largest |weight| by input [groups, some, inputs]."""
@@ -139,8 +139,8 @@ class Rescaled:
         """Return the layer with its factors applied; nothing is written."""
         layer = open_layer(self.node)
         assert layer is not None
-        layer.scale_outputs(self.outputs)
-        layer.scale_inputs(self.inputs)
+        layer.scale_outputs(self.output_factors)
+        layer.scale_inputs(self.input_factors)
         return layer
 
 

@@ -68,7 +68,7 @@ def describe_outputs(graph: Graph, *, labelled: bool = False) -> dict[str, Outpu
     masks = [item for item in graph.inputs if is_mask(item)]
     found = {tensor.name: with_mask(describe(tensor), tensor, masks) for tensor in graph.outputs}
     if labelled:
-        named = (tensor.name for tensor in graph.outputs if rank_of(tensor) == 2 and is_real(tensor))
+        named = (tensor.name for tensor in graph.outputs if rank_of(tensor) == 2 and holds_floats(tensor))
         for name in list(named)[:1]:
             found[name] = Output(OutputKind.CLASSES, 1)
     return found
@@ -76,7 +76,7 @@ def describe_outputs(graph: Graph, *, labelled: bool = False) -> dict[str, Outpu
 
 def describe(tensor: Tensor) -> Output:
     """Return what one output is."""
-    if not is_real(tensor):
+    if not holds_floats(tensor):
         made = next((node for item in spine(tensor) if (node := producer(item)) and node.op == "ArgMax"), None)
         return Output(OutputKind.DECISIONS if made else OutputKind.VALUES if is_narrow(tensor) else OutputKind.WHOLE)
     axis = axis_of_classes(tensor)
@@ -182,7 +182,7 @@ def is_mask(tensor: Tensor) -> bool:
     """Say whether an input [N, T] marks positions: named as a mask, or wired into the scores of an attention."""
     if rank_of(tensor) != 2:
         return False
-    return bool(MASK.search(tensor.name.lower())) or (not is_real(tensor) and reaches_attention(tensor))
+    return bool(MASK.search(tensor.name.lower())) or (not holds_floats(tensor) and reaches_attention(tensor))
 
 
 def reaches_attention(tensor: Tensor) -> bool:
@@ -205,7 +205,7 @@ def with_mask(output: Output, tensor: Tensor, masks: Sequence[Tensor]) -> Output
         pairs = list(zip((tensor.shape or ())[:2], mask.shape or ()))
         differ = any(isinstance(one, int) and isinstance(two, int) and one != two for one, two in pairs)
         same = len(pairs) == 2 and isinstance(pairs[1][0], str) and pairs[1][0] == pairs[1][1]
-        if len(pairs) == 2 and not differ and ((rank_of(tensor) or 0) > 2 or same or not is_real(tensor)):
+        if len(pairs) == 2 and not differ and ((rank_of(tensor) or 0) > 2 or same or not holds_floats(tensor)):
             return Output(output.kind, output.axis, mask.name, "pad" in mask.name.lower())
     return output
 
@@ -213,7 +213,7 @@ def with_mask(output: Output, tensor: Tensor, masks: Sequence[Tensor]) -> Output
 # --- types and shapes
 
 
-def is_real(tensor: Tensor) -> bool:
+def holds_floats(tensor: Tensor) -> bool:
     """Say whether a tensor holds floats, as far as is known."""
     return kind_of(tensor) not in ("i", "u", "b")
 

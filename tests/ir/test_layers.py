@@ -31,7 +31,8 @@ def test_factors_stand_for_the_scaled_weight(name: str, block: int, monkeypatch:
         outputs, inputs = random.uniform(0.1, 9, whole.outputs), random.uniform(0.1, 9, whole.inputs)
         whole.scale_outputs(outputs)
         whole.scale_inputs(inputs)
-        factors.outputs, factors.inputs = factors.outputs * outputs, factors.inputs * inputs
+        factors.output_factors = factors.output_factors * outputs
+        factors.input_factors = factors.input_factors * inputs
     close = {"rtol": 1e-14, "atol": 0}
     np.testing.assert_allclose(factors.output_peaks(), np.abs(whole.weight).max((2, 3)).reshape(-1), **close)
     np.testing.assert_allclose(factors.input_peaks(), np.abs(whole.weight).max((1, 3)).reshape(-1), **close)
