@@ -89,12 +89,11 @@ def lost(model: QModel, forced: Sequence[str] = (), ranges: Ranges = BY_BITS) ->
     """Return the nodes of which integers of 8 bits lose what they compute, but for those that are `forced`."""
     units = list(doubtful(model))
     errors = trial(model, [unit.nodes for unit in units], at_8_bits(model.plan), ranges=ranges, times=TIMES)
-    nodes = {node.name: node for node in model.graph.nodes}
+    nodes, tensors = {node.name: node for node in model.graph.nodes}, model.graph.tensors()
     found: set[str] = set()
     for unit, outputs in zip(units, errors or []):
         if any(share(error) > LARGEST for error in outputs if error.axis < 0):
             found |= on_integers(model, unit) or set(makers(model, (t for n in unit.nodes for t in nodes[n].inputs)))
-        tensors = model.graph.tensors()
         ruined = {error.tensor for error in outputs if error.axis >= 0 and by_channel(error) > LARGEST}
         found |= set(makers(model, (tensors[name] for name in ruined if name in model.plan.groups)))
     return {name for name in found if not any(re.search(pattern, name) for pattern in forced)}

@@ -76,7 +76,7 @@ def _steps(graph: Graph, program: Program) -> tuple[dict[str, Step], list[_Layer
     """Return the steps of the float graph, and behind them those of every layer; and the layers."""
     tensors = graph.tensors()
     made = {value.name: step for step in program.steps for value in step.outputs}
-    steps = {f"float {node.name}": as_float(node, set(tensors)) for node in topological(graph)}
+    steps = {f"float {node.name}": as_float(node, tensors.keys()) for node in topological(graph)}
     layers = []
     for step in program.steps:
         if step.kind is not Kind.COMPUTE or step.node is None:

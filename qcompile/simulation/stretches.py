@@ -120,13 +120,13 @@ def _beside(
     read = (value.name for steps, values in cuts for step in steps for value in step.reads)
     given = {program.tensors.get(value.name, value.name) for _, values in cuts for value in values}
     model = to_model(part_before(graph, given.union(read)))
+    constants = {name for name, tensor in graph.tensors().items() if isinstance(tensor, Constant)}
     for number, (steps, values) in enumerate(cuts):
         outputs.append([])
         if not values:
             continue
         real = [Step(Kind.DEQUANTIZE, (value,), (Value(f"{value.name}{REAL}"),)) for value in values if value.quantizer]
         names = {value.name: f"{value.name}{REAL}" if value.quantizer else value.name for value in values}
-        constants = {name for name, tensor in graph.tensors().items() if isinstance(tensor, Constant)}
         inputs = [value for value in boundary(steps)[0] if value.name and value.name not in constants]
         part = fragment(graph, plan, [*steps, *real], inputs, names.values(), store)
         renamed = _append(model.graph, part.graph, f"/{number}")
