@@ -88,7 +88,7 @@ class _Choice:
             data = data_inputs(node)
             if node.op != "Add" or len(data) != 1 or len(node.inputs) != 2:
                 continue
-            made_by = data[0].inputs[0] if data[0].inputs else None
+            made_by = producer(data[0])
             alone = len(self.readers.of(data[0])) == 1 and not is_output(self.graph, data[0])
             if made_by is not None and made_by.op == "MatMul" and alone and self._is_compute(made_by):
                 self.candidates[node.name] = (Form.FLOAT, "the bias of a MatMul is added to its float32 output")
@@ -116,7 +116,8 @@ class _Choice:
         for pattern in self.keep_float:
             matching = [node.name for node in self.nodes if re.search(pattern, node.name)]
             if not matching:
-                raise no_match("--keep-float", pattern, self.nodes)
+                remedy = nearest(pattern, [node.name for node in self.nodes])
+                raise InputError(f"--keep-float {pattern!r} matches no node", remedy=remedy)
             for name in matching:
                 self.candidates[name] = (Form.FLOAT, f"--keep-float {pattern}")
         for name, reason in self.model.kept_float.items():
@@ -144,7 +145,7 @@ class _Choice:
 
     def _is_coded(self, tensor: Tensor) -> bool:
         """Say whether `tensor` has codes anyway: an integer node makes it, or a compute node reads it."""
-        made_by = tensor.inputs[0] if tensor.inputs else None
+        made_by = producer(tensor)
         if made_by is not None and self.forms[made_by.name] is not Form.FLOAT and not self._float_output(made_by):
             return True
         return any(self._is_compute(reader) and reads(reader, tensor) for reader in self.readers.of(tensor))
@@ -170,7 +171,7 @@ class _Choice:
             if self.forms[node.name] is not Form.CODES or node.op not in self.model.target.clips:
                 continue
             (source,) = data_inputs(node)
-            made_by = source.inputs[0] if source.inputs else None
+            made_by = producer(source)
             alone = len(self.readers.of(source)) == 1 and not is_output(self.graph, source)
             # Behind a mover the clip stays: the codes it clips belong to a tensor that others may read. So it does
             # behind an operator that dictates its quantizer.
@@ -181,8 +182,3 @@ class _Choice:
 
 def _reads_data(reader: Node, node: Node) -> bool:
     return any(reads(reader, tensor) for tensor in node.outputs)
-
-
-def no_match(flag: str, pattern: str, nodes: list[Node]) -> InputError:
-    """Return the error for a regular expression that no node name matches."""
-    return InputError(f"{flag} {pattern!r} matches no node", remedy=nearest(pattern, [node.name for node in nodes]))

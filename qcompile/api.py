@@ -152,7 +152,7 @@ def _note_overruled(opened: QModel, plan: Plan) -> None:
         return
     if names := [name for name in decided_by_plan() if getattr(opened.config, name) != getattr(Config, name)]:
         text = f"{', '.join(names)} {'has' if len(names) == 1 else 'have'} no effect: the plan decides"
-        opened.journal.note("open-model", "warning", text=text)
+        opened.journal.warn("open-model", text)
 
 
 def plan_only(model: Source, config: Config | None = None, *, watch: Watch | None = None) -> Result:

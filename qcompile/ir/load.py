@@ -15,7 +15,7 @@ from onnx_graphsurgeon.ir.tensor import LazyValues  # noqa: TID251
 from onnx_graphsurgeon.logger import G_LOGGER  # noqa: TID251
 
 from qcompile.errors import InputError
-from qcompile.files import Content, read_bytes, write_files
+from qcompile.files import Content, read_bytes
 from qcompile.ir.graph import Constant, Graph, nested_nodes, restore_attributes, restore_types
 from qcompile.ir.packed_weights import PACKED
 from qcompile.ir.protos import (
@@ -219,11 +219,6 @@ def to_model(graph: Graph, *, ir_version: int | None = None) -> ModelProto:
 
 
 # --- writing
-
-
-def save_model(model: ModelProto, path: Path) -> None:
-    """Write `model` so that `path` holds either the old file or the whole new one, never a part; raises InputError."""
-    write_files(model_files(model, path))
 
 
 def model_files(model: ModelProto, path: Path) -> dict[Path, Content]:

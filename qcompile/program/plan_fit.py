@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qcompile.ir import Graph, Node, Tensor, constant_value, only_consumer
+from qcompile.ir import Graph, Node, Tensor, constant_value, only_consumer, producer
 from qcompile.program.dag import activation_dag
 from qcompile.program.forms import (
     data_inputs,
@@ -106,7 +106,7 @@ def _may_be_absorbed(fit: _Fit, node: Node) -> bool:
     if node.op not in fit.target.clips:
         return False
     (source,) = data_inputs(node)
-    made_by = source.inputs[0] if source.inputs else None
+    made_by = producer(source)
     alone = only_consumer(fit.graph, source) is node
     return made_by is not None and alone and fit.plan.form(made_by.name) is not Form.CODES and not dictated(made_by)
 

@@ -14,9 +14,10 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper, parser
 
 from qcompile.errors import InputError
+from qcompile.files import write_files
 from qcompile.ir import Constant, sound
 from qcompile.ir import load as load_module
-from qcompile.ir.load import load_model, save_model, to_graph, to_model
+from qcompile.ir.load import load_model, model_files, to_graph, to_model
 from qcompile.ir.prepare import prepare
 from qcompile.runtime.session import Session
 
@@ -269,7 +270,7 @@ def test_bytes_and_types_in_attributes_survive() -> None:
 def test_saving_replaces_the_file_and_leaves_nothing_else(conv: ModelProto, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_text("old")
-    save_model(conv, path)
+    write_files(model_files(conv, path))
     assert load_model(path) == conv
     assert [item.name for item in tmp_path.iterdir()] == ["model.onnx"]
 
@@ -283,20 +284,20 @@ def test_a_full_disk_keeps_the_old_file(conv: ModelProto, tmp_path: Path, monkey
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(InputError, match=r"cannot write model\.onnx: No space left on device"):
-        save_model(conv, path)
+        write_files(model_files(conv, path))
     assert [item.name for item in tmp_path.iterdir()] == ["model.onnx"]
     assert path.read_text() == "old"
 
 
 def test_a_missing_folder(conv: ModelProto, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot write"):
-        save_model(conv, tmp_path / "none" / "model.onnx")
+        write_files(model_files(conv, tmp_path / "none" / "model.onnx"))
 
 
 def test_a_folder_in_the_way(conv: ModelProto, tmp_path: Path) -> None:
     (tmp_path / "model.onnx").mkdir()
     with pytest.raises(InputError, match="cannot write"):
-        save_model(conv, tmp_path / "model.onnx")
+        write_files(model_files(conv, tmp_path / "model.onnx"))
     assert [item.name for item in tmp_path.iterdir()] == ["model.onnx"]
 
 
@@ -306,7 +307,7 @@ def test_weights_beyond_the_limit_go_beside_the_model(
     monkeypatch.setattr(load_module, "MESSAGE_LIMIT", 4000)
     before = conv.SerializeToString()
     path = tmp_path / "model.onnx"
-    save_model(conv, path)
+    write_files(model_files(conv, path))
     assert sorted(item.name for item in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
     assert conv.SerializeToString() == before
     onnx.checker.check_model(path, full_check=True)
@@ -339,7 +340,7 @@ def huge() -> Iterator[ModelProto]:
 def test_more_than_two_gigabytes(huge: ModelProto, tmp_path: Path) -> None:
     graph = prepare(huge, 18)
     assert graph.opset == 18
-    save_model(to_model(graph), tmp_path / "model.onnx")
+    write_files(model_files(to_model(graph), tmp_path / "model.onnx"))
     loaded = load_model(tmp_path / "model.onnx")
     first = [np.frombuffer(tensor.raw_data, np.float32, count=1)[0] for tensor in loaded.graph.initializer]
     assert first == list(range(1, 10))
