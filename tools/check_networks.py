@@ -74,9 +74,9 @@ def row(name: str, exporter: str) -> list[str]:
             result = qcompile.compile(path, qcompile.Config(w=4, a=4, steps=STEPS, threads=1), images())
         except qcompile.QCompileError as error:
             return [name, "", "", f"ERROR {error}"]
-    tried = list(result.qmodel.journal.by("reconstruct"))
-    left = [entry for entry in tried if entry.get("reason")]
-    reason = f"{left[0]['unit']}: {left[0]['reason']}" if left else ""
+    tried = result.qmodel.outcomes
+    left = [outcome for outcome in tried if outcome.reason]
+    reason = f"{left[0].piece}: {left[0].reason}" if left else ""
     return [name, str(len(tried)), str(len(left)), reason]
 
 

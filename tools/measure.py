@@ -26,8 +26,8 @@ ROOT = Path(__file__).resolve().parent.parent
 class Usage:
     """What a command took: wall and CPU seconds (user + system), peak memory in bytes, exit status.
 
-    `anonymous_bytes` leaves out what is mapped from files and can be dropped at any time; it is looked at every few
-    milliseconds, 0 where the system does not say.
+    `anonymous_bytes` leaves out what is mapped from files and can be dropped at any time; it is looked at every
+    `INTERVAL`, 0 where the system does not say.
     """
 
     seconds: float
