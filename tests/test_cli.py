@@ -148,6 +148,14 @@ def test_a_saved_plan_gives_the_same_file_without_data(run: Run, folder: Path) -
     assert (folder / "again.onnx").read_bytes() == (folder / "out.onnx").read_bytes()
 
 
+def test_settings_that_a_plan_overrules_are_told_once(run: Run, folder: Path) -> None:
+    run(*COMPILE, "-q", "--method", "rtn", "--save-plan", "plan.npz")
+    (folder / "recipe.toml").write_text('w = 4\nmethod = "rtn"\n')
+    ended = run("in.onnx", "-o", "again.onnx", "--load-plan", "plan.npz", "--config", "recipe.toml")
+    assert "warning: w, method have no effect: the plan decides" in ended.err.splitlines()
+    assert "no effect" not in ended.out
+
+
 def test_a_data_function_may_go_elsewhere(run: Run, folder: Path) -> None:
     (folder / "there").mkdir()
     (folder / "going.py").write_text(

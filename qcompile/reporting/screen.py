@@ -60,7 +60,8 @@ class Screen:
         if self.verbose:
             self.err.print(tables.pass_line(run), markup=False)
         if not self.quiet and run.name in DECIDING:
-            self.show([f"model  {entry['text']}" for entry in model.journal.by("open-model")])
+            opened = model.journal.by("open-model")
+            self.show([f"model  {entry['text']}" for entry in opened if entry["what"] == "model"])
             nodes = node_rows(model)
             self.shown = tables.float_view(nodes)
             target = f"{model.target.name}, ONNX Runtime {model.target.runtime} or later"
