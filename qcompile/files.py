@@ -18,7 +18,7 @@ from qcompile.errors import InputError
 
 Content = Iterable[bytes | memoryview]  # of a file, in parts
 SPACE = "check the folder, its permissions and free space"
-OURS = "qcompile-"  # what the names of the files in a work folder begin with
+OURS = "qcompile-"  # what the names of our files begin with, in a work folder and where temporary ones go
 
 # --- writing
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcompile.errors import InputError
+from qcompile.files import OURS
 
 MEMORY = 48 << 20  # bytes kept in memory
 Array = NDArray[Any]
@@ -49,7 +50,7 @@ class Spool:
 
     def __init__(self, memory: int = MEMORY, folder: Path | None = None) -> None:
         try:
-            self._folder = tempfile.TemporaryDirectory(prefix="qcompile-", dir=folder)
+            self._folder = tempfile.TemporaryDirectory(prefix=OURS, dir=folder)
         except OSError as error:
             where, remedy = str(folder or tempfile.gettempdir()), "make room there, and allow writing"
             raise InputError(

@@ -18,6 +18,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from qcompile.errors import InputError, QCompileError
+from qcompile.files import OURS
 from qcompile.ir.load import split_files, weight_bytes
 from qcompile.ir.protos import tensors_of
 from qcompile.ir.store import place_of
@@ -171,7 +172,7 @@ def loadable(model: onnx.ModelProto | str | Path) -> Iterator[bytes | str]:
         yield model.SerializeToString()
         return
     release_freed_memory()
-    with nullcontext(str(folder)) if folder else tempfile.TemporaryDirectory(prefix="qcompile-") as place:
+    with nullcontext(str(folder)) if folder else tempfile.TemporaryDirectory(prefix=OURS) as place:
         path = Path(place) / f"{secrets.token_hex(4)}.onnx"
         files = split_files(model, path)
         try:
