@@ -46,40 +46,23 @@ class Largest(MinMax):
 
 
 class Histogram(MinMax):
-    """Distribution of a tensor: exact range, count, zeros and sum, and a histogram of the values that are not 0.
+    """Distribution of a tensor: exact range, count, and a histogram of the values that are not 0.
 
     `counts` int64 [2 * BINS]: bins [e, e + width) of equal width over [-reach, reach); zero is an edge. `reach` is the
     least power of two above every |x|, so it does not depend on the order of the data; when it doubles, pairs of bins
     merge, which is exact: the counts are those of a histogram taken with the last reach from the start (for |x| in
-    float32's normal range after scaling by BINS / reach). `zeros` counts values equal to 0; `total` sums all.
+    float32's normal range after scaling by BINS / reach).
     """
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
         self.counts: NDArray[np.int64] = np.zeros(2 * BINS, np.int64)
         self.reach = LEAST_REACH
-        self.zeros = 0
-        self.total = 0.0
 
     @property
     def width(self) -> float:
         """The width of one bin, in the tensor's unit."""
         return self.reach / BINS
-
-    @property
-    def mean(self) -> float:
-        """The mean of all values, zeros included."""
-        return self.total / self.count
-
-    @property
-    def positive(self) -> NDArray[np.int64]:
-        """Counts of the values above 0, from zero outwards, [BINS]."""
-        return self.counts[BINS:]
-
-    @property
-    def negative(self) -> NDArray[np.int64]:
-        """Counts of the values below 0, from zero outwards, [BINS]."""
-        return self.counts[BINS - 1 :: -1]
 
     def update(self, values: NDArray[np.float32]) -> None:
         """Take in float32 values of any shape; raises InputError on NaN or infinity."""
@@ -90,25 +73,13 @@ class Histogram(MinMax):
             self._widen(reach_of(self.lo, self.hi))
             self._add(chunk)
 
-    def merge(self, other: Histogram) -> None:
-        """Take in everything that `other` has seen."""
-        self._widen(other.reach)
-        self.counts += coarsened(other.counts, self.reach / other.reach)
-        self.lo, self.hi = min(self.lo, other.lo), max(self.hi, other.hi)
-        self.count += other.count
-        self.zeros += other.zeros
-        self.total += other.total
-
     def _add(self, chunk: NDArray[np.float32]) -> None:
         position = chunk * np.float32(BINS / self.reach)  # exact: a power of two
         np.floor(position, out=position)
         position += np.float32(BINS)  # after the floor, or the sum would round values up across an edge
         counts = np.bincount(position.astype(np.intp), minlength=2 * BINS)
-        zeros = int(np.count_nonzero(chunk == 0))
-        counts[BINS] -= zeros
+        counts[BINS] -= np.count_nonzero(chunk == 0)
         self.counts += counts
-        self.zeros += zeros
-        self.total += float(chunk.sum(dtype=np.float64))
 
     def _widen(self, reach: float) -> None:
         if reach > self.reach:
