@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import onnx
 from graph_strategies import samples
@@ -11,7 +13,7 @@ from qcompile.calibration.collect import tap
 from qcompile.pipeline import build
 from qcompile.program.lower import Kind
 from qcompile.quant.plan import Form
-from qcompile.runtime.fused import fused_kernels, is_integer
+from qcompile.runtime.fused import GONE, is_integer, optimized_nodes
 from qcompile.runtime.session import Session
 from qcompile.simulation import simulate
 
@@ -28,6 +30,12 @@ def compiled(source: onnx.ModelProto, config: Config) -> QModel | None:
             return None
         raise
     return model
+
+
+def fused_kernels(model: onnx.ModelProto, wanted: Iterable[str]) -> dict[str, str]:
+    """Return {node name: op_type in the optimized graph} for the `wanted` nodes; GONE for those not found there."""
+    made = dict(optimized_nodes(model))
+    return {name: made.get(name, GONE) for name in wanted}
 
 
 def check_file(model: QModel) -> None:

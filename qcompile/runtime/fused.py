@@ -27,12 +27,6 @@ def optimized_nodes(model: onnx.ModelProto | str | Path) -> list[tuple[str, str]
         return [(node.name, node.op_type) for node in onnx.load(saved, load_external_data=False).graph.node]
 
 
-def fused_kernels(model: onnx.ModelProto | str | Path, wanted: Iterable[str]) -> dict[str, str]:
-    """Return {node name: op_type in the optimized graph} for the `wanted` nodes; GONE for those not found there."""
-    made = dict(optimized_nodes(model))
-    return {name: made.get(name, GONE) for name in wanted}
-
-
 def is_integer(op_type: str) -> bool:
     """Say whether an operator of the optimized graph is an integer kernel."""
     return op_type.startswith(INTEGER)

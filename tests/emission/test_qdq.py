@@ -9,6 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 from golden_text import golden_text
+from graph_checks import fused_kernels
 from networks import (
     CALIBRATE,
     CHAIN,
@@ -34,7 +35,7 @@ from qcompile.emission.check import check
 from qcompile.emission.qdq import Emitter
 from qcompile.program.lower import Kind, lower
 from qcompile.quant.plan import Form
-from qcompile.runtime.fused import fused_kernels, is_integer, optimized_nodes
+from qcompile.runtime.fused import is_integer, optimized_nodes
 from qcompile.runtime.session import Session
 from qcompile.simulation import simulate
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from graph_checks import fused_kernels
 from onnx import parser
 
-from qcompile.runtime.fused import GONE, fused_kernels, is_integer, kernel_counts, optimized_nodes
+from qcompile.runtime.fused import GONE, is_integer, kernel_counts, optimized_nodes
 
 HEAD = """<ir_version: 8, opset_import: ["": 18]>
 net (float[N,2,4,4] x) => (float[N,2,4,4] y) <
