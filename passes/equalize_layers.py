@@ -102,18 +102,14 @@ def _equalize_chain(model: QModel, chain: list[tuple[Node, Node]]) -> tuple[int,
         if not moved:
             break
     touched = [layers[name] for name in sorted({name for pair in changed for name in pair})]
-    if any(layer.opened().stored() is None for layer in touched):
-        model.journal.note(
-            EqualizeLayers.name,
-            "not equalized",
-            node=chain[0][0].name,
-            reason="the scaled weights overflow",
-        )
-        return 0, []
     kept = [Kept.of(layer.node) for layer in touched]
-    for layer in touched:
-        layer.opened().write(model.graph)
-    return len(changed), kept
+    if all(layer.opened().write(model.graph) for layer in touched):
+        return len(changed), kept
+    for item in kept:
+        item.restore()
+    reason = "the scaled weights overflow"
+    model.journal.note(EqualizeLayers.name, "not equalized", node=chain[0][0].name, reason=reason)
+    return 0, []
 
 
 def _next_layer(graph: Graph, node: Node) -> Node | None:

@@ -12,7 +12,7 @@ from layer_graphs import MAP, ROWS, AsQModel, Build, Same, check_rescaling, fold
 from onnx import numpy_helper
 
 from qcompile.ir.layers import open_layer
-from qcompile.ir.load import load_model
+from qcompile.ir.load import load_model, to_model
 from qcompile.passes.equalize_layers import SETTLED, EqualizeLayers
 from qcompile.qmodel import QModel
 
@@ -104,6 +104,22 @@ def test_weights_that_have_lost_bits_or_have_no_values_are_left_alone(model_of: 
         weight = np.array(model.graph.nodes[0].inputs[1].values)
         assert EqualizeLayers().run(model) == 0
         np.testing.assert_array_equal(model.graph.nodes[0].inputs[1].values, weight)
+
+
+def test_a_chain_whose_scaled_weights_overflow_is_left_alone(model_of: Build, as_qmodel: AsQModel) -> None:
+    source = model_of(
+        "g (float[N,6] x, float[6,4] W, float[4,4] U, float[4] B, float[4,3] V) => (float[N,3] y)"
+        "{ a = Gemm(x, W) b = Gemm(a, U, B) y = Gemm(b, V) }"
+    )
+    factors = {"W": 1, "U": 1e-20, "B": 1e25, "V": 1e20}  # U gets larger, and with it B
+    for tensor in source.graph.initializer:
+        values = numpy_helper.to_array(tensor) * np.float32(factors[tensor.name])
+        tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    model = folded(source, as_qmodel)
+    before = to_model(model.graph)
+    assert EqualizeLayers().run(model) == 0
+    assert [entry["what"] for entry in model.journal.by("equalize-layers")] == ["not equalized", "layers equalized"]
+    assert to_model(model.graph) == before
 
 
 @settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
