@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from numbers import Integral
 from typing import ClassVar, Protocol
 
+from threadpoolctl import threadpool_limits
+
 from qcompile.errors import InputError, QCompileError, expect
 from qcompile.ir import Variable
 from qcompile.ir.verify import verify
@@ -91,23 +93,29 @@ class PassManager:
         """
         expect(model, QModel, "model", "give what qcompile.open_model returned")
         runs = []
-        for place, item in enumerate(self.passes):
-            wall, cpu = time.perf_counter(), time.process_time()
-            release_freed_memory()
-            config = model.config
-            changed = item.run(model)
-            expect(changed, Integral, f"result of pass {item.name!r}", "return the number of changes, 0 for none")
-            if model.config != config:
-                remedy = "change what the passes behind it are built with, or bits in the plan, behind assign-bits"
-                raise QCompileError(
-                    f"pass {item.name!r} changes the configuration, which decides nothing", remedy=remedy
-                )
-            model.store.hold_all(model.graph)
-            verify(model.graph, after=item.name)
-            if not any(later.name == PLACES for later in self.passes[place + 1 :]):
-                verify_bits(model, after=item.name)
-            wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-            runs.append(PassRun(item.name, changed, wall, cpu, peak_memory()))
-            if watch is not None:
-                watch(runs[-1], model)
+        with threadpool_limits(1, user_api="blas"):  # with more, numpy's sums and with them codes depend on the machine
+            for place, item in enumerate(self.passes):
+                placed = not any(later.name == PLACES for later in self.passes[place + 1 :])
+                runs.append(_run(item, model, placed))
+                if watch is not None:
+                    watch(runs[-1], model)
         return runs
+
+
+def _run(item: Pass, model: QModel, placed: bool) -> PassRun:
+    """Run one pass and verify what it leaves; `placed`: quantizers stand already, or no pass will place any."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    release_freed_memory()
+    config = model.config
+    changed = item.run(model)
+    expect(changed, Integral, f"result of pass {item.name!r}", "return the number of changes, 0 for none")
+    if model.config != config:
+        what = f"pass {item.name!r} changes the configuration, which decides nothing"
+        remedy = "change what the passes behind it are built with, or bits in the plan, behind assign-bits"
+        raise QCompileError(what, remedy=remedy)
+    model.store.hold_all(model.graph)
+    verify(model.graph, after=item.name)
+    if placed:
+        verify_bits(model, after=item.name)
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    return PassRun(item.name, changed, wall, cpu, peak_memory())

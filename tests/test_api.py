@@ -13,6 +13,7 @@ import onnx
 import pytest
 from networks import network, samples
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_info, threadpool_limits
 
 import qcompile
 from qcompile import Config, InputError, PassManager, QCompileError, QModel, build
@@ -122,6 +123,28 @@ def test_a_users_pass_takes_its_place(residual_model: onnx.ModelProto, residual_
     PassManager(passes).run(opened, watch=lambda run, model: seen.append(run.name))
     assert opened.plan.nodes["branch"].weight_bits == 8
     assert seen == [item.name for item in passes]
+
+
+class CountThreads:
+    """A user's pass that looks how many threads numpy's matrix products take."""
+
+    name: ClassVar[str] = "count-threads"
+    requires: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self) -> None:
+        self.found: set[int] = set()
+
+    def run(self, model: QModel) -> int:
+        self.found |= {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+        return 0
+
+
+def test_passes_multiply_matrices_on_one_thread(residual_model: onnx.ModelProto) -> None:
+    counting = CountThreads()
+    with threadpool_limits(2, user_api="blas"):
+        PassManager((counting,)).run(qcompile.open_model(residual_model))
+        assert counting.found <= {1}  # none where numpy brings a library that has no switch
+        assert all(pool["num_threads"] == 2 for pool in threadpool_info() if pool["user_api"] == "blas")
 
 
 @dataclass(frozen=True)
