@@ -57,18 +57,40 @@ SCHEMA = record(
 )
 
 
+class Lock:
+    """Keeps other processes out of a folder while somebody in this one has it.
+
+    Raises BlockingIOError where one is there, OSError where the file cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        held = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
+        weakref.finalize(self, os.close, held)
+        if sys.platform != "win32":
+            try:
+                fcntl.lockf(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno in (errno.EACCES, errno.EAGAIN):  # else the file system has no locks
+                    raise BlockingIOError(*error.args) from error
+
+
+# A process has one lock for a folder: it loses all that it has on a file when it closes that file once.
+LOCKS: weakref.WeakValueDictionary[Path, Lock] = weakref.WeakValueDictionary()
+
+
 @dataclass
 class WorkDir:
     """A folder with one state: what it was made for, the outcomes of the pieces that are done, and the plan then.
 
-    The state names the file of its plan. The plan is written first, each of them whole:
-    whenever the process ends, the folder holds the state before or the state after.
+    The state names the file of its plan. The plan is written first, each of them whole: whenever the process ends, the
+    folder holds the state before or the state after.
     """
 
     path: Path
     target: str
     purpose: Entry
     state: Entry = field(default_factory=dict)
+    held: Lock | None = None
 
     @property
     def outcomes(self) -> list[Entry]:
@@ -101,17 +123,14 @@ class WorkDir:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            held = os.open(self.path / LOCK, os.O_CREAT | os.O_RDWR, 0o666)
+            place = self.path.resolve() / LOCK
+            self.held = LOCKS.get(place) or Lock(place)
+        except BlockingIOError as error:
+            remedy = "wait for its end, or give another --work-dir"
+            raise InputError("another run is at work there", where=str(self.path), remedy=remedy) from error
         except OSError as error:
             raise _unusable(self.path, error) from error
-        weakref.finalize(self, os.close, held)
-        if sys.platform != "win32":
-            try:
-                fcntl.lockf(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno in (errno.EACCES, errno.EAGAIN):  # else the file system has no locks
-                    remedy = "wait for its end, or give another --work-dir"
-                    raise InputError("another run is at work there", where=str(self.path), remedy=remedy) from error
+        LOCKS[place] = self.held
         remove_leftovers(self.path, (STATE, PLAN.format("*")))
 
     def match(self, pieces: Sequence[str], samples: int, digest: str) -> None:

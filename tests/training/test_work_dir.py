@@ -151,6 +151,21 @@ def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
     assert open_work_dir(calibrated(work_dir=str(tmp_path))) is not None
 
 
+def test_a_run_that_looks_into_its_folder_again_keeps_others_out(tmp_path: Path) -> None:
+    pytest.importorskip("fcntl")
+    other = f"import fcntl; fcntl.lockf(open({str(tmp_path / LOCK)!r}, 'r+'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+
+    def gets_in() -> bool:
+        return subprocess.run([sys.executable, "-c", other], capture_output=True, check=False).returncode == 0
+
+    model = calibrated(work_dir=str(tmp_path))
+    held = open_work_dir(model)
+    assert open_work_dir(model) is not None  # and is gone, as that of score-losses is before it trains
+    assert not gets_in()
+    del held
+    assert gets_in()
+
+
 def test_what_a_killed_run_left_half_written_is_deleted(tmp_path: Path) -> None:
     for name in (STATE, PLAN.format(2)):
         (tmp_path / f".{name}.00112233").write_text("half")
