@@ -32,7 +32,7 @@ class NormalizeGraph:
     """Names, order and shapes; constants folded, no-ops removed, exporters' spellings replaced by one form.
 
     The function stays the same to float rounding. What the rules do not know (control flow, custom operators) is left
-    alone. Shapes that cannot be inferred come from a traced run. The opset is settled before, in `ir.load.prepare`.
+    alone. Shapes that cannot be inferred come from a traced run. The opset is settled before, in `ir.prepare`.
     """
 
     name: ClassVar[str] = "normalize-graph"

@@ -37,7 +37,7 @@ OF_FUSION = ("fuse", "fuse_top_k", "fuse_by", "score_steps", "max_fused", "strid
 OF_TRAINING = ("effort", "steps", "recon_batch", "engine", "device", "memory", "work_dir", "resume")
 BITS = (2, 8)
 PLACES = ("memory", "work-dir", "resume")  # keys of a recipe that change nothing in the result
-COSTS = (*PLACES, "threads")
+COSTS = (*PLACES, "threads")  # and one that decides nothing, but may change the last place of a sum
 DECIDING, RANGES = ("Precision", "Fusion"), ("calibration_method", "percentile")  # groups, and fields beside them
 AUTO = "auto"
 ACCEPTED: dict[type, tuple[type, ...]] = {int: (int,), float: (int, float), str: (str,), bool: (bool,)}
@@ -83,7 +83,7 @@ class Config:
     train; None means the recipe's own. `memory` is what the values between units may take, such as "1GB".
     `fuse_top_k` None means as many boundaries as the samples can determine; `fuse` lists the units of each region, by
     name or number.
-    `method` None means: rounding to nearest where all bits are 8, else MRECG (`chosen_method`).
+    `method` None means: nothing is trained (rtn) where all bits are 8, else MRECG (`chosen_method`).
     `runtime_version` is the oldest version of the runtime that the file must run on, such as "1.23.2", or "installed".
     `calibration_method` None means: max for 8 bits, mse below; mse for both where weights alone have fewer
     (`w` < `a` = 8). `threads` 0 means as many as the machine has.
@@ -155,7 +155,8 @@ class Config:
                 flag_name = f"--{name.replace('_', '-')}"
                 raise InputError(f"{flag_name} is for methods that train", remedy="add --method mrecg, or leave it out")
         if self.placement == "fast" and self.chosen_method != "rtn":
-            raise InputError("--placement fast is for rounding to nearest", remedy="add --method rtn, or leave it out")
+            what = "--placement fast is for methods that do not train"
+            raise InputError(what, remedy="add --method rtn, or leave it out")
         if self.resume and self.work_dir is None:
             raise InputError("--resume without a state to go on from", remedy="name its folder with --work-dir")
         if self.memory is not None:
@@ -176,7 +177,7 @@ class Config:
 
     @property
     def chosen_method(self) -> Method:
-        """The method; where none is given, rounding to nearest at 8 bits throughout and on noise, else MRECG."""
+        """The method; where none is given, rtn (nothing is trained) at 8 bits throughout and on noise, else MRECG."""
         bits = [self.w, self.a, *(count for _, *counts in self.bits for count in counts)]
         return self.method or ("rtn" if self.random_data or min(bits) == BITS[1] else "mrecg")
 

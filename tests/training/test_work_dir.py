@@ -103,6 +103,7 @@ def scaled(model: onnx.ModelProto) -> onnx.ModelProto:
         ({"steps": 7}, "made with --steps 6, not 7"),
         ({"steps": None, "effort": "fast"}, "made with --effort unset, not fast"),
         ({"method": "brecq"}, "made with --method qdrop, not brecq"),
+        ({"threads": 2}, "made with --threads 1, not 2"),  # sums in another order
     ],
 )
 def test_a_state_of_other_settings_is_refused(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
