@@ -10,7 +10,7 @@ from typing import ClassVar
 from qcompile.errors import InputError, nearest
 from qcompile.ir import Node, Tensor, is_output, producer, topological
 from qcompile.ir.branches import deciding_inputs
-from qcompile.ir.protos import WEIGHT_READERS, nodes_of
+from qcompile.ir.protos import LAYERS, nodes_of
 from qcompile.program.dag import activation_dag
 from qcompile.program.forms import data_inputs, dictated, integer_form
 from qcompile.program.readers import Readers, reads
@@ -52,7 +52,7 @@ class ChooseForms:
 
 def _nothing(model: QModel) -> InputError:
     """Return the error for a model of which nothing can run on integers."""
-    if not any(node.op_type in WEIGHT_READERS for node in nodes_of(model.source)):
+    if not any(node.op_type in LAYERS for node in nodes_of(model.source)):
         return InputError("nothing to quantize: the model has no Conv, Gemm or MatMul")
     reasons = sorted({node.reason for node in model.plan.nodes.values() if node.reason})
     return InputError(

@@ -12,7 +12,8 @@ import numpy as np
 
 from qcompile.calibration.ranges import BY_BITS, Ranges
 from qcompile.ir import Graph, Node, only_consumer, topological
-from qcompile.ir.layers import CONVOLUTIONS, MATRICES, Kept, Rescaled, open_layer
+from qcompile.ir.layers import Kept, Rescaled, open_layer
+from qcompile.ir.protos import CONVOLUTIONS, MATRICES
 from qcompile.qmodel import QModel
 from qcompile.simulation.trial import Place, change_where_better
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from qcompile.ir.affine import AFFINE, fold_before, fold_behind, obstacle, swap_mul_and_add
-from qcompile.ir.layers import LAYERS
+from qcompile.ir.protos import LAYERS
 from qcompile.ir.rewrites import rewrite, rule
 from qcompile.ir.shapes import infer_shapes
 from qcompile.qmodel import QModel

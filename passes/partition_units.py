@@ -9,15 +9,16 @@ from itertools import takewhile
 from typing import ClassVar, Literal
 
 from qcompile.ir import Constant, Graph, Node, unique_name
+from qcompile.ir.protos import LAYERS
 from qcompile.program.blocks import find_blocks
-from qcompile.program.dag import COMPUTE, ActivationDag, activation_dag
+from qcompile.program.dag import ActivationDag, activation_dag
 from qcompile.qmodel import QModel
 from qcompile.quant.plan import Unit
 
 Ends = Literal["alone", "stack"]
 
 RESIZERS = frozenset({"Resize", "Upsample", "DepthToSpace", "SpaceToDepth"})
-STRIDED = COMPUTE | {"MaxPool", "AveragePool", "LpPool"}
+STRIDED = LAYERS | {"MaxPool", "AveragePool", "LpPool"}
 AFFINE = frozenset({"BatchNormalization", "Mul", "Add", "Identity"})  # light nodes that leave a projection linear
 LAST_CHARACTER = "\U0010ffff"
 
@@ -278,7 +279,7 @@ def _remarks(dag: ActivationDag, piece: _Piece, outputs: Sequence[str]) -> Itera
 def _shared_weights(nodes: Sequence[Node], name: str, owners: dict[int, str]) -> Iterator[str]:
     """Yield which weights an earlier unit has too; `owners` maps each weight to the first unit that reads it."""
     for node in nodes:
-        for weight in node.inputs[1:2] if node.op in COMPUTE else ():
+        for weight in node.inputs[1:2] if node.op in LAYERS else ():
             if isinstance(weight, Constant) and owners.setdefault(id(weight), name) != name:
                 yield f"shares the weight {weight.name} with {owners[id(weight)]}"
 
@@ -292,7 +293,7 @@ class _Names:
 
     def fresh(self, nodes: Sequence[Node], position: int) -> str:
         """Return a name for the unit at `position`: `layer1.0`, or `unit_03` if its nodes share no scope."""
-        named = [node for node in nodes if node.op in COMPUTE] or nodes[-1:]
+        named = [node for node in nodes if node.op in LAYERS] or nodes[-1:]
         stem = self._scope([node.name.strip("/") for node in named], named[0].op) or f"unit_{position:02d}"
         return unique_name(stem, self.taken)
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import ClassVar
 
 from qcompile.qmodel import QModel
-from qcompile.training.pieces import cut_layers, join_units, regions_of
+from qcompile.training.pieces import cut_layers, join_units
 from qcompile.training.recipe import DEFAULT, Training
 from qcompile.training.reconstruction import reconstruct
 from qcompile.training.work_dir import open_work_dir
@@ -28,7 +28,7 @@ class Reconstruct:
     def run(self, model: QModel) -> int:
         """Train every region with weights; return how many came out better."""
         by_layer = self.training.method == "adaround"
-        pieces = cut_layers(model.graph) if by_layer else join_units(model.plan, regions_of(model.plan))
+        pieces = cut_layers(model.graph) if by_layer else join_units(model.plan, model.plan.trained_together())
         model.outcomes = []
         for outcome in reconstruct(model, pieces, self.training, work_dir=open_work_dir(model)):
             model.outcomes.append(outcome)

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from qcompile.calibration.ranges import BY_BITS, Ranges
 from qcompile.ir import Graph, Node, Tensor, consumers, is_inner, is_output, producer
-from qcompile.ir.layers import LAYERS, MATRICES, Kept, Layer, open_layer
+from qcompile.ir.layers import Kept, Layer, open_layer
+from qcompile.ir.protos import LAYERS, MATRICES
 from qcompile.qmodel import QModel
 from qcompile.simulation.trial import Place, change_where_better
 

@@ -29,7 +29,7 @@ from qcompile.passmanager import Pass, PassManager, PassRun, Watch
 from qcompile.pipeline import build, build_placement
 from qcompile.qmodel import QModel
 from qcompile.quant.plan import Plan
-from qcompile.quant.plan_file import load_plan, plan_files, plan_folders, save_plan
+from qcompile.quant.plan_file import load_plan, plan_files, plan_folders
 from qcompile.reporting.summary import build_report
 from qcompile.runtime.session import Session, newest_opset, version
 from qcompile.targets.schema import Target, release
@@ -293,8 +293,3 @@ def _split(samples: Dataset) -> tuple[Dataset, Dataset]:
 def read_plan(model: QModel, path: Path) -> Plan:
     """Read a plan file that was made for this model and target; raises InputError."""
     return load_plan(path, target=model.target.name, fingerprint=model.fingerprint)
-
-
-def write_plan(model: QModel, path: Path) -> None:
-    """Write the model's plan where `read_plan` finds it; raises InputError."""
-    save_plan(model.plan, path, target=model.target.name, fingerprint=model.fingerprint)

@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 import qcompile
 from qcompile import Config, InputError, PassManager, QCompileError, QModel, build
-from qcompile.api import Result, read_plan, write_plan
+from qcompile.api import Result, read_plan
 from qcompile.errors import nearest
 from qcompile.ir import store
 from qcompile.ir.fingerprint import fingerprint
@@ -310,7 +310,7 @@ def test_a_plan_of_other_weights_is_refused(
     residual_model: onnx.ModelProto, residual_data: Data, tmp_path: Path
 ) -> None:
     compiled = qcompile.compile(residual_model, W4A4, residual_data)
-    write_plan(compiled.qmodel, tmp_path / "plan.npz")
+    compiled.save(tmp_path / "out.onnx", plan=tmp_path / "plan.npz")
     weight = residual_model.graph.initializer[0]
     weight.CopyFrom(onnx.numpy_helper.from_array(2 * onnx.numpy_helper.to_array(weight), weight.name))
     with pytest.raises(InputError, match="another model or other weights"):

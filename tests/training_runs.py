@@ -10,7 +10,7 @@ from networks import CORRECT, NETWORKS, network, run, samples
 from qcompile import Config, QModel, open_model
 from qcompile.passes.partition_units import PartitionUnits
 from qcompile.quant.plan import Plan
-from qcompile.training.pieces import Piece, join_units, regions_of
+from qcompile.training.pieces import Piece, join_units
 from qcompile.training.recipe import Training
 from qcompile.training.reconstruction import Outcome, reconstruct
 from qcompile.training.work_dir import open_work_dir
@@ -27,7 +27,7 @@ def calibrated(name: str = "residual", **settings: Any) -> QModel:
 
 
 def units(model: QModel) -> list[Piece]:
-    return join_units(model.plan, regions_of(model.plan))
+    return join_units(model.plan, model.plan.trained_together())
 
 
 def trained(model: QModel, **facts: Any) -> list[Outcome]:

@@ -66,14 +66,14 @@ class Case:
             image = image.resize((self.size, self.size), Image.Resampling.BILINEAR)
         return np.asarray(image)
 
-    def labels(self, source: Path, count: int | None = None) -> NDArray[np.int64]:
-        """Return the class of each of the first `count` images."""
+    def labels(self, source: Path) -> NDArray[np.int64]:
+        """Return the class of each image."""
         if source.suffix == ".npz":
             with np.load(source) as arrays:
-                return np.asarray(arrays["labels"][:count], np.int64)
+                return np.asarray(arrays["labels"], np.int64)
         with (source.parent / "labels.csv").open() as table:
             by_name = {row["file"]: int(row["label"]) for row in csv.DictReader(table)}
-        return np.array([by_name[f"{path.parent.name}/{path.name}"] for path in _images(source, count)], np.int64)
+        return np.array([by_name[f"{path.parent.name}/{path.name}"] for path in _images(source, None)], np.int64)
 
 
 def _images(source: Path, count: int | None) -> list[Path] | NDArray[np.uint8]:

@@ -14,7 +14,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 from qcompile.autodiff.operators import Operand, Operators, Value
 from qcompile.errors import InputError
 from qcompile.ir import unique_name
-from qcompile.ir.protos import all_nodes, hollow, size, subgraphs
+from qcompile.ir.protos import ONNX_DOMAINS, all_nodes, hollow, size, subgraphs
 from qcompile.ir.store import values_of
 
 OLDEST_OPSET = 18  # the first where all reductions and Pad take their axes as inputs
@@ -64,7 +64,7 @@ class Tape(Operators):
     """
 
     def __init__(self, model: ModelProto) -> None:
-        self.opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
+        self.opset = max((entry.version for entry in model.opset_import if entry.domain in ONNX_DOMAINS), default=0)
         if self.opset < OLDEST_OPSET:
             raise InputError(
                 f"a graph of opset {self.opset} cannot be differentiated",
@@ -228,7 +228,7 @@ class Tape(Operators):
             [given.get(name) or self._info(name) for name in outputs],
             [item for item in (*self.model.graph.initializer, *self._added) if item.name in read],
         )
-        domains = {node.domain for node in all_nodes(nodes)} - {"", "ai.onnx"}
+        domains = {node.domain for node in all_nodes(nodes)}.difference(ONNX_DOMAINS)
         imports = [helper.make_opsetid(domain, self._domains.get(domain, 1)) for domain in sorted(domains)]
         imports.append(helper.make_opsetid("", self.opset))
         return helper.make_model(graph, opset_imports=imports, ir_version=max(self.model.ir_version, 8))

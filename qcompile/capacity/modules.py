@@ -15,7 +15,8 @@ from typing import Any
 import networkx as nx
 
 from qcompile.ir import Constant, Node
-from qcompile.program.dag import COMPUTE, ActivationDag
+from qcompile.ir.protos import LAYERS
+from qcompile.program.dag import ActivationDag
 from qcompile.quant.plan import NodePlan
 
 FLOAT_BITS = 32
@@ -34,7 +35,7 @@ def capacity(nodes: Iterable[Node], placed: Mapping[str, NodePlan], stride_facto
 
 def weight_count(node: Node) -> int:
     """Return the number of constant weights of a compute node, 0 for another."""
-    if node.op not in COMPUTE:
+    if node.op not in LAYERS:
         return 0
     operands = node.inputs[:2] if node.op == "MatMul" else node.inputs[1:2]
     return sum(math.prod(tensor.shape) for tensor in operands if isinstance(tensor, Constant))

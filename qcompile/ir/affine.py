@@ -11,8 +11,20 @@ from dataclasses import dataclass
 import numpy as np
 
 from qcompile.ir.canonical import pads_of
-from qcompile.ir.graph import Constant, Graph, Node, Tensor, consumers, is_inner, is_output, only_consumer, producer
-from qcompile.ir.layers import LAYERS, Layer, Vector, open_layer
+from qcompile.ir.graph import (
+    Constant,
+    Graph,
+    Node,
+    Tensor,
+    consumers,
+    is_inner,
+    is_output,
+    is_standard,
+    only_consumer,
+    producer,
+)
+from qcompile.ir.layers import Layer, Vector, open_layer
+from qcompile.ir.protos import LAYERS
 from qcompile.ir.rewrites import constant_operand, disconnect, new_constant, replace_tail
 from qcompile.ir.shapes import kind_of, rank_of
 from qcompile.ir.simplify import broadcasts_into
@@ -36,7 +48,7 @@ def affine_of(node: Node, *, rank: int, axis: int, channels: int) -> Affine | No
     A BatchNormalization must be in inference form with constant parameters; a Mul or Add must have a constant that is
     one number, or one per channel.
     """
-    if node.op not in AFFINE or node.domain not in (None, "", "ai.onnx"):
+    if node.op not in AFFINE or not is_standard(node):
         return None
     if node.op == "BatchNormalization":
         return _batch_norm(node, channels) if axis == 1 else None

@@ -9,8 +9,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
-from qcompile.ir.graph import Constant, Graph, Node, Tensor, is_output, node_proto, topological
-from qcompile.ir.protos import ONNX_DOMAINS
+from qcompile.ir.graph import Constant, Graph, Node, Tensor, is_output, is_standard, node_proto, topological
 from qcompile.ir.shapes import kind_of, known_integers, static_dims
 
 UNSTABLE = {
@@ -63,7 +62,7 @@ def _known_shape(node: Node) -> list[NDArray[Any]] | None:
 def _dequantized(node: Node) -> list[NDArray[Any]] | None:
     """Return a weight that is stored in few bits, of a type that numpy may lack: the reference has not all of them."""
     constant = all(isinstance(tensor, Constant) for tensor in node.inputs if tensor.name)
-    if node.op != "DequantizeLinear" or node.domain not in (None, *ONNX_DOMAINS) or not constant:
+    if node.op != "DequantizeLinear" or not is_standard(node) or not constant:
         return None
     arrays = [np.asarray(tensor.values) for tensor in node.inputs if tensor.name]
     if any(name.startswith("e") for name in arrays[0].dtype.fields or ()):  # float8 of onnx 1.18: bits under that name
@@ -115,7 +114,7 @@ def _evaluated(node: Node, opset: int) -> list[NDArray[Any]] | None:
 def _foldable(node: Node) -> bool:
     return (
         node.op not in UNSTABLE
-        and node.domain in (None, *ONNX_DOMAINS)
+        and is_standard(node)
         and not vars(node).get("exotic_attributes")
         and not any(isinstance(value, Graph) for value in node.attrs.values())
         and all(not tensor.name or _readable(node, tensor) for tensor in node.inputs)

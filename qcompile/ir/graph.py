@@ -13,7 +13,7 @@ import onnx_graphsurgeon as gs  # noqa: TID251  (the one door)
 from numpy.typing import NDArray
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter  # noqa: TID251
 
-from qcompile.ir.protos import all_graphs, all_nodes
+from qcompile.ir.protos import ONNX_DOMAINS, all_graphs, all_nodes
 
 Graph: TypeAlias = gs.Graph
 Node: TypeAlias = gs.Node
@@ -46,6 +46,11 @@ def only_consumer(graph: Graph, tensor: Tensor) -> Node | None:
 def is_inner(node: Node) -> bool:
     """Say whether `node` stands in a subgraph (of If, Loop, Scan): it reads outer tensors, but no pass may touch it."""
     return bool(vars(node).get("inner", False))
+
+
+def is_standard(node: Node) -> bool:
+    """Say whether the operator is one of ONNX itself, not of a custom domain."""
+    return node.domain in (None, *ONNX_DOMAINS)
 
 
 def constant_value(tensor: Tensor) -> NDArray[Any] | None:

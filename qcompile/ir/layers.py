@@ -13,12 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcompile.ir.canonical import as_row
-from qcompile.ir.graph import Constant, Graph, Node, Tensor, is_output
+from qcompile.ir.graph import Constant, Graph, Node, Tensor, is_output, is_standard
+from qcompile.ir.protos import LAYERS
 from qcompile.ir.rewrites import new_constant, optional_input
 
 Vector = NDArray[np.float64]
-CONVOLUTIONS, MATRICES = frozenset({"Conv", "ConvTranspose"}), frozenset({"Gemm", "MatMul"})  # where channels stand
-LAYERS = CONVOLUTIONS | MATRICES
 BLOCK = 1 << 20  # weights that are looked at together
 
 
@@ -202,7 +201,7 @@ LAYOUTS = {
 
 def open_layer(node: Node) -> Layer | None:
     """Return `node` opened for arithmetic, or None if it has no constant float weight and constant bias per output."""
-    if node.op not in LAYERS or node.domain not in (None, "", "ai.onnx"):
+    if node.op not in LAYERS or not is_standard(node):
         return None
     weight, bias = node.inputs[1], optional_input(node, 2)
     if not isinstance(weight, Constant) or weight.dtype not in (np.float16, np.float32, np.float64):

@@ -18,10 +18,10 @@ from qcompile.ir.graph import (
     nested_nodes,
     producer,
 )
+from qcompile.ir.protos import LAYERS
 from qcompile.ir.rewrites import disconnect, integers, new_constant, scalar
 
 MOST_TRIPS, MOST_NODES = 16, 512  # beyond that the graph would grow too much
-LAYERS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}  # without one of them there is nothing to win
 
 Values = dict[int, Tensor]  # by the id of a tensor of the body: what it is in one trip
 
@@ -33,7 +33,7 @@ def unroll(graph: Graph, node: Node) -> bool:
     if trips is None or not 1 <= trips <= MOST_TRIPS or trips * len(body.nodes) > MOST_NODES or not _goes_on(node):
         return False
     nested = any(isinstance(value, Graph) for inner in body.nodes for value in inner.attrs.values())
-    if nested or not any(inner.op in LAYERS for inner in body.nodes):
+    if nested or not any(inner.op in LAYERS for inner in body.nodes):  # nothing to win
         return False
     place = next(index for index, item in enumerate(graph.nodes) if item is node)
     carried, count = list(node.inputs[2:]), len(node.inputs) - 2

@@ -21,7 +21,9 @@ from onnx import (
 )
 
 ONNX_DOMAINS = ("", "ai.onnx")
-WEIGHT_READERS = {"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization"}
+CONVOLUTIONS, MATRICES = frozenset({"Conv", "ConvTranspose"}), frozenset({"Gemm", "MatMul"})  # where channels stand
+LAYERS = CONVOLUTIONS | MATRICES
+WEIGHT_READERS = LAYERS | {"BatchNormalization"}
 LARGE = 1024  # elements; shape chains stay far below, weights that matter for memory far above
 EXOTIC = {AttributeProto.SPARSE_TENSOR, AttributeProto.SPARSE_TENSORS, AttributeProto.TENSORS,
           AttributeProto.GRAPHS, AttributeProto.TYPE_PROTO, AttributeProto.TYPE_PROTOS}  # fmt: skip

@@ -18,13 +18,13 @@ from qcompile.ir.graph import (
     Variable,
     fresh_name,
     is_output,
+    is_standard,
     many_fresh_names,
     producer,
     replace_uses,
 )
 from qcompile.ir.shapes import kind_of
 
-ONNX = (None, "", "ai.onnx")
 ROUNDS = 100  # rules only ever simplify; a number that is reached means that two rules undo each other
 
 
@@ -50,7 +50,7 @@ def rewrite(graph: Graph, rules: Sequence[Rule]) -> Counter[str]:
             before = counts.total()
             for node in list(graph.nodes):
                 for item in rules:
-                    if node.outputs and node.op in item.ops and node.domain in ONNX and item.apply(graph, node):
+                    if node.outputs and node.op in item.ops and is_standard(node) and item.apply(graph, node):
                         counts[item.name] += 1
             sweep(graph)
             if counts.total() == before:

@@ -9,9 +9,9 @@ from itertools import groupby
 import numpy as np
 import onnx
 
-from qcompile.ir.graph import Graph, Node, Tensor, Variable, fresh_name, producer, replace_uses
+from qcompile.ir.graph import Graph, Node, Tensor, Variable, fresh_name, is_standard, producer, replace_uses
 from qcompile.ir.load import to_graph
-from qcompile.ir.rewrites import ONNX, new_constant, sweep
+from qcompile.ir.rewrites import new_constant, sweep
 from qcompile.ir.shapes import Dim, known_integers, outline, shape_of
 
 Axis = tuple[Tensor, int]  # of a graph input
@@ -45,7 +45,7 @@ def read_shapes_of_inputs(graph: Graph) -> int:
 
 def _reads_inner_shape(node: Node) -> bool:
     """Say whether `node` is the Shape of a tensor that a node makes, or picks sizes of such a one."""
-    if node.domain not in ONNX or not node.inputs:
+    if not is_standard(node) or not node.inputs:
         return False
     shape = node if node.op == "Shape" else producer(node.inputs[0]) if node.op in ("Gather", "Slice") else None
     return shape is not None and shape.op == "Shape" and producer(shape.inputs[0]) is not None

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 from onnx_graphsurgeon.ir.tensor import SparseValues  # noqa: TID251  (the one door)
 
-from qcompile.ir.graph import Constant, Graph, Node, Tensor, Variable, producer
+from qcompile.ir.graph import Constant, Graph, Node, Tensor, Variable, is_standard, producer
 from qcompile.ir.load import to_model
 from qcompile.ir.protos import LARGE
 
@@ -186,7 +186,7 @@ def known_integers(tensor: Tensor) -> NDArray[Any] | None:
             return np.asarray(tensor.values).astype(object)
         return None
     node = producer(tensor)
-    if node is None or node.op not in CHAIN or node.domain not in (None, "", "ai.onnx"):
+    if node is None or node.op not in CHAIN or not is_standard(node):
         return None
     return CHAIN[node.op](node)
 

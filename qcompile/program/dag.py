@@ -9,8 +9,8 @@ from functools import cached_property
 import networkx as nx
 
 from qcompile.ir import Graph, Node, Variable, captured_names
+from qcompile.ir.protos import LAYERS
 
-COMPUTE = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
 SHAPE_SOURCES = frozenset({"Shape", "Size"})  # their outputs depend on shapes, not on values
 
@@ -47,7 +47,7 @@ class ActivationDag:
     @cached_property
     def compute(self) -> frozenset[int]:
         """Conv, ConvTranspose, Gemm and MatMul."""
-        return frozenset(index for index, node in enumerate(self.nodes) if node.op in COMPUTE)
+        return frozenset(index for index, node in enumerate(self.nodes) if node.op in LAYERS)
 
     @cached_property
     def opaque(self) -> frozenset[int]:
@@ -104,7 +104,7 @@ def activation_dag(graph: Graph) -> ActivationDag:
     for node in _topological(graph):
         names, made = _read_names(node), _made_names(node)
         read = tuple(dict.fromkeys(source for name in names for source in stands_for.get(name, ())))
-        if node.op not in SHAPE_SOURCES and (node.op in COMPUTE or not flowing.isdisjoint(names)):
+        if node.op not in SHAPE_SOURCES and (node.op in LAYERS or not flowing.isdisjoint(names)):
             nodes.append(node)
             reads.append(read)
             flowing.update(made)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qcompile.ir import Node, Tensor, Variable, activation_inputs, constant_value
+from qcompile.ir import Node, Tensor, Variable, activation_inputs, constant_value, is_standard
 from qcompile.quant.arithmetic import quantize
 from qcompile.quant.elementwise import Operation, scales_from
 from qcompile.quant.params import Quantizer
@@ -40,7 +40,7 @@ CLIPS = frozenset({"Relu", "Clip"})
 
 def integer_form(node: Node, target: Target) -> tuple[Form, str]:
     """Return the form in which `node` can run on integers, or (Form.FLOAT, the reason why it cannot)."""
-    if node.domain not in (None, "", "ai.onnx"):
+    if not is_standard(node):
         return Form.FLOAT, f"operator of the custom domain {node.domain}"
     if node.op in target.compute:
         form = Form.COMPUTE

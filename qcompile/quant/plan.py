@@ -10,10 +10,11 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
+from qcompile.config import BITS
 from qcompile.quant.params import ActivationSpec, Quantizer, WeightQuantizer
 
 ENDS = "first or last"  # the reason of layers that have the bits of these
-WIDE = 8  # bits: the container of every activation code is uint8
+WIDE = BITS[1]  # bits: the container of every activation code is uint8
 
 
 class Form(StrEnum):
@@ -118,9 +119,13 @@ class Plan:
         tensors = dict.fromkeys(self.groups.values())
         return {key: tensor for tensor in tensors for key in (tensor, *self.narrow_keys(tensor))}
 
+    def trained_together(self) -> list[tuple[str, ...]]:
+        """Return the regions, each a tuple of names of units; every unit by itself where none are chosen."""
+        return self.regions or [(unit.name,) for unit in self.units]
+
     def narrow_keys(self, tensor: str) -> list[str]:
         """Return the keys of the narrow quantizers that stand behind the one of `tensor`."""
-        return [key for bits in range(2, 9) if (key := narrow_key(tensor, bits)) in self.specs]
+        return [key for bits in range(BITS[0], BITS[1] + 1) if (key := narrow_key(tensor, bits)) in self.specs]
 
 
 def region_name(units: Iterable[str]) -> str:

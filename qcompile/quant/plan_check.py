@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from qcompile.config import BITS
 from qcompile.quant.params import WEIGHT_MAX, WEIGHT_MIN, ActivationSpec, Quantizer, WeightQuantizer, largest_code
 from qcompile.quant.plan import Form, Plan, narrow_key
 
 Problems = Iterator[str]
-WIDEST = 8
 LEAST, LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 ROUNDING = 1e-6  # relative, of float32: by so much a grid may seem to leave its bounds
 
@@ -148,7 +148,7 @@ def _units(plan: Plan) -> Problems:
 
 
 def _is_width(bits: int) -> bool:
-    return 2 <= bits <= WIDEST
+    return BITS[0] <= bits <= BITS[1]
 
 
 # In this order: a rule may take for granted what those before it have found right.

@@ -20,6 +20,7 @@ from jsonschema.exceptions import best_match
 from jsonschema.validators import extend
 from numpy.typing import NDArray
 
+from qcompile.config import BITS
 from qcompile.errors import InputError
 from qcompile.files import Content, parse_json, read_bytes, write_files
 from qcompile.quant.params import ActivationSpec, Quantizer, WeightQuantizer
@@ -31,8 +32,8 @@ AGAIN = "make it again with --save-plan"
 ARRAYS = ("codes", "scale", "step", "offset")  # of a WeightQuantizer, in the order of its fields
 Contents = dict[str, NDArray[Any]]
 
-_BITS = {"type": "integer", "minimum": 2, "maximum": 8}
-_BITS_OR_NONE = {"enum": [0, 2, 3, 4, 5, 6, 7, 8], "type": "integer"}
+_BITS = {"type": "integer", "minimum": BITS[0], "maximum": BITS[1]}
+_BITS_OR_NONE = {"enum": [0, *range(BITS[0], BITS[1] + 1)], "type": "integer"}
 _NAMES = {"type": "array", "items": {"type": "string"}}
 _LARGEST = 3.5e38  # a little above float32's: no whole number is too large for a float
 _BOUND = {"type": ["number", "null"], "minimum": -_LARGEST, "maximum": _LARGEST}

@@ -10,10 +10,9 @@ from dataclasses import asdict, replace
 from itertools import pairwise
 from typing import Any
 
-import onnx
-
 from qcompile.config import recipe
 from qcompile.errors import pattern
+from qcompile.ir.protos import opset
 from qcompile.outcomes import Audit, Judged, LayerError, Outcome, Speed
 from qcompile.passmanager import PassRun
 from qcompile.qmodel import QModel
@@ -26,6 +25,7 @@ SCHEMA_VERSION = 1
 ENOUGH_SAMPLES = 256
 EXACT = 35.0  # dB that a layer may err by itself without being worth more bits
 WIDE = 1.2  # upper quartile of measured speeds by the lower: beyond it the spread is told
+NAMED = 4  # units or nodes, where there are more
 LIBRARIES = ("qcompile", "onnx", "onnxruntime", "numpy")
 
 
@@ -37,7 +37,7 @@ def build_report(model: QModel, runs: Sequence[PassRun], name: str = "") -> dict
         "verdict": verdict(model, found),
         "warnings": warnings(model, found),
         "environment": environment(),
-        "model": {"name": name, "opset": _opset(model.source)},
+        "model": {"name": name, "opset": opset(model.source)},
         "target": {"name": model.target.name, "opset": model.target.opset, "runtime": model.target.runtime},
         "recipe": recipe(replace(model.config, method=model.config.chosen_method)),
         "data": data_facts(model),
@@ -106,7 +106,7 @@ def region_rows(model: QModel) -> list[dict[str, Any]]:
     """
     found = {outcome.piece: outcome for outcome in model.outcomes}
     rows = []
-    for units in model.plan.regions or [(unit.name,) for unit in model.plan.units]:
+    for units in model.plan.trained_together():
         outcome = found.get(region_name(units), Outcome("", ""))
         errors = {"before": outcome.before, "after": outcome.after, "fitted": outcome.fitted}
         rows.append({"units": list(units), **errors, "trained": outcome.trained})
@@ -193,10 +193,10 @@ def training_text(outcomes: Sequence[Outcome]) -> str:
     return f"{skipped} of {len(outcomes)} pieces NOT TRAINED" if skipped else ""
 
 
-def shortened(names: Sequence[str], most: int = 4) -> str:
+def shortened(names: Sequence[str]) -> str:
     """Return the first names, and how many more there are."""
-    more = len(names) - most
-    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+    more = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def advice(model: QModel, worst_layers: Sequence[LayerError]) -> str:
@@ -277,7 +277,3 @@ def worst_text(layers: Sequence[LayerError]) -> str:
     """Return the layers that err most by themselves as text."""
     rows = [f"{layer.node!r} {layer.sqnr_db:.1f} dB" for layer in layers]
     return f"; the layers that err most by themselves: {', '.join(rows)}" if rows else ""
-
-
-def _opset(model: onnx.ModelProto) -> int:
-    return next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), 1)

@@ -100,15 +100,13 @@ def clock_step() -> float:
     return now - start
 
 
-def operator_seconds(
-    model: onnx.ModelProto | str | Path, feeds: Arrays, *, runs: int = 10, threads: int = 1
-) -> dict[str, float]:
-    """Return {op_type of the optimized graph: seconds in one run}, the slowest first.
+def operator_seconds(model: onnx.ModelProto | str | Path, feeds: Arrays, *, runs: int = 10) -> dict[str, float]:
+    """Return {op_type of the optimized graph: seconds in one run on one thread}, the slowest first.
 
     The sum over the nodes of that type, the median over `runs`; a first run does not count.
     """
     with tempfile.TemporaryDirectory() as folder:
-        session = Session(model, threads=threads, profile=Path(folder) / "profile")
+        session = Session(model, threads=1, profile=Path(folder) / "profile")
         for _ in range(runs + 1):
             session.run(feeds)
         events = json.loads(session.end_profiling().read_text())

@@ -23,11 +23,6 @@ class Piece:
     units: int = 1
 
 
-def regions_of(plan: Plan) -> list[tuple[str, ...]]:
-    """Return the plan's regions, each a tuple of names of units; every unit by itself where the plan has none."""
-    return plan.regions or [(unit.name,) for unit in plan.units]
-
-
 def join_units(plan: Plan, regions: Sequence[Sequence[str]]) -> list[Piece]:
     """Return one piece per region."""
     nodes = {unit.name: unit.nodes for unit in plan.units}

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from qcompile import Config, QModel, open_model
 from qcompile.passes.partition_units import PartitionUnits
-from qcompile.training.pieces import Piece, cut_layers, join_units, regions_of, without_integers
+from qcompile.training.pieces import Piece, cut_layers, join_units, without_integers
 from qcompile.training.recipe import Training
 from qcompile.training.reconstruction import Outcome, reconstruct
 
@@ -93,7 +93,7 @@ def trained(model: QModel, pieces: Iterable[Piece]) -> list[Outcome]:
 
 
 def units(model: QModel) -> list[Piece]:
-    return join_units(model.plan, regions_of(model.plan))
+    return join_units(model.plan, model.plan.trained_together())
 
 
 def layers(model: QModel) -> list[Piece]:

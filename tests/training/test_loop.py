@@ -15,7 +15,7 @@ from qcompile.passes.partition_units import PartitionUnits
 from qcompile.quant.plan_file import plan_files
 from qcompile.training import reconstruction
 from qcompile.training.loop import Rows, Task, train
-from qcompile.training.pieces import join_units, regions_of
+from qcompile.training.pieces import join_units
 from qcompile.training.recipe import Training
 from qcompile.training.reconstruction import reconstruct
 
@@ -27,12 +27,12 @@ result = train(task, lambda key, places: arrays[key][places])
 """
 TRAIN_ALL = """
 from qcompile import QModel
-from qcompile.training.pieces import join_units, regions_of
+from qcompile.training.pieces import join_units
 from qcompile.training.reconstruction import reconstruct
 from qcompile.training.recipe import Training
 graph, source, target, config, data, held_back, plan = given
 model = QModel(graph, source, target, config, data=data, held_back=held_back, plan=plan)
-outcomes = list(reconstruct(model, join_units(plan, regions_of(plan)), Training.of(config)))
+outcomes = list(reconstruct(model, join_units(plan, plan.trained_together()), Training.of(config)))
 result = outcomes, plan
 """
 
@@ -46,7 +46,7 @@ def calibrated(name: str = "residual", **settings: Any) -> QModel:
 
 
 def trained(model: QModel) -> list[reconstruction.Outcome]:
-    return list(reconstruct(model, join_units(model.plan, regions_of(model.plan)), Training.of(model.config)))
+    return list(reconstruct(model, join_units(model.plan, model.plan.trained_together()), Training.of(model.config)))
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from networks import CALIBRATE, NETWORKS, PLACE, compiled
 from qcompile.passes.partition_units import PartitionUnits
 from qcompile.program.dag import activation_dag
 from qcompile.qmodel import QModel
-from qcompile.training.pieces import Piece, cut_layers, join_units, regions_of
+from qcompile.training.pieces import Piece, cut_layers, join_units
 
 
 def placed(name: str) -> QModel:
@@ -42,14 +42,14 @@ def test_a_join_belongs_to_the_last_layer_before_it() -> None:
 
 def test_without_regions_every_unit_is_one() -> None:
     plan = placed("residual").plan
-    assert [piece.nodes for piece in join_units(plan, regions_of(plan))] == [unit.nodes for unit in plan.units]
+    assert [piece.nodes for piece in join_units(plan, plan.trained_together())] == [unit.nodes for unit in plan.units]
 
 
 def test_units_are_joined_in_order() -> None:
     plan = placed("residual").plan
     first, second, *rest = plan.units
     plan.regions = [(first.name, second.name), *((unit.name,) for unit in rest)]
-    joined = join_units(plan, regions_of(plan))
+    joined = join_units(plan, plan.trained_together())
     assert joined[0] == Piece(f"{first.name} + {second.name}", first.nodes + second.nodes)
     assert [piece.nodes for piece in joined[1:]] == [unit.nodes for unit in rest]
 

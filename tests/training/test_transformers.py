@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from qcompile import Config, QModel, open_model
 from qcompile.passes.partition_units import PartitionUnits
-from qcompile.training.pieces import join_units, regions_of
+from qcompile.training.pieces import join_units
 from qcompile.training.recipe import Training
 from qcompile.training.reconstruction import reconstruct
 
@@ -202,7 +202,9 @@ def calibrated(text: str, **settings: Any) -> QModel:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_piece_is_trained(name: str) -> None:
     model = calibrated(NETWORKS[name])
-    outcomes = list(reconstruct(model, join_units(model.plan, regions_of(model.plan)), Training.of(model.config)))
+    outcomes = list(
+        reconstruct(model, join_units(model.plan, model.plan.trained_together()), Training.of(model.config))
+    )
     assert [outcome.reason for outcome in outcomes] == [""] * len(outcomes)
     errors = [(outcome.before, outcome.after) for outcome in outcomes]
     assert all(before and after and math.isfinite(before) and after <= before for before, after in errors)
