@@ -34,7 +34,13 @@ class Calibrate:
         samples, config = model.data.joined(model.held_back), model.config
         try:
             shared = choose_numbers(
-                model.graph, model.plan, self.ranges, samples, batch=config.batch, threads=config.threads
+                model.graph,
+                model.plan,
+                self.ranges,
+                samples,
+                target=model.target,
+                batch=config.batch,
+                threads=config.threads,
             )
         except QCompileError:
             run_source(model, samples)  # a sample that it cannot take either is no fault of ours

@@ -12,10 +12,11 @@ from qcompile.ir import Node, Tensor, is_output, producer, topological
 from qcompile.ir.branches import deciding_inputs
 from qcompile.ir.protos import LAYERS, nodes_of
 from qcompile.program.dag import activation_dag
-from qcompile.program.forms import data_inputs, dictated, integer_form
+from qcompile.program.operands import data_inputs
 from qcompile.program.readers import Readers, reads
 from qcompile.qmodel import QModel
 from qcompile.quant.plan import Form, NodePlan
+from qcompile.targets.forms import integer_form
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,9 @@ class _Choice:
             alone = len(self.readers.of(source)) == 1 and not is_output(self.graph, source)
             # Behind a mover the clip stays: the codes it clips belong to a tensor that others may read. So it does
             # behind an operator that dictates its quantizer.
-            if made_by is None or not alone or self.forms[made_by.name] is Form.CODES or dictated(made_by):
+            if made_by is None or not alone or self.forms[made_by.name] is Form.CODES:
+                continue
+            if made_by.op in self.model.target.dictated:
                 continue
             self.forms[node.name] = Form.ABSORBED
 

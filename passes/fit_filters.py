@@ -14,7 +14,7 @@ from qcompile.calibration.windows import Windows
 from qcompile.data.dataset import Dataset
 from qcompile.ir import Node, constant_value, to_model
 from qcompile.ir.canonical import pads_of
-from qcompile.program.forms import weight_axis
+from qcompile.program.operands import weight_axis
 from qcompile.qmodel import QModel
 from qcompile.quant.bias import take_up
 from qcompile.quant.compensation import LONGEST, compensate

@@ -12,8 +12,8 @@ from typing import ClassVar
 import numpy as np
 import onnx
 
+from qcompile.backends import backend_of
 from qcompile.config import Placement
-from qcompile.emission.qdq import Emitter
 from qcompile.errors import InputError, QCompileError
 from qcompile.outcomes import Speed
 from qcompile.passmanager import Pass
@@ -183,7 +183,7 @@ class Trials:
         placed = {name for name, node in plan.nodes.items() if node.form is Form.COMPUTE}
         plan.weights = {name: weight for name, weight in done.weights.items() if name in placed}
         plan.biases = {name: bias for name, bias in done.biases.items() if name in placed}
-        return Emitter(model.graph, plan, lower(model.graph, plan), "none").model()
+        return backend_of(model.target).writer(model.graph, plan, lower(model.graph, plan), "none").model()
 
     def quantizer(self, key: str, spec: ActivationSpec) -> Quantizer:
         """Return the quantizer that a tensor had, or any other."""

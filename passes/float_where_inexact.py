@@ -13,7 +13,7 @@ from qcompile.calibration.ranges import BY_BITS, Ranges
 from qcompile.errors import InputError
 from qcompile.ir import Node, Tensor, producer
 from qcompile.passmanager import Pass
-from qcompile.program.forms import data_inputs
+from qcompile.program.operands import data_inputs
 from qcompile.qmodel import QModel
 from qcompile.quant.plan import Form, Unit
 from qcompile.simulation.stretches import OutputError

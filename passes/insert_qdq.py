@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from qcompile.backends import backend_of
 from qcompile.config import Packing
 from qcompile.emission.origin import tell_origin
-from qcompile.emission.qdq import Emitter
 from qcompile.program.lower import lower
 from qcompile.qmodel import QModel
 from qcompile.quant.plan import WIDE
@@ -25,7 +25,8 @@ class InsertQDQ:
         """Write `model.emitted`; return the number of steps."""
         program = lower(model.graph, model.plan)
         packing = "planes" if self.pack == "auto" else self.pack
-        model.emitted = Emitter(model.graph, model.plan, program, packing, store=model.store).model()
+        writer = backend_of(model.target).writer
+        model.emitted = writer(model.graph, model.plan, program, packing, store=model.store).model()
         tell_origin(model.emitted, model)
         weights = model.plan.weights.values()
         if self.pack in ("int4", "planes") and all(weight.bits == WIDE for weight in weights):

@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from qcompile.errors import InputError
 from qcompile.ir import Node, Tensor, is_output, topological
-from qcompile.program.forms import data_inputs, dictated, operands
 from qcompile.program.lower import absorbed_bounds, absorbed_end
+from qcompile.program.operands import data_inputs, operands
 from qcompile.program.readers import Readers, reads
 from qcompile.qmodel import QModel
 from qcompile.quant.params import ActivationSpec
@@ -102,6 +102,6 @@ class _Placement:
         lower, upper, node = absorbed_bounds(self.plan, tensor)
         if node is None or self.plan.form(node.name) is not Form.ARITHMETIC:
             return ActivationSpec(bits, lower, upper)
-        fixed = dictated(node)
+        fixed = self.model.target.dictated.get(node.op)
         even = node.op in self.model.target.even_zero_point
         return ActivationSpec(fixed.bits if fixed else bits, lower, upper, even, fixed)

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from qcompile.errors import InputError
-from qcompile.program.plan_fit import plan_misfit
 from qcompile.qmodel import QModel
 from qcompile.quant.plan import Plan
+from qcompile.targets.plan_fit import plan_misfit
 
 
 @dataclass(frozen=True)

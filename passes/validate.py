@@ -11,7 +11,7 @@ from qcompile.audit.compare import Comparison, compared, judging, unfitted, wors
 from qcompile.audit.facts import bit_counts, float_nodes
 from qcompile.audit.kernels import fused, unasked
 from qcompile.audit.score import top1
-from qcompile.emission.check import check
+from qcompile.backends import check
 from qcompile.errors import EmissionError, QCompileError
 from qcompile.ir.load import byte_size
 from qcompile.outcomes import Audit, Judged, Size
@@ -53,7 +53,7 @@ class Validate:
             bits=bit_counts(model.plan),
             float_nodes=float_nodes(model.graph, model.plan),
             kernels=kernel_counts(nodes),
-            fused=fused(model.plan, model.emitted, dict(nodes)),
+            fused=fused(model.plan, model.target, model.emitted, dict(nodes)),
             size=Size(byte_size(model.source), byte_size(model.emitted)),
             agreement=agreement,
             unoptimized=found.unoptimized if found else None,
@@ -65,7 +65,7 @@ class Validate:
 
 
 def _keeps_rules(model: QModel, emitted: onnx.ModelProto) -> None:
-    if violations := check(emitted):
+    if violations := check(emitted, model.target):
         raise EmissionError(
             f"the emitted model breaks {len(violations)} rules of {model.target.name}: {violations[0]}",
             remedy="please report it; --keep-float on this node avoids it",

@@ -20,13 +20,13 @@ from rich.console import Console
 from rich.table import Table
 
 import qcompile
+from qcompile.backends.ort_cpu.reference import IntegerReference
 from qcompile.config import Config
 from qcompile.passmanager import PassManager
 from qcompile.pipeline import build
 from qcompile.program.lower import Program, lower
 from qcompile.qmodel import QModel
 from qcompile.runtime.session import Session
-from qcompile.simulation.integer import IntegerReference
 
 Arrays = dict[str, NDArray[Any]]
 

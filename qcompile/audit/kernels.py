@@ -6,21 +6,23 @@ from collections.abc import Iterable, Mapping
 
 import onnx
 
-from qcompile.emission.check import check, nodes_on_codes
+from qcompile.backends import check
+from qcompile.emission.emitted import Emitted
 from qcompile.outcomes import Fused, MissingKernel
 from qcompile.quant.plan import Form, Plan
 from qcompile.runtime.fused import GONE, is_integer
+from qcompile.targets.schema import Target
 
 UNKNOWN = "no rule of the emitted file explains it"
 
 
-def fused(plan: Plan, emitted: onnx.ModelProto, made: Mapping[str, str]) -> Fused:
+def fused(plan: Plan, target: Target, emitted: onnx.ModelProto, made: Mapping[str, str]) -> Fused:
     """Look up every node planned as integer among those ONNX Runtime `made`; name the rule that a missing one broke."""
     planned = [name for name, node in plan.nodes.items() if node.form in (Form.COMPUTE, Form.ARITHMETIC)]
-    on_codes = nodes_on_codes(emitted)
+    on_codes = Emitted(emitted, target).on_codes()
     missing = [name for name in planned if name not in on_codes and not is_integer(made.get(name, GONE))]
     rules: dict[str, str] = {}
-    for violation in check(emitted, planned=missing) if missing else []:
+    for violation in check(emitted, target, planned=missing) if missing else []:
         rules.setdefault(violation.node, f"{violation.detail} [{violation.rule}]")
     rows = [MissingKernel(name, made.get(name, GONE), rules.get(name, UNKNOWN)) for name in missing]
     return Fused(len(planned), len(planned) - len(missing), rows)

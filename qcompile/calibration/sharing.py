@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from qcompile.calibration.observers import Histogram, MinMax
 from qcompile.ir import Node
-from qcompile.program.forms import operands
+from qcompile.program.operands import operands
 from qcompile.quant.plan import Form, Plan, narrow_key
 
 ALIKE = 0.8  # least share of the common range that each input takes: at most a third of a bit is lost

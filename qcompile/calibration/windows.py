@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from qcompile.ir import Node
 from qcompile.ir.canonical import pads_of
-from qcompile.program.forms import weight_axis
+from qcompile.program.operands import weight_axis
 
 POSITIONS = 128  # of a sample, spread evenly
 Array = NDArray[Any]

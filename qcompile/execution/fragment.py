@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import onnx
 from onnx import TensorProto, helper
 
-from qcompile.emission.qdq import Emitter
+from qcompile.backends.ort_cpu.writer import OrtWriter
 from qcompile.ir import Graph
 from qcompile.ir.graph import element_type
 from qcompile.ir.store import Store
@@ -29,13 +29,13 @@ def fragment(
     `inputs` are values made before the fragment: codes enter as uint8, tensors of the graph with their own type. Large
     weights go to `store`, if there is one.
     """
-    emitter = Emitter(graph, plan, Program(graph, tuple(steps)), packing="none", fake=True, store=store)
+    writer = OrtWriter(graph, plan, Program(graph, tuple(steps)), packing="none", fake=True, store=store)
 
     def kind(value: Value) -> int:
-        return int(TensorProto.UINT8) if value.quantizer is not None else element_type(emitter.tensors[value.name])
+        return int(TensorProto.UINT8) if value.quantizer is not None else element_type(writer.tensors[value.name])
 
     infos = [helper.make_tensor_value_info(value.name, kind(value), None) for value in inputs]
-    model = emitter.fragment(infos, [onnx.ValueInfoProto(name=name) for name in outputs])
+    model = writer.fragment(infos, [onnx.ValueInfoProto(name=name) for name in outputs])
     if any(node.op_type == "Transpose" for node in model.graph.node):
         _dequantize_for_each(model.graph)
     return model

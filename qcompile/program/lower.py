@@ -20,7 +20,7 @@ from qcompile.ir import (
     topological,
     unique_name,
 )
-from qcompile.program.forms import clip_bounds, data_inputs, operands
+from qcompile.program.operands import clip_bounds, data_inputs, operands
 from qcompile.quant.params import Quantizer
 from qcompile.quant.plan import Form, Plan
 

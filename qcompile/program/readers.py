@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qcompile.ir import Graph, Node, Tensor, captured_names, consumers, is_inner
-from qcompile.program.forms import data_inputs
+from qcompile.program.operands import data_inputs
 
 
 class Readers:

@@ -6,11 +6,11 @@ from typing import Literal, overload
 
 import onnx
 
-from qcompile.emission.qdq import Emitter
+from qcompile.backends.ort_cpu.reference import IntegerReference
+from qcompile.backends.ort_cpu.writer import OrtWriter
 from qcompile.ir import Graph
 from qcompile.program.lower import lower
 from qcompile.quant.plan import Plan
-from qcompile.simulation.integer import IntegerReference
 
 __all__ = ["IntegerReference", "simulate"]
 
@@ -28,4 +28,4 @@ def simulate(graph: Graph, plan: Plan, form: Literal["integer", "float"]) -> Int
     program = lower(graph, plan)
     if form == "integer":
         return IntegerReference(graph, plan, program)
-    return Emitter(graph, plan, program, packing="none", fake=True).model()
+    return OrtWriter(graph, plan, program, packing="none", fake=True).model()

@@ -25,13 +25,14 @@ from qcompile.ir import (
     to_model,
     topological,
 )
-from qcompile.program.forms import CLIPS, data_inputs, float_bias, least_output_scale, told_apart, weight_axis
 from qcompile.program.lower import absorbed_end
+from qcompile.program.operands import CLIPS, data_inputs, float_bias, told_apart, weight_axis
 from qcompile.program.readers import Readers
 from qcompile.quant.bias import with_room_for_bias
 from qcompile.quant.params import Quantizer
 from qcompile.quant.plan import Form, Plan
 from qcompile.quant.scales import quantize_weight
+from qcompile.targets.schema import Target
 
 NOTHING = Quantizer(8, 1.0, 0)
 
@@ -42,6 +43,7 @@ def choose_numbers(
     ranges: Ranges,
     data: Dataset,
     *,
+    target: Target,
     batch: int | None = None,
     threads: int = 0,
     only: Collection[str] | None = None,
@@ -70,7 +72,7 @@ def choose_numbers(
             plan.quantizers[key] = choose(observers[root], spec, method, ranges.percentile, apart.get(root, ANY))
         else:
             plan.quantizers[key] = NOTHING
-    _widen_for_kernels(nodes, plan)
+    _widen_for_kernels(nodes, plan, target)
     for node in nodes:
         placed = plan.nodes[node.name]
         if placed.form is not Form.COMPUTE or not placed.weight_bits:
@@ -140,13 +142,13 @@ def _is_clipped(plan: Plan, tensor: Tensor) -> bool:
     return False
 
 
-def _widen_for_kernels(nodes: Iterable[Node], plan: Plan) -> None:
+def _widen_for_kernels(nodes: Iterable[Node], plan: Plan, target: Target) -> None:
     """Raise an output scale that the kernel of its operator would refuse."""
     for node in nodes:
         output = plan.groups.get(node.outputs[0].name) if node.outputs else None
         if plan.form(node.name) is Form.ARITHMETIC and output is not None:
             given, made = plan.quantizers[plan.key(node.inputs[0].name)], plan.quantizers[output]
-            least = float(np.float32(least_output_scale(node, given.scale)))
+            least = float(np.float32(target.least_output_scale.get(node.op, 0.0) * given.scale))
             plan.quantizers[output] = replace(made, scale=max(made.scale, least))
 
 

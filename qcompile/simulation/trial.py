@@ -48,6 +48,7 @@ def trial(
             tried,
             ranges,
             some,
+            target=model.target,
             batch=config.batch,
             threads=config.threads,
             only=frozenset().union(*stretches),

@@ -1,1 +1,1 @@
-"""What runtimes can do: one table per target."""
+"""What runtimes can do: a folder of facts per target; which nodes have an integer form there."""

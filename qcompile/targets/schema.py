@@ -1,24 +1,32 @@
-"""A target is a table: which operators of a runtime have integer kernels, and what the emitted file must look like."""
+"""A target is a folder: `facts.toml`, which operators of a runtime have integer kernels and what a file must look like;
+
+and `forms.py`, what a table cannot say of single nodes.
+"""
 
 from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib import resources
+from importlib import import_module, resources
 from typing import Any
 
 from qcompile.errors import InputError, nearest
+from qcompile.ir import Node
+from qcompile.quant.params import Quantizer
 
 
 @dataclass(frozen=True)
 class Target:
-    """Facts about a runtime, read from `targets/<name>.toml`.
+    """Facts about a runtime, read from the folder of its name.
 
     Operator names by the form in which they run on integers: `compute` with weights, `arithmetic` with
     DequantizeLinear in and QuantizeLinear out, `codes` directly on uint8; `clips` can be absorbed by a quantizer.
     `even_zero_point` names the operators that round after adding the zero point; `float_output` those whose integer
-    kernel can give float32; `float_reasons` says why an operator stays float.
+    kernel can give float32; `float_reasons` says why an operator stays float. `checks` return the reason why a node of
+    an operator does, or ""; `dictated` are output quantizers that the integer form of an operator has.
+    `least_output_scale` is the smallest that a kernel takes, as a share of the scale of its input.
 
     `runtime` is the oldest version that files run on. What needs a later one is counted in where `runtime` is that:
     `codes_since` names the versions from which operators are `codes`, `packing_since` those of forms of weights.
@@ -35,17 +43,21 @@ class Target:
     even_zero_point: frozenset[str]
     float_output: frozenset[str]
     float_reasons: dict[str, str]
+    least_output_scale: dict[str, float]
+    checks: Mapping[str, Callable[[Node], str]]
+    dictated: Mapping[str, Quantizer]
     codes_since: dict[str, str]
     packing_since: dict[str, str]
 
     @classmethod
     def load(cls, name: str, runtime: str | None = None) -> Target:
-        """Read the table of a target by name, for files that run on version `runtime` and later ones."""
-        tables = (item for item in resources.files(__package__).iterdir() if item.name.endswith(".toml"))
-        files = {item.name.removesuffix(".toml").replace("_", "-"): item for item in tables}
-        if name not in files:
-            raise InputError(f"--target {name} is unknown", remedy=nearest(name, files))
-        table: dict[str, Any] = tomllib.loads(files[name].read_text())
+        """Read what is known of a target by name, for files that run on version `runtime` and later ones."""
+        folders = {item.name.replace("_", "-"): item / "facts.toml" for item in resources.files(__package__).iterdir()}
+        facts = {target: path for target, path in folders.items() if path.is_file()}
+        if name not in facts:
+            raise InputError(f"--target {name} is unknown", remedy=nearest(name, facts))
+        table: dict[str, Any] = tomllib.loads(facts[name].read_text())
+        forms = import_module(f"{__package__}.{name.replace('-', '_')}.forms")
         sets = ("compute", "arithmetic", "codes", "clips", "even_zero_point", "float_output")
         table |= {key: frozenset(table[key]) for key in sets}
         oldest, runtime = table["runtime"], runtime or table["runtime"]
@@ -54,7 +66,8 @@ class Target:
         late = {op: since for op, since in table["codes_since"].items() if release(since) > release(runtime)}
         table["codes"] |= table["codes_since"].keys() - late.keys()
         reasons = {op: f"on uint8 only from ONNX Runtime {since} (--runtime-version)" for op, since in late.items()}
-        return cls(**table | {"runtime": runtime, "float_reasons": table["float_reasons"] | reasons})
+        own = {"checks": forms.CHECKS, "dictated": forms.DICTATED}
+        return cls(**table | own | {"runtime": runtime, "float_reasons": table["float_reasons"] | reasons})
 
 
 def release(version: str) -> tuple[int, ...]:

@@ -18,8 +18,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from qcompile.ir import Constant, Graph, Node, Tensor, node_proto
 from qcompile.ir.graph import element_type, is_real
-from qcompile.program.forms import operands
 from qcompile.program.lower import Kind, Step, Value
+from qcompile.program.operands import operands
 from qcompile.quant.arithmetic import fake_quantize
 from qcompile.quant.params import Quantizer, WeightQuantizer
 from qcompile.quant.plan import Form, Plan

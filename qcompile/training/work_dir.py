@@ -18,10 +18,10 @@ import jsonschema
 from qcompile.config import PLACES, recipe
 from qcompile.errors import InputError
 from qcompile.files import parse_json, read_bytes, remove_leftovers, write_files
-from qcompile.program.plan_fit import plan_misfit
 from qcompile.qmodel import QModel
 from qcompile.quant.plan import Plan
 from qcompile.quant.plan_file import load_plan, record, save_plan
+from qcompile.targets.plan_fit import plan_misfit
 
 if sys.platform != "win32":
     import fcntl

@@ -31,12 +31,13 @@ from qcompile.calibration.observers import Histogram
 from qcompile.calibration.ranges import Ranges, choose, grids
 from qcompile.passes.calibrate import Calibrate
 from qcompile.pipeline import ranges_of
-from qcompile.program.forms import HARD_SIGMOID, weight_axis
+from qcompile.program.operands import weight_axis
 from qcompile.quant.bias import LARGEST, integer_bias
 from qcompile.quant.params import ActivationSpec, Quantizer
 from qcompile.quant.plan import Form
 from qcompile.quant.scales import quantize_weight
 from qcompile.runtime.session import Session
+from qcompile.targets.ort_cpu.forms import HARD_SIGMOID
 
 
 def seen(model: QModel, tensors: list[str]) -> Arrays:

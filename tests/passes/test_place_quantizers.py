@@ -23,9 +23,9 @@ from networks import (
 from placed import W4A4, between, bits, forms, placed, reason
 
 from qcompile import Config, open_model
-from qcompile.program.forms import HARD_SIGMOID
 from qcompile.quant.params import ActivationSpec
 from qcompile.quant.plan import Form
+from qcompile.targets.ort_cpu.forms import HARD_SIGMOID
 
 # the trunk of a residual network
 

@@ -9,10 +9,14 @@ import pytest
 from networks import CALIBRATE, ELEMENTWISE, HARD_SWISH, PRELU, RELU6, RESIDUAL, SQUEEZE_EXCITE, compiled
 
 from qcompile import QModel
-from qcompile.passes.settle_scales import SettleScales, doubts
-from qcompile.program.forms import HARD_SIGMOID, SHIFTED_SIGMOID, slope_quantizer
-from qcompile.quant.elementwise import Operation
+from qcompile.backends.ort_cpu.doubts import doubtful_nodes
+from qcompile.backends.ort_cpu.elementwise import Operation
+from qcompile.backends.ort_cpu.slopes import SHIFTED_SIGMOID, slope_quantizer
+from qcompile.emission.doubts import Doubt
+from qcompile.passes.settle_scales import SettleScales
+from qcompile.program.lower import lower
 from qcompile.quant.params import Quantizer
+from qcompile.targets.ort_cpu.forms import HARD_SIGMOID
 
 SILU = """net (float[N,3,8,8] x, float[4,3,1,1] A, float[4,4,1,1] B) => (float[N,4,P,Q] y) {
   [first] a = Conv(x, A)  [gate] s = Sigmoid(a)  [silu] b = Mul(a, s)  [inner] c = Conv(b, B)
@@ -37,16 +41,21 @@ GRAPHS = {
 }
 
 
+def found(model: QModel) -> list[Doubt]:
+    """Return the nodes that processors could round differently."""
+    return list(doubtful_nodes(lower(model.graph, model.plan)))
+
+
 def in_doubt(model: QModel) -> list[str]:
     """Return the nodes some of whose codes, of all, are rounded in two ways."""
-    return [doubt.node for doubt in doubts(model) if not doubt.is_settled(model.plan.quantizers)]
+    return [doubt.node for doubt in found(model) if not doubt.is_settled(model.plan.quantizers)]
 
 
 def simple_ratios(model: QModel) -> None:
     """Give the quantizers scales of simple ratios, so that every other sum and many products end in a half."""
     quantizers = model.plan.quantizers
     quantizers.update({key: replace(quantizer, scale=1 / 64) for key, quantizer in quantizers.items()})
-    for doubt in doubts(model):
+    for doubt in found(model):
         *given, output = (quantizers.get(key, HARD_SIGMOID) for key in doubt.keys)
         adds = isinstance(doubt.operation, Operation) and doubt.operation.op == "Add"
         scale = 2 * given[0].scale if adds else 24 * given[0].scale * given[-1].scale
@@ -93,7 +102,7 @@ def test_a_grid_stays_within_its_bounds() -> None:
 def test_what_cannot_be_settled_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
     model = compiled(RESIDUAL, CALIBRATE)
     simple_ratios(model)
-    monkeypatch.setattr("qcompile.quant.elementwise.TRIES", 1)
+    monkeypatch.setattr("qcompile.emission.doubts.TRIES", 1)
     before = dict(model.plan.quantizers)
     assert SettleScales().run(model) == 0 and model.plan.quantizers == before
     assert [entry["node"] for entry in model.journal.by("settle-scales")] == in_doubt(model)
@@ -101,7 +110,7 @@ def test_what_cannot_be_settled_is_noted(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_constant_takes_part_with_its_own_codes() -> None:
     model = compiled(ELEMENTWISE, CALIBRATE)
-    sizes = {doubt.node: len(doubt.operation.a) for doubt in doubts(model) if isinstance(doubt.operation, Operation)}
+    sizes = {doubt.node: len(doubt.operation.a) for doubt in found(model) if isinstance(doubt.operation, Operation)}
     assert min(sizes.values()) < 65536
 
 

@@ -11,25 +11,18 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
+from qcompile.backends.ort_cpu import kernels
+from qcompile.backends.ort_cpu.elementwise import add, multiply
+from qcompile.backends.ort_cpu.slopes import SHIFTED_SIGMOID, slope_codes, slope_quantizer
 from qcompile.ir import Constant, Graph, Node, Tensor, node_proto
-from qcompile.program.forms import (
-    CLIPS,
-    HARD_SIGMOID,
-    SHIFTED_SIGMOID,
-    clip_bounds,
-    operands,
-    slope_codes,
-    slope_quantizer,
-    weight_axis,
-)
 from qcompile.program.lower import Kind, Program, Step, Value
+from qcompile.program.operands import CLIPS, clip_bounds, operands, weight_axis
 from qcompile.quant.arithmetic import dequantize, quantize
 from qcompile.quant.bias import integer_bias
-from qcompile.quant.elementwise import add, multiply
 from qcompile.quant.params import Quantizer
 from qcompile.quant.plan import Plan
 from qcompile.runtime.session import Session
-from qcompile.simulation import kernels
+from qcompile.targets.ort_cpu.forms import HARD_SIGMOID
 
 Array = NDArray[Any]
 

@@ -12,17 +12,17 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from onnx import helper
 
-from qcompile.quant.elementwise import add, multiply
-from qcompile.quant.params import Quantizer
-from qcompile.runtime.session import Session
-from qcompile.simulation.integer import clamp
-from qcompile.simulation.kernels import (
+from qcompile.backends.ort_cpu.elementwise import add, multiply
+from qcompile.backends.ort_cpu.kernels import (
     centred,
     convolve,
     explicit_pads,
     global_average_pool,
     requantize,
 )
+from qcompile.backends.ort_cpu.reference import clamp
+from qcompile.quant.params import Quantizer
+from qcompile.runtime.session import Session
 
 # Products of codes and weights up to 64 fit the 16-bit sums of processors without VNNI, which else saturate.
 WEIGHTS = (-64, 64)

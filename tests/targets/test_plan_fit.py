@@ -13,9 +13,9 @@ from networks import CALIBRATE, NETWORKS, compiled
 from onnx import ModelProto
 
 from qcompile import Config, QModel, compile
-from qcompile.program.plan_fit import plan_misfit
 from qcompile.quant.params import ActivationSpec, Quantizer
 from qcompile.quant.plan import Form, NodePlan, Plan
+from qcompile.targets.plan_fit import plan_misfit
 
 MIXED = """net (float[N,3,8,8] image, float[6,3,3,3] W1, float[6] B1, float[2,6,1,1] W2, float[6,2,1,1] W3,
   float[5,6] W4, float[5] B4, float[5,4] W5) => (float[N,4] y) <float zero = {0}, float six = {6}> {

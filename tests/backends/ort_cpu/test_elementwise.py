@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qcompile.quant.elementwise import (
-    TRIES,
+from qcompile.backends.ort_cpu.elementwise import (
     Operation,
     SigmoidTable,
     add,
@@ -17,8 +16,8 @@ from qcompile.quant.elementwise import (
     multiply_fused,
     multiply_in_steps,
     near_halves,
-    scales_from,
 )
+from qcompile.emission.doubts import TRIES, scales_from
 from qcompile.quant.params import Quantizer
 
 GRID = np.arange(256, dtype=np.uint8)

@@ -7,7 +7,7 @@ errors, or on Arm those of 22-bit multipliers, decide. One code that differs ear
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -18,7 +18,6 @@ from qcompile.quant.params import Quantizer
 
 Codes = NDArray[np.uint8]
 Array = NDArray[Any]
-TRIES: Final = 512  # most scales need fewer than 20; those in simple ratios, whose results are halves, up to 400
 MARGIN: Final = 0.02  # of a step: more than 256 steps move within so many units of float32, and all errors together
 SIGMOID_MARGIN: Final = 1e-4  # of a step: ten times what float32 errors of the function come to
 Rule = Callable[[Codes, Quantizer, Codes, Quantizer, Quantizer], Array]
@@ -130,14 +129,6 @@ class SigmoidTable:
         x = _centred(codes, given) * np.float64(np.float32(given.scale))
         steps = 1 / (1 + np.exp(-x)) / np.float32(output.scale)
         return not near_halves(steps[steps + output.zero_point < output.levels + 1], SIGMOID_MARGIN).any()
-
-
-def scales_from(scale: float, towards: float = np.inf) -> Iterator[float]:
-    """Yield `scale` and the float32 values behind it, `TRIES` in all."""
-    value = np.float32(scale)
-    for _ in range(TRIES):
-        yield float(value)
-        value = np.nextafter(value, np.float32(towards))
 
 
 def near_halves(steps: NDArray[np.float64], margin: float) -> NDArray[np.bool_]:

@@ -1,10 +1,12 @@
 """Write a program as an ONNX file: QuantizeLinear, integer Clip, DequantizeLinear around the float operators.
 
-ONNX Runtime turns DequantizeLinear -> operator -> QuantizeLinear into an integer kernel when it loads the file.
+Runtimes turn DequantizeLinear -> operator -> QuantizeLinear into an integer kernel when they load the file. What one of
+them wants written otherwise is its backend's: a subclass of `Writer`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,15 +15,12 @@ import onnx
 from onnx import TensorProto, helper
 
 from qcompile.emission import pack
-from qcompile.emission.composites import COMPOSITES
 from qcompile.emission.constants import Constants, content_key
-from qcompile.emission.spelling import Operators, repeats, reshape_in_front, spelling
 from qcompile.ir import (
     Constant,
     Graph,
     Node,
     Tensor,
-    constant_value,
     node_proto,
     restore_types,
     unique_name,
@@ -29,33 +28,18 @@ from qcompile.ir import (
 )
 from qcompile.ir.protos import all_nodes
 from qcompile.ir.store import Store
-from qcompile.program.forms import CLIPS, clip_bounds, float_bias, operands
 from qcompile.program.lower import Kind, Program, Step, Value
+from qcompile.program.operands import CLIPS, clip_bounds, float_bias, operands
 from qcompile.quant.arithmetic import quantize
 from qcompile.quant.bias import integer_bias
 from qcompile.quant.params import Quantizer, WeightQuantizer
 from qcompile.quant.plan import Plan
 
 WIDEST_IR = 8  # what ONNX Runtime 1.19 and everything later reads
-LARGEST = 3e38  # as a bound of a Clip that changes nothing, but is not removed as infinity would be
-# Between DequantizeLinear and QuantizeLinear ONNX Runtime gives these an integer kernel, planned or not. That of
-# Softmax is far off; the others are float because the plan says so.
-FUSED_AT_LOAD = {
-    "Add",
-    "Mul",
-    "Concat",
-    "MatMul",
-    "AveragePool",
-    "GlobalAveragePool",
-    "LeakyRelu",
-    "Sigmoid",
-    "Softmax",
-}
-QUANTIZED_AT_LOAD = {"Conv", "ConvTranspose", "Gemm"}  # by ONNX Runtime, where their weight is float
 
 
 @dataclass
-class Emitter:
+class Writer:
     """Writes one program. `packing` is "planes", "int4" or "none"; `fake` keeps weights and biases in float.
     Large constants go to `store`, if there is one.
 
@@ -79,12 +63,16 @@ class Emitter:
         self.names = {node.name for node in self.graph.nodes}
         self.dequantized: dict[str, str] = {}  # codes -> their float reading for integer kernels
         self.weights: dict[tuple[Any, ...], str] = {}  # what defines a weight -> its float reading
-        self.quantized = {
-            value.name for step in self.program.steps if step.kind is Kind.QUANTIZE for value in step.inputs
-        }
-        self.sources: dict[str, Value] = {}  # float tensor -> the codes it was read from
-        self.products: set[str] = set()  # float32 outputs of integer kernels, and those transposed
         self.opset = self.graph.opset
+        self.writers: dict[Kind, Callable[[Step], None]] = {
+            Kind.QUANTIZE: self.quantize,
+            Kind.REQUANTIZE: self.quantize,
+            Kind.DEQUANTIZE: self.dequantize,
+            Kind.COMPUTE: self.compute,
+            Kind.ARITHMETIC: self.arithmetic,
+            Kind.CODES: self.codes,
+            Kind.FLOAT: self.keep,
+        }
 
     def model(self) -> onnx.ModelProto:
         """Return the whole program as a model with the graph's own inputs and outputs."""
@@ -98,7 +86,7 @@ class Emitter:
     def fragment(self, inputs: list[onnx.ValueInfoProto], outputs: list[onnx.ValueInfoProto]) -> onnx.ModelProto:
         """Return the program's steps as a model with other inputs and outputs."""
         for step in self.program.steps:
-            WRITERS[step.kind](self, step)
+            self.writers[step.kind](step)
         self._drop_unread({output.name for output in outputs})
         graph = helper.make_graph(self.nodes, self.graph.name or "graph", inputs, outputs, self.constants.protos)
         restore_types(graph, self.graph)
@@ -130,7 +118,6 @@ class Emitter:
         """Codes -> float32 for readers that are float, and for outputs of the graph."""
         (source,), (target,) = step.inputs, step.outputs
         assert source.quantizer is not None
-        self.sources[target.name] = source
         self.reading(source.name, source.quantizer, target.name)
 
     def compute(self, step: Step) -> None:
@@ -141,15 +128,12 @@ class Emitter:
         if weight is not None:
             inputs.append(self._weight(step.node, weight))
             inputs += self._bias(step.node, step.inputs[0], weight)
-        self._operator(step, inputs)
+        self.operator(step, inputs)
 
     def arithmetic(self, step: Step) -> None:
         """An operator between DequantizeLinear and QuantizeLinear."""
         assert step.node is not None
-        if step.node.op in COMPOSITES:
-            COMPOSITES[step.node.op](self, step)
-        else:
-            self._operator(step, [self.float_of(value) for value in step.inputs] + self._rest(step.node))
+        self.operator(step, [self.float_of(value) for value in step.inputs] + self._rest(step.node))
 
     def codes(self, step: Step) -> None:
         """An operator on uint8: no float in between, nothing to fuse."""
@@ -160,99 +144,38 @@ class Emitter:
             low, high = quantize(np.array(bounds, np.float32), source.quantizer)
             self.nodes.append(self.clip(source.name, int(low), int(high), outputs[0], node.name))
             return
-        if gathered := [] if self.fake else repeats(node):
-            self._gather(node, source.name, gathered, outputs[0])
-            return
         if node.op == "Pad" and node.attrs.get("mode", "constant") == "constant":
             zero = self.constants.scalar(source.quantizer.zero_point, np.uint8)
             rest = [self._input(node.inputs[1]), zero, *map(self._input, node.inputs[3:])]  # not the float 0
         else:
             rest = self._rest(node)
         others = [value.name for value in step.inputs[1:]]
-        self.nodes.append(node_proto(node, [self._in_place(node, source.name), *others, *rest], outputs))
-
-    def _gather(self, node: Node, codes: str, repeated: list[tuple[int | None, int]], output: str) -> None:
-        """Write a Resize that repeats rows and columns, in channels-last: columns first, they are fewer then."""
-        codes = self._add("Transpose", [codes], codes, perm=[0, 2, 3, 1])
-        for axis in (2, 1):
-            size, scale = repeated[axis - 1]
-            if scale > 1:
-                codes = self._add("Gather", [codes, self._places(node, codes, axis, size, scale)], codes, axis=axis)
-        self.nodes.append(helper.make_node("Transpose", [codes], [output], node.name, perm=[0, 3, 1, 2]))
-
-    def _places(self, node: Node, source: str, axis: int, size: int | None, scale: int) -> str:
-        """Return the name of 0, 0, 1, 1, ...: each place of an axis `scale` times; computed where its size is open."""
-        if size is not None:
-            return self.constants.add(np.repeat(np.arange(size), scale), f"{node.name}_places")
-        zero, one, factor = (self.constants.scalar(number, np.int64) for number in (0, 1, scale))
-        length = self._add("Shape", [source], node.name, start=axis, end=axis + 1)
-        length = self._add("Squeeze", [length], node.name)
-        count = self._add("Mul", [length, factor], node.name)
-        return self._add("Div", [self._add("Range", [zero, count, one], node.name), factor], node.name)
+        self.nodes.append(node_proto(node, [self.in_front(node, source.name), *others, *rest], outputs))
 
     def keep(self, step: Step) -> None:
-        """A float operator, as it stands or in another spelling."""
-        node = step.node
-        assert node is not None
-        inputs = [self._input(tensor) for tensor in node.inputs]
-        if node.op in FUSED_AT_LOAD and any(tensor.name in self.quantized for tensor in node.outputs):
-            inputs = [self._unfused(name) if name in self.sources else name for name in inputs]
-        if node.op in QUANTIZED_AT_LOAD and node.inputs[0].name in self.sources:
-            inputs[0] = self._guarded(node, self.sources[node.inputs[0].name])
-        if operators := [] if self.fake else spelling(node, inputs, self.products, self.constants.add):
-            self._row(node, inputs[0], operators)
-        else:
-            if node.op == "Transpose" and inputs[0] in self.products:  # ONNX Runtime moves it behind what follows
-                self.products.add(node.outputs[0].name)
-            inputs = [self._in_place(node, name) for name in inputs[:1]] + inputs[1:]
-            self.nodes.append(node_proto(node, inputs, [tensor.name for tensor in node.outputs]))
+        """A float operator, as it stands."""
+        assert step.node is not None
+        self.stand(step.node, self.inputs(step.node))
 
-    def _in_place(self, node: Node, source: str) -> str:
-        """Return `source`, behind a Reshape that changes nothing where the node must not move to channels-last."""
-        shape = reshape_in_front(node)
-        return self._add("Reshape", [source, self.constants.add(np.array(shape), "same")], source) if shape else source
+    def stand(self, node: Node, inputs: list[str]) -> None:
+        """Write a float node as it stands, with other inputs."""
+        inputs = [self.in_front(node, name) for name in inputs[:1]] + inputs[1:]
+        self.nodes.append(node_proto(node, inputs, [tensor.name for tensor in node.outputs]))
 
-    def _row(self, node: Node, source: str, operators: Operators) -> None:
-        """Write operators in a row in the place of a float node; the last has its name."""
-        for op, inputs in operators[:-1]:
-            source = self._add(op, [source, *inputs], f"{node.name}")
-        op, inputs = operators[-1]
-        self.nodes.append(helper.make_node(op, [source, *inputs], [node.outputs[0].name], node.name))
-
-    def _unfused(self, name: str) -> str:
-        """Read a dequantized tensor through a Clip that changes nothing: ONNX Runtime does not look behind it."""
-        bounds = [self.constants.add(np.float32(bound), "largest") for bound in (-LARGEST, LARGEST)]
-        return self._add("Clip", [name, *bounds], name)
-
-    def _guarded(self, node: Node, codes: Value) -> str:
-        """Read codes through a scale per channel, all equal: ONNX Runtime then leaves a float weight as it is.
-
-        From 1.22 on it rounds the float weight of an operator between DequantizeLinear and QuantizeLinear to int8 per
-        tensor, but only behind a scalar scale.
-        """
-        weight, quantizer = constant_value(node.inputs[1]), codes.quantizer
-        if weight is None or quantizer is None:
-            return str(node.inputs[0].name)
-        axis = {"Conv": 1, "ConvTranspose": 0, "Gemm": 1 if node.attrs.get("transB", 0) else 0}[node.op]
-        along = 0 if node.attrs.get("transA", 0) else 1
-        channels = weight.shape[axis] * (node.attrs.get("group", 1) if node.op == "Conv" else 1)
-        if channels == 1:  # one scale is a scalar to ONNX Runtime
-            return self._unfused(node.inputs[0].name)
-        scale = self.constants.add(np.full(channels, quantizer.scale, np.float32), f"{codes.name}_scales")
-        zeros = self.constants.add(np.full(channels, quantizer.zero_point, np.uint8), f"{codes.name}_zeros")
-        return self._add("DequantizeLinear", [codes.name, scale, zeros], codes.name, axis=along)
+    def in_front(self, node: Node, source: str) -> str:
+        """Return what `node`, which moves codes or is float, reads in the place of `source`: that itself."""
+        return source
 
     # the pieces they share
 
-    def _operator(self, step: Step, inputs: list[str]) -> None:
+    def operator(self, step: Step, inputs: list[str]) -> None:
+        """Write the node of a step with these inputs, and the quantizer behind it."""
         (target,), node = step.outputs, step.node
         assert node is not None
         output = self.constants.unique(f"{target.name}_f") if target.quantizer else target.name
         self.nodes.append(node_proto(node, inputs, [output]))
         if target.quantizer:
             self.codes_of(output, target)
-        else:
-            self.products.add(output)
 
     def codes_of(self, source: str, target: Value) -> None:
         """Write QuantizeLinear, and the Clip of a narrow grid, that make the codes of `target` from a float tensor."""
@@ -304,15 +227,15 @@ class Emitter:
             zeros = self.constants.own(np.zeros(weight.scale.shape, np.int8), f"{stem}_zeros")
             inputs = [self._integers(weight, stem), scale, zeros]
             output = self.constants.unique(f"{stem}_dq")
-            self.weights[key] = self._add("DequantizeLinear", inputs, output, axis=weight.axis, output=output)
+            self.weights[key] = self.add("DequantizeLinear", inputs, output, axis=weight.axis, output=output)
         return self.weights[key]
 
     def _integers(self, weight: WeightQuantizer, stem: str) -> str:
         if self.packing == "int4" and self.opset >= pack.INT4_OPSET and pack.fits_int4(weight):
             nibbles = self.constants.proto(pack.int4_initializer(weight.integers(), f"{stem}_int4"))
-            return self._add("Cast", [nibbles], stem, to=TensorProto.INT8)
+            return self.add("Cast", [nibbles], stem, to=TensorProto.INT8)
         if self.packing != "none" and pack.worth_packing(weight):
-            return pack.unpack_planes(weight, stem, self.constants, self._add)
+            return pack.unpack_planes(weight, stem, self.constants, self.add)
         return self.constants.own(weight.integers(), f"{stem}_int8")
 
     def _bias(self, node: Node, data: Value, weight: WeightQuantizer) -> list[str]:
@@ -326,18 +249,23 @@ class Emitter:
             return [self.constants.add(codes.astype(np.float32) * scale, stem)]
         inputs = [self.constants.add(codes, f"{stem}_int32"), self.constants.add(scale, f"{stem}_scale")]
         output = self.constants.unique(f"{stem}_dq")
-        return [self._add("DequantizeLinear", inputs, output, axis=0, output=output)]
+        return [self.add("DequantizeLinear", inputs, output, axis=0, output=output)]
 
     def _rest(self, node: Node) -> list[str]:
         """Return the inputs behind the operands: shapes, indices, bounds."""
         return [self._input(tensor) for tensor in node.inputs[len(operands(node)) :]]
+
+    def inputs(self, node: Node) -> list[str]:
+        """Return the names of all inputs of a float node; constants are stored."""
+        return [self._input(tensor) for tensor in node.inputs]
 
     def _input(self, tensor: Tensor) -> str:
         if not isinstance(tensor, Constant):
             return str(tensor.name)
         return self.constants.add(np.asarray(tensor.values), str(tensor.name))
 
-    def _add(self, op: str, inputs: list[str], stem: str, *, output: str = "", **attributes: Any) -> str:
+    def add(self, op: str, inputs: list[str], stem: str, *, output: str = "", **attributes: Any) -> str:
+        """Write one more node, with names made of `stem`; return its output."""
         output = output or self.constants.unique(f"{stem}_u")
         self.nodes.append(helper.make_node(op, inputs, [output], self.name(f"{stem}/{op}"), **attributes))
         return output
@@ -345,14 +273,3 @@ class Emitter:
     def name(self, stem: str) -> str:
         """Return a node name of its own."""
         return unique_name(stem, self.names)
-
-
-WRITERS = {
-    Kind.QUANTIZE: Emitter.quantize,
-    Kind.REQUANTIZE: Emitter.quantize,
-    Kind.DEQUANTIZE: Emitter.dequantize,
-    Kind.COMPUTE: Emitter.compute,
-    Kind.ARITHMETIC: Emitter.arithmetic,
-    Kind.CODES: Emitter.codes,
-    Kind.FLOAT: Emitter.keep,
-}

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from qcompile.ir import Node, constant_value, consumers
 from qcompile.ir.shapes import rank_of, shape_of
-from qcompile.program.forms import CLIPS
+from qcompile.program.operands import CLIPS
 
 NORMALIZING = frozenset({"LayerNormalization", "ReduceMean"})  # the latter as the start of one that is written out
 REPEATING = {  # grids on which nearest neighbours at whole scales are repeats

@@ -30,9 +30,9 @@ from networks import (
 )
 
 from qcompile import QModel
+from qcompile.backends import check
+from qcompile.backends.ort_cpu.writer import OrtWriter
 from qcompile.calibration.collect import tap
-from qcompile.emission.check import check
-from qcompile.emission.qdq import Emitter
 from qcompile.program.lower import Kind, lower
 from qcompile.quant.plan import Form
 from qcompile.runtime.fused import is_integer, optimized_nodes
@@ -77,7 +77,7 @@ def test_text(name: str, emitted: Emitted, golden: Callable[[str, str], None]) -
 def test_file_is_valid_and_breaks_no_rule(name: str, precision: str, emitted: Emitted) -> None:
     model = emitted(name, precision)
     onnx.checker.check_model(file_of(model), full_check=True)
-    assert check(file_of(model), planned(model)) == []
+    assert check(file_of(model), model.target, planned(model)) == []
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -306,7 +306,7 @@ def test_output_that_is_read_inside_too() -> None:
     )
     found = Session(file_of(model), threads=1).run(samples(model.source, 2))
     assert found["b"].min() >= 0 and len(np.unique(found["b"])) > 16  # 8 bits outside, whatever the layer reads
-    assert check(file_of(model), planned(model)) == []
+    assert check(file_of(model), model.target, planned(model)) == []
 
 
 def test_constant_that_is_an_output() -> None:
@@ -330,7 +330,7 @@ def test_tensor_that_a_branch_captures() -> None:
     )
     model = compiled(source, EMIT, batch=1)
     onnx.checker.check_model(file_of(model), full_check=True)
-    assert check(file_of(model), planned(model)) == []
+    assert check(file_of(model), model.target, planned(model)) == []
     sessions = [Session(file, threads=1) for file in (source, file_of(model))]
     branches = set()
     for sample in samples(source, 8)["x"]:
@@ -347,7 +347,7 @@ def test_clip_on_codes_to_less_than_a_step() -> None:
           [first] a = Conv(x, A)  [clip] b = Clip(a, lo, hi)  [last] y = Conv(b, B)
         }"""
     )
-    assert check(file_of(model), planned(model)) == []
+    assert check(file_of(model), model.target, planned(model)) == []
 
 
 def test_names_of_the_graph_are_not_taken_for_new_tensors() -> None:
@@ -362,12 +362,12 @@ def test_names_of_the_graph_are_not_taken_for_new_tensors() -> None:
         a=4,
     )
     onnx.checker.check_model(file_of(model), full_check=True)
-    assert check(file_of(model), planned(model)) == []
+    assert check(file_of(model), model.target, planned(model)) == []
 
 
 def test_fake_form_has_float_weights_and_the_files_quantizers() -> None:
     model = compiled(RESIDUAL, CALIBRATE, w=4, a=4)
-    fake = Emitter(model.graph, model.plan, lower(model.graph, model.plan), "none", fake=True).model()
+    fake = OrtWriter(model.graph, model.plan, lower(model.graph, model.plan), "none", fake=True).model()
     arrays = initializers(fake)
     np.testing.assert_array_equal(arrays["W2"], model.plan.weights["first"].dequantize())
     assert not any(array.dtype == np.int8 for array in arrays.values())

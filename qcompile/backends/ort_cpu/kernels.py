@@ -2,7 +2,7 @@
 
 Each function takes codes (uint8) with their quantizers and returns float64 or float32 values before clamping, rounded
 and with the zero point added; the caller clamps them to the grid. Sums and products of two tensors, which have
-several kernels, are in `quant.elementwise`.
+several kernels, are in `elementwise`.
 """
 
 from __future__ import annotations

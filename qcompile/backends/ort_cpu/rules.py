@@ -1,155 +1,23 @@
-"""What an emitted file must satisfy to run on ONNX Runtime's integer kernels, checked on the file itself.
+"""What a file must satisfy to run on ONNX Runtime's integer kernels, checked on the file itself.
 
 A broken rule goes unnoticed by ONNX Runtime: the file loads, but a node runs in float, twice as slowly, or (a wrong
 bias scale before 1.31) with wrong numbers. Nothing is run here; `runtime.fused` looks at what became of the file.
+Each rule yields (node, detail) for every place where it is broken.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any, Final
+from collections.abc import Iterable, Iterator
+from typing import Final
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
-from qcompile.ir.store import values_of
+from qcompile.backends.ort_cpu.composites import COMPOSITES
+from qcompile.emission.emitted import CODES, Emitted, Finding, Rule, attribute, same_parameters, type_name
 from qcompile.quant.params import WEIGHT_MIN
-
-COMPUTE: Final = ("Conv", "Gemm", "MatMul")
-FLOAT_OUTPUT: Final = ("Gemm", "MatMul")  # QGemm and MatMulIntegerToFloat
-ROUNDS_LATE: Final = ("Add", "Mul", "AveragePool")  # round after adding the zero point
-CLIPS: Final = ("Relu", "Clip")
-CODES: Final = (TensorProto.UINT8, TensorProto.INT8)
-KEEP_TYPE: Final = frozenset(
-    [
-        *("Clip", "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Pad", "ReduceMax"),
-        *("Reshape", "Resize", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze"),
-        *("Add", "BitShift", "BitwiseAnd", "BitwiseOr", "Mul", "Sub"),  # take packed weights apart
-    ]
-)  # operators whose outputs have the type of their first input, of those that meet codes or packed weights
-
-
-@dataclass(frozen=True)
-class Violation:
-    """A broken rule: its name in `RULES`, the node (or tensor) it was found at, and what is wrong there."""
-
-    rule: str
-    node: str
-    detail: str
-
-    def __str__(self) -> str:
-        return f"{self.node}: {self.detail} [{self.rule}]"
-
-
-Finding = tuple[str, str]  # node name, detail
-
-
-def check(model: onnx.ModelProto, planned: Collection[str] = ()) -> list[Violation]:
-    """Return every violation in an emitted model, in the order of `RULES`.
-
-    Conv, Gemm and MatMul between DequantizeLinear and with a quantized weight are held to the rules always; `planned`
-    names further nodes that are meant to run on integer kernels (an Add between floats is nobody's fault otherwise).
-    """
-    emitted = Emitted(model, planned)
-    return [Violation(name, *finding) for name, rule in RULES.items() for finding in rule(emitted)]
-
-
-def nodes_on_codes(model: onnx.ModelProto) -> set[str]:
-    """Return the names of the nodes that read uint8 or int8 codes themselves: they need no fusion."""
-    emitted = Emitted(model)
-    return {
-        node.name
-        for node in model.graph.node
-        if node.op_type != "DequantizeLinear" and node.input and emitted.kinds.get(node.input[0]) in CODES
-    }
-
-
-class Emitted:
-    """An emitted model with what the rules ask of it: who makes and reads a tensor, constants, element types."""
-
-    def __init__(self, model: onnx.ModelProto, planned: Collection[str] = ()) -> None:
-        graph = model.graph
-        self.nodes = list(graph.node)
-        self.outputs = {output.name for output in graph.output}
-        self.initializers = {tensor.name: tensor for tensor in graph.initializer}
-        self.makers = {name: node for node in self.nodes for name in node.output if name}
-        self.readers: dict[str, list[onnx.NodeProto]] = {}
-        for node in self.nodes:
-            for name in dict.fromkeys([*node.input, *captured(node)]):
-                self.readers.setdefault(name, []).append(node)
-        self.constants: set[str] = set(self.initializers)
-        self.kinds: dict[str, int] = {name: tensor.data_type for name, tensor in self.initializers.items()}
-        self.kinds |= {item.name: item.type.tensor_type.elem_type for item in graph.input}
-        for node in self.nodes:
-            if all(name in self.constants for name in node.input if name):
-                self.constants.update(node.output)
-            self.kinds.update(dict.fromkeys(node.output, self._kind(node)))
-        self.integer = [node for node in self.nodes if node.name in planned or self._quantized_compute(node)]
-
-    def maker(self, name: str, op_type: str) -> onnx.NodeProto | None:
-        """Return the node that makes tensor `name` if it is an `op_type`."""
-        node = self.makers.get(name)
-        return node if node is not None and node.op_type == op_type else None
-
-    def value(self, name: str) -> NDArray[Any] | None:
-        """Return the array of an initializer or a Constant node."""
-        if name in self.initializers:
-            return values_of(self.initializers[name])
-        node = self.maker(name, "Constant")
-        tensors = [item.t for item in node.attribute if item.name == "value"] if node is not None else []
-        return values_of(tensors[0]) if tensors else None
-
-    def parameters(self, node: onnx.NodeProto) -> tuple[NDArray[Any] | None, NDArray[Any]]:
-        """Return scale and zero point of a QuantizeLinear or DequantizeLinear; an absent zero point is 0."""
-        zero_point = self.value(node.input[2]) if len(node.input) > 2 and node.input[2] else None
-        return self.value(node.input[1]), np.zeros((), np.uint8) if zero_point is None else zero_point
-
-    def operands(self, node: onnx.NodeProto) -> list[str]:
-        """Return the inputs of `node` that carry data."""
-        count = {"Concat": len(node.input), "Add": 2, "Mul": 2, "MatMul": 2}.get(node.op_type, 1)
-        return list(node.input[:count])
-
-    def weight(self, node: onnx.NodeProto) -> onnx.NodeProto | None:
-        """Return the DequantizeLinear of a compute node's constant weight."""
-        dequantize = self.maker(node.input[1], "DequantizeLinear") if node.op_type in COMPUTE else None
-        return dequantize if dequantize is not None and dequantize.input[0] in self.constants else None
-
-    def _quantized_compute(self, node: onnx.NodeProto) -> bool:
-        return self.weight(node) is not None and self.maker(node.input[0], "DequantizeLinear") is not None
-
-    def _kind(self, node: onnx.NodeProto) -> int:
-        if node.op_type == "QuantizeLinear":
-            return self.kinds.get(node.input[2], TensorProto.UINT8) if len(node.input) > 2 else TensorProto.UINT8
-        if node.op_type == "DequantizeLinear":
-            return self.kinds.get(node.input[1], TensorProto.FLOAT)
-        if node.op_type == "Cast":
-            return int(attribute(node, "to", TensorProto.UNDEFINED))
-        if node.op_type == "Constant":
-            return next((item.t.data_type for item in node.attribute if item.name == "value"), TensorProto.UNDEFINED)
-        known = node.op_type in KEEP_TYPE and bool(node.input)
-        return self.kinds.get(node.input[0], TensorProto.UNDEFINED) if known else TensorProto.UNDEFINED
-
-
-def captured(node: onnx.NodeProto) -> Iterator[str]:
-    """Yield every name that the subgraphs of `node` read."""
-    for item in node.attribute:
-        for graph in [item.g] if item.type == onnx.AttributeProto.GRAPH else item.graphs:
-            yield from (output.name for output in graph.output)
-            for inner in graph.node:
-                yield from inner.input
-                yield from captured(inner)
-
-
-def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
-    """Return the value of an attribute."""
-    return next((helper.get_attribute_value(item) for item in node.attribute if item.name == name), default)
-
-
-# The rules: each yields (node, detail) for every place where it is broken.
 
 
 def dequantized_inputs(emitted: Emitted) -> Iterator[Finding]:
@@ -165,7 +33,7 @@ def one_quantizer(emitted: Emitted) -> Iterator[Finding]:
     for node in emitted.integer:
         readers = emitted.readers.get(node.output[0], [])
         quantizers = [reader for reader in readers if reader.op_type == "QuantizeLinear"]
-        if (not quantizers and node.op_type in FLOAT_OUTPUT) or emitted.kinds[node.output[0]] in CODES:
+        if (not quantizers and node.op_type in emitted.target.float_output) or emitted.kinds[node.output[0]] in CODES:
             continue
         if len(quantizers) != 1:
             yield node.name, f"its output has {len(quantizers)} QuantizeLinear behind it"
@@ -188,12 +56,12 @@ def no_float_clip(emitted: Emitted) -> Iterator[Finding]:
     """No Relu or Clip reads the float output of an integer node: the quantizer's range clips, or Max and Min do."""
     for node in emitted.integer:
         for clip in emitted.readers.get(node.output[0], []):
-            if clip.op_type not in CLIPS or emitted.kinds[node.output[0]] in CODES:
+            if clip.op_type not in emitted.target.clips or emitted.kinds[node.output[0]] in CODES:
                 continue
             behind = emitted.readers.get(clip.output[0], [])
             if any(item.op_type == "QuantizeLinear" for item in behind):
                 yield node.name, f"{clip.op_type} {clip.name!r} stands in float between it and its QuantizeLinear"
-            elif node.op_type in FLOAT_OUTPUT:
+            elif node.op_type in emitted.target.float_output:
                 yield node.name, f"{clip.op_type} {clip.name!r} reads its float output: Max and Min would do"
 
 
@@ -267,8 +135,9 @@ def exact_bias(emitted: Emitted) -> Iterator[Finding]:
 
 def even_zero_points(emitted: Emitted) -> Iterator[Finding]:
     """Outputs of kernels that round after adding the zero point have an even one: then both orders agree."""
+    late = emitted.target.even_zero_point - COMPOSITES.keys()  # in the file these are others
     for node in emitted.nodes:
-        if node.op_type not in ROUNDS_LATE or any(
+        if node.op_type not in late or any(
             emitted.maker(name, "DequantizeLinear") is None for name in emitted.operands(node)
         ):
             continue
@@ -344,12 +213,6 @@ def repeated(names: Iterable[str], what: str) -> Iterator[Finding]:
             yield name or "(no name)", f"{count} {what}s have this name" if name else f"{count} {what}s have no name"
 
 
-def same_parameters(emitted: Emitted, one: onnx.NodeProto, other: onnx.NodeProto) -> bool:
-    """Say whether two Q/DQ nodes have equal constant scales and zero points."""
-    pairs = zip(emitted.parameters(one), emitted.parameters(other))
-    return all(a is not None and b is not None and np.array_equal(a, b) for a, b in pairs)
-
-
 def output_axes(node: onnx.NodeProto) -> tuple[int, ...]:
     """Return the output-channel axis of a compute node's weight: counted from the front and from the end."""
     if node.op_type == "Conv" or (node.op_type == "Gemm" and attribute(node, "transB", 0)):
@@ -357,12 +220,7 @@ def output_axes(node: onnx.NodeProto) -> tuple[int, ...]:
     return (1, -1)
 
 
-def type_name(kind: int) -> str:
-    """Return the name of an element type."""
-    return str(TensorProto.DataType.Name(kind)).lower()
-
-
-RULES: Final[dict[str, Callable[[Emitted], Iterator[Finding]]]] = {
+RULES: Final[dict[str, Rule]] = {
     "dequantized-inputs": dequantized_inputs,
     "one-quantizer": one_quantizer,
     "no-double-requantization": no_double_requantization,

@@ -11,17 +11,11 @@ from numpy.typing import NDArray
 
 from qcompile.ir import Graph, Node, Tensor, constant_value, only_consumer, producer
 from qcompile.program.dag import activation_dag
-from qcompile.program.forms import (
-    data_inputs,
-    dictated,
-    integer_form,
-    least_output_scale,
-    operands,
-    weight_axis,
-)
 from qcompile.program.lower import absorbed_bounds, absorbed_end
+from qcompile.program.operands import data_inputs, operands, weight_axis
 from qcompile.quant.plan import Form, Plan
 from qcompile.quant.plan_check import LARGEST, LEAST, plan_problem
+from qcompile.targets.forms import integer_form
 from qcompile.targets.schema import Target
 
 Problems = Iterator[str]
@@ -108,7 +102,12 @@ def _may_be_absorbed(fit: _Fit, node: Node) -> bool:
     (source,) = data_inputs(node)
     made_by = producer(source)
     alone = only_consumer(fit.graph, source) is node
-    return made_by is not None and alone and fit.plan.form(made_by.name) is not Form.CODES and not dictated(made_by)
+    return (
+        made_by is not None
+        and alone
+        and fit.plan.form(made_by.name) is not Form.CODES
+        and made_by.op not in fit.target.dictated
+    )
 
 
 def _quantized(fit: _Fit) -> Problems:
@@ -141,7 +140,7 @@ def _specs(fit: _Fit) -> Problems:
         lower, upper, node = absorbed_bounds(fit.plan, fit.tensors[tensor])
         arithmetic = node is not None and fit.plan.form(node.name) is Form.ARITHMETIC
         spec = fit.plan.specs[root]
-        fixed = dictated(node) if node is not None and arithmetic else None
+        fixed = fit.target.dictated.get(node.op) if node is not None and arithmetic else None
         if spec.fixed != fixed and (fixed or tensor == root):
             yield f"the quantizer of {tensor!r} is {'not ' if fixed else ''}one that an operator dictates"
         if node is not None and arithmetic and node.op in fit.target.even_zero_point and not spec.even_zero_point:
@@ -203,7 +202,7 @@ def _scales(fit: _Fit) -> Problems:
         if bias is not None and not (np.abs(bias) <= products * INT32_MAX).all():
             yield f"the bias of {node.name!r} does not fit into int32 at the scales of its input and weight"
         if fit.plan.form(node.name) is Form.ARITHMETIC:
-            least = np.float32(least_output_scale(node, fit.scale(operands(node)[0])))
+            least = np.float32(fit.target.least_output_scale.get(node.op, 0.0) * fit.scale(operands(node)[0]))
             if made < least:
                 yield f"the scale behind {node.name!r} is {made:g}, its kernel takes {least:g} or more"
 

@@ -1,44 +1,17 @@
-"""Operator traits: the form of every operator, the reasons against it, and which inputs carry data."""
+"""The form of every operator on its target, and the reasons against it."""
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 from networks import network
+from single_nodes import node_of
 
-from qcompile.ir import Graph, Node
 from qcompile.ir.prepare import prepare
-from qcompile.program.forms import (
-    CHECKS,
-    HARD_SIGMOID,
-    HARD_SWISH_SLOPE,
-    SHIFTED_SIGMOID,
-    clip_bounds,
-    data_inputs,
-    dictated,
-    float_bias,
-    integer_form,
-    operands,
-    told_apart,
-    weight_axis,
-)
 from qcompile.quant.plan import Form
+from qcompile.targets.forms import CHECKS, integer_form
 from qcompile.targets.schema import Target
 
 TARGET = Target.load("ort-cpu")
-CONSTANTS = """float zero = {0}, float one = {1}, float two = {2}, float[0] nothing = {}, float[4,0] none = {},
-  int64[8] p = {0,0,1,0,0,0,0,1}, int64[1] i0 = {0}, int64[1] i2 = {2}, int64[1] last = {-1}, int64[4] grow = {1,1,2,2},
-  float[4] s = {1,1,2,2}, int64[3] sizes = {0,0,-1}, float[1] ones = {1}, int64[4] whole = {2,4,6,6}"""
-
-
-def node_of(node: str) -> Node:
-    """Return one node on x, u [2,4,6,6], rows [4,4] (float), d (double); K and the like are random weights."""
-    text = f"""net (float[2,4,6,6] x, float[2,4,6,6] u, float[4,4] rows, double[2,4,6,6] d, float[4,4,1,1] weight,
-      float[3,4,1,1] W, float[3] B, float[1,3] BROW, float[4,5] M, float[5,4] MT, float[5] BM, float[2,4,5] M3,
-      float[1,4,1,1] K, int64[1] axes) => (y) <{CONSTANTS}> {{ y = {node} }}"""
-    graph: Graph = prepare(network(text), TARGET.opset)
-    return graph.nodes[0]
-
 
 INTEGER = {
     "Conv(x, W)": Form.COMPUTE,
@@ -144,78 +117,4 @@ def test_max_pool_that_gives_indices() -> None:
 
 def test_every_check_has_a_reason_that_is_tested() -> None:
     declined = {node.split("(")[0].split("<")[0] for node, reason in FLOAT.items() if reason} | {"MaxPool"}
-    assert CHECKS.keys() <= declined
-
-
-@pytest.mark.parametrize(
-    "node, bounds",
-    [
-        ("Relu(x)", (0, np.inf)),
-        ("Clip(x)", (-np.inf, np.inf)),
-        ("Clip(x, zero)", (0, np.inf)),
-        ("Clip(x, , two)", (-np.inf, 2)),
-        ("Clip(x, zero, ones)", (0, 1)),  # a bound of one element is a number
-        ("Clip(x, weight)", None),
-        ("Clip(x, B)", None),
-    ],
-)
-def test_clip_bounds(node: str, bounds: tuple[float, float] | None) -> None:
-    assert clip_bounds(node_of(node)) == bounds
-
-
-@pytest.mark.parametrize(
-    "node, all_operands, data",
-    [
-        ("Conv(x, W, B)", ["x"], ["x"]),
-        ("Mul(K, x)", ["K", "x"], ["x"]),
-        ("Add(x, x)", ["x", "x"], ["x", "x"]),
-        ("Concat<axis = 1>(x, u, x)", ["x", "u", "x"], ["x", "u", "x"]),
-        ("Resize(x, , s)", ["x"], ["x"]),
-        ("Clip(x, zero, two)", ["x"], ["x"]),
-    ],
-)
-def test_operands(node: str, all_operands: list[str], data: list[str]) -> None:
-    made = node_of(node)
-    assert [tensor.name for tensor in operands(made)] == all_operands
-    assert [tensor.name for tensor in data_inputs(made)] == data
-
-
-@pytest.mark.parametrize(
-    "node, axis", [("Conv(x, W)", 0), ("Gemm(rows, M)", 1), ("Gemm<transB = 1>(rows, MT)", 0), ("MatMul(rows, M)", 1)]
-)
-def test_weight_axis_is_that_of_the_output_channels(node: str, axis: int) -> None:
-    assert weight_axis(node_of(node)) == axis
-
-
-def test_float_bias() -> None:
-    assert float_bias(node_of("Conv(x, W)")) is None
-    assert float_bias(node_of("MatMul(rows, M)")) is None
-    assert float_bias(node_of("Conv(x, W, BROW)")).shape == (3,)
-    assert float_bias(node_of("Gemm(rows, M, BM)")).dtype == np.float32
-
-
-def test_hard_sigmoid_is_an_integer_product() -> None:
-    """What its zero points say: codes of clip(slope*x + 1/2, 0, 1), written with zero point 128 and read with 0."""
-    assert dictated(node_of("HardSigmoid(x)")) == HARD_SIGMOID and dictated(node_of("HardSwish(x)")) is None
-    x = np.linspace(-6, 6, 49)
-    written = np.clip(
-        np.rint(HARD_SWISH_SLOPE * x / HARD_SIGMOID.scale) + SHIFTED_SIGMOID.zero_point, 0, HARD_SIGMOID.levels
-    )
-    read = (written - HARD_SIGMOID.zero_point) * HARD_SIGMOID.scale
-    # Half a step of rounding; at the top a whole one, for the largest code is 255/256.
-    np.testing.assert_allclose(read, np.clip(x / 6 + 0.5, 0, 1), rtol=0, atol=1 / 256)
-
-
-@pytest.mark.parametrize(
-    ("node", "ends"),
-    [
-        ("HardSwish(x)", (-3, np.inf)),
-        ("HardSigmoid<alpha = 0.25>(x)", (-2, 2)),
-        ("Relu(x)", (0, np.inf)),
-        ("Clip(x, zero, two)", (0, 2)),
-        ("Sigmoid(x)", (-np.inf, np.inf)),
-        ("Conv(x, W)", (-np.inf, np.inf)),
-    ],
-)
-def test_values_that_an_operator_tells_apart(node: str, ends: tuple[float, float]) -> None:
-    assert told_apart(node_of(node)) == pytest.approx(ends)
+    assert CHECKS.keys() | TARGET.checks.keys() <= declined

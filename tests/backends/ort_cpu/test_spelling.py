@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from networks import EMIT, compiled, network, samples
 
-from qcompile.emission.check import check
-from qcompile.emission.spelling import REPEATING
+from qcompile.backends import check
+from qcompile.backends.ort_cpu.spelling import REPEATING
 from qcompile.quant.plan import Form
 from qcompile.runtime.fused import is_integer, optimized_nodes
 from qcompile.runtime.session import Session
@@ -83,7 +83,7 @@ def test_kernels_and_values(text: str, operators: str) -> None:
     ran = [op for _, op in made]
     first = next(i for i, op in enumerate(ran) if is_integer(op))
     assert sorted(ran[first + 1 :]) == sorted(operators.split())
-    assert check(model.emitted, planned) == []
+    assert check(model.emitted, model.target, planned) == []
     feeds = samples(source)
     found, expected = (Session(file, threads=1).run(feeds)["y"] for file in (model.emitted, source))
     np.testing.assert_allclose(
@@ -135,7 +135,7 @@ def test_float_prelu_is_written_without_its_slow_kernel(slopes: str, operators: 
     assert model.emitted is not None
     ran = [op for _, op in optimized_nodes(model.emitted)]
     assert ran == ["Erf", *operators.split(), "Sin", "QuantizeLinear", "MatMulIntegerToFloat"]
-    assert check(model.emitted, {"y"}) == []  # no slopes are left behind that nothing reads
+    assert check(model.emitted, model.target, {"y"}) == []  # no slopes are left behind that nothing reads
     feeds = samples(source)
     found, expected = (Session(file, threads=1).run(feeds)["y"] for file in (model.emitted, source))
     assert np.mean((found - expected) ** 2) < 0.001 * np.mean(expected**2)

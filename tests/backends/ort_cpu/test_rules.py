@@ -7,7 +7,12 @@ import onnx
 import pytest
 from onnx import numpy_helper, parser
 
-from qcompile.emission.check import RULES, check, nodes_on_codes
+from qcompile.backends import check
+from qcompile.backends.ort_cpu.rules import RULES
+from qcompile.emission.emitted import Emitted
+from qcompile.targets.schema import Target
+
+TARGET = Target.load("ort-cpu")
 
 # Conv (8-bit output) + shortcut -> Add (4-bit grid, Clip) -> Flatten on codes -> Gemm with float output.
 GOOD = """<ir_version: 8, opset_import: ["": 18]>
@@ -49,7 +54,7 @@ def model(text: str = GOOD) -> onnx.ModelProto:
 
 def test_good_file_has_no_violation() -> None:
     onnx.checker.check_model(model(), full_check=True)
-    assert check(model(), planned=["add"]) == []
+    assert check(model(), TARGET, planned=["add"]) == []
 
 
 # rule, node it is reported at, and what to replace in GOOD
@@ -132,7 +137,7 @@ BROKEN = {
 @pytest.mark.parametrize("rule, node, old, new", BROKEN.values(), ids=BROKEN)
 def test_broken_rule_is_found(rule: str, node: str, old: str, new: str) -> None:
     assert GOOD.count(old) == 1
-    found = check(model(GOOD.replace(old, new)), planned=["add"])
+    found = check(model(GOOD.replace(old, new)), TARGET, planned=["add"])
     assert (rule, node) in [(item.rule, item.node) for item in found]
 
 
@@ -143,7 +148,7 @@ def test_every_rule_is_tested() -> None:
 def test_narrow_second_quantizer_needs_its_clip() -> None:
     second = """[q_r] ru = QuantizeLinear(yd, as, az) [clip_r] r = Clip(ru, low, high)
       [dq_r] rd = DequantizeLinear(r, as, az) [add] a = Add(rd, xd)"""
-    assert check(model(GOOD.replace("[add] a = Add(yd, xd)", second)), planned=["add"]) == []
+    assert check(model(GOOD.replace("[add] a = Add(yd, xd)", second)), TARGET, planned=["add"]) == []
 
 
 def test_float_nodes_are_held_to_nothing() -> None:
@@ -158,13 +163,13 @@ def test_float_nodes_are_held_to_nothing() -> None:
     text = text.replace(
         "[q_y] yq = QuantizeLinear(y, ys, yz)", "[relu] r = Relu(y)  [q_y] yq = QuantizeLinear(r, ys, yz)"
     )
-    assert check(model(text)) == []
+    assert check(model(text), TARGET) == []
 
 
 def test_unplanned_add_may_stay_float() -> None:
     text = GOOD.replace("[add] a = Add(yd, xd)", "[n] m = Neg(x) [add] a = Add(yd, m)")
-    assert check(model(text)) == []
-    assert [item.rule for item in check(model(text), planned=["add"])] == ["dequantized-inputs"]
+    assert check(model(text), TARGET) == []
+    assert [item.rule for item in check(model(text), TARGET, planned=["add"])] == ["dequantized-inputs"]
 
 
 def test_weight_unpacked_by_nodes_counts_as_int8() -> None:
@@ -174,8 +179,8 @@ def test_weight_unpacked_by_nodes_counts_as_int8() -> None:
         "int8[2,2,1,1] w = {1, -2, 3, 4}", "uint8[2,2,1,1] wp = {1, 2, 3, 4}, uint8 m = {15}, int32 half = {-8}"
     )
     text = text.replace("[dq_w] wd = DequantizeLinear<axis = 0>(w, ws)", unpack)
-    assert check(model(text)) == []
+    assert check(model(text), TARGET) == []
 
 
 def test_nodes_on_codes() -> None:
-    assert nodes_on_codes(model()) == {"clip", "flatten"}
+    assert Emitted(model(), TARGET).on_codes() == {"clip", "flatten"}

@@ -1,0 +1,47 @@
+"""Files for runtimes, by target: a writer of programs, the rules that its files obey, what its kernels compute."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import onnx
+
+from qcompile.backends import ort_cpu
+from qcompile.emission.doubts import Doubt
+from qcompile.emission.emitted import Emitted, Rule, Violation
+from qcompile.emission.writer import Writer
+from qcompile.program.lower import Program
+from qcompile.targets.schema import Target
+
+
+@dataclass(frozen=True)
+class Backend:
+    """What is known of the files of one runtime.
+
+    `writer` writes a program; `rules` look at the file and yield where it breaks them; `doubts` finds in a program the
+    nodes that the runtime rounds differently on different processors.
+    """
+
+    writer: type[Writer]
+    rules: Mapping[str, Rule]
+    doubts: Callable[[Program], Iterable[Doubt]]
+
+
+BACKENDS: Final[Mapping[str, Backend]] = {"ort-cpu": Backend(ort_cpu.OrtWriter, ort_cpu.RULES, ort_cpu.doubtful_nodes)}
+
+
+def backend_of(target: Target) -> Backend:
+    """Return the backend of a target."""
+    return BACKENDS[target.name]
+
+
+def check(model: onnx.ModelProto, target: Target, planned: Collection[str] = ()) -> list[Violation]:
+    """Return every violation in an emitted model, in the order of the target's rules.
+
+    Compute nodes between DequantizeLinear and with a quantized weight are held to the rules always; `planned` names
+    further nodes that are meant to run on integer kernels (an Add between floats is nobody's fault otherwise).
+    """
+    emitted = Emitted(model, target, planned)
+    return [Violation(name, *finding) for name, rule in backend_of(target).rules.items() for finding in rule(emitted)]
