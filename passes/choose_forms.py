@@ -54,7 +54,8 @@ class ChooseForms:
 def _nothing(model: QModel) -> InputError:
     """Return the error for a model of which nothing can run on integers."""
     if not any(node.op_type in LAYERS for node in nodes_of(model.source)):
-        return InputError("nothing to quantize: the model has no Conv, Gemm or MatMul")
+        what = "nothing to quantize: the model has no Conv, Gemm or MatMul"
+        return InputError(what, remedy="run it as it is")
     reasons = sorted({node.reason for node in model.plan.nodes.values() if node.reason})
     return InputError(
         "nothing to quantize: no Conv, Gemm or MatMul can run on integers",

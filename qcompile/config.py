@@ -262,7 +262,10 @@ def check_pattern(where: str, pattern: str) -> None:
     try:
         re.compile(pattern)
     except (re.error, TypeError) as error:
-        raise InputError(f"{where} {pattern!r} is not a regular expression: {error}") from error
+        what = f"{where} {pattern!r} is not a regular expression: {error}"
+        raise InputError(
+            what, remedy=r"give one for names of nodes; \ in front of a sign takes it as it stands"
+        ) from error
 
 
 def parse_fix(text: str) -> tuple[str, Any]:
@@ -372,7 +375,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
     try:
         return parse_toml(data)
     except ValueError as error:
-        raise InputError(f"the recipe is not TOML: {error}", where=str(path)) from error
+        raise InputError(f"the recipe is not TOML: {error}", where=str(path), remedy="correct it there") from error
 
 
 def recipe(*settings: Config | Files) -> dict[str, Any]:

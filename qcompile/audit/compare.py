@@ -126,7 +126,8 @@ class Outputs:
             if has_nan(reference[name]):
                 raise InputError(f"output {name!r} of the float model holds NaN", remedy="check the model and its data")
             if has_nan(values):
-                raise EmissionError(f"output {name!r} of {self.subject} holds NaN where the float model does not")
+                what = f"output {name!r} of {self.subject} holds NaN where the float model does not"
+                raise EmissionError(what, remedy="please report it")
             if values.shape == reference[name].shape:
                 output = self.described.get(name, Output())
                 found = self.outputs.setdefault(name, Agreement(output))

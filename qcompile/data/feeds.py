@@ -124,7 +124,8 @@ def blaming_function(where: str) -> Iterator[None]:
     except (InputError, KeyboardInterrupt):
         raise
     except BaseException as error:
-        raise InputError(f"the data function failed: {type(error).__name__}: {error}", where=where) from error
+        what = f"the data function failed: {type(error).__name__}: {error}"
+        raise InputError(what, where=where, remedy="correct what it does") from error
 
 
 def not_data(value: Any, gives: str, where: str) -> InputError:
@@ -332,7 +333,9 @@ def load_function(text: str) -> Feeds:
         except KeyboardInterrupt:
             raise
         except BaseException as error:
-            remedy = f"give {name.removesuffix('.py')}:{attribute}" if name.endswith(".py") else "give module:function"
+            remedy = "correct it, or go to the folder that it is in"
+            if name.endswith(".py"):
+                remedy = f"give {name.removesuffix('.py')}:{attribute}"
             what = f"cannot import {name!r}: {type(error).__name__}: {error}"
             raise InputError(what, where=text, remedy=remedy) from error
     function = getattr(module, attribute, None)

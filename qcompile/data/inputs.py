@@ -128,7 +128,8 @@ def common_rows(arrays: Arrays, where: str) -> int:
     rows = {name: array.shape[0] for name, array in arrays.items()}
     if len(set(rows.values())) > 1:
         has = ", ".join(f"{name!r} {count}" for name, count in rows.items())
-        raise RaggedError(f"the arrays do not have the same number of samples: {has}", where=where)
+        what = f"the arrays do not have the same number of samples: {has}"
+        raise RaggedError(what, where=where, remedy="give as many for every input")
     count = next(iter(rows.values()), 0)
     if count == 0:
         raise InputError("the data is empty: it has no sample", where=where, remedy="give at least one sample")

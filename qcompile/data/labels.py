@@ -51,7 +51,8 @@ def read_labels(path: Path) -> dict[str, int]:
         text = io.StringIO(data.decode("utf-8-sig"), newline="")
         rows = [(number, row) for number, row in enumerate(csv.reader(text), 1) if row]
     except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"cannot read the labels: {error}", where=str(path)) from error
+        what, remedy = f"cannot read the labels: {error}", "write it as text in UTF-8"
+        raise InputError(what, where=str(path), remedy=remedy) from error
     for place, (number, row) in enumerate(rows):
         if len(row) > 1 and row[1].strip().isdecimal() and len(row[1].strip()) <= DIGITS:
             name = PurePosixPath(row[0].strip().replace("\\", "/")).as_posix()

@@ -178,7 +178,8 @@ def read_base(name: str) -> Mapping[str, Any]:
     try:
         table = parse_toml(data)
     except ValueError as error:
-        raise InputError(f"the file of --preprocess is not TOML: {error}", where=name) from error
+        what = f"the file of --preprocess is not TOML: {error}"
+        raise InputError(what, where=name, remedy="correct it there") from error
     return {key: read_value(key, as_text(key, value), name) for key, value in table.items()}
 
 

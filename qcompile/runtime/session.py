@@ -120,7 +120,8 @@ class Session:
 
     def _failure(self, error: Exception) -> QCompileError:
         if self.fault is InputError:
-            return InputError(f"the model cannot run on this data: {first_line(error)}")
+            what = f"the model cannot run on this data: {first_line(error)}"
+            return InputError(what, remedy="give samples that the float model runs on")
         return self.fault(
             f"{NAME} cannot run what was made of the model: {first_line(error)}", remedy="please report it"
         )

@@ -182,7 +182,9 @@ def test_module_and_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         InputError, match=r"no function 'batches' .*calibration_beside.py\); write def batches\(\): ..."
     ):
         open_dataset("calibration_beside:batches", INPUTS, None)
-    with pytest.raises(InputError, match="cannot import 'calibration_missing': ModuleNotFoundError"):
+    with pytest.raises(
+        InputError, match=r"cannot import 'calibration_missing': ModuleNotFoundError.*; .* go to the folder"
+    ):
         open_dataset("calibration_missing:batches", INPUTS, None)
     with pytest.raises(InputError, match="cannot import 'calibration_broken': ZeroDivisionError"):
         open_dataset("calibration_broken:batches", INPUTS, None)
