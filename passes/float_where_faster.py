@@ -34,6 +34,7 @@ LEAST_GAIN = 0.01  # of the float model's time, for each border of a float stret
 QUARTILE = 25
 SOLITARY = 3  # files that are float but for one piece, among the best ones
 REASON = "faster in float"
+REDONE = ("plan", "emitted", "audit", "journal", "kept_float", "corrected")  # what a second file leaves in a model
 
 Choice = tuple[bool, ...]  # for each piece whether it is float
 
@@ -68,10 +69,11 @@ class FloatWhereFaster:
         if not kept:
             model.journal.note(self.name, "nothing is faster in float")
             return 0
-        before = (model.plan, model.emitted, model.audit, model.journal, model.kept_float)
+        before = {name: getattr(model, name) for name in REDONE}
         faster = self._redo(model, kept)
         if faster is None or faster.speedup <= speed.speedup:
-            model.plan, model.emitted, model.audit, model.journal, model.kept_float = before
+            for name, value in before.items():
+                setattr(model, name, value)
             model.journal.note(self.name, "nothing is faster in float")
             return 0
         for stretch in stretches(choice, pieces):

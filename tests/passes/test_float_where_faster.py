@@ -135,13 +135,14 @@ def test_tiny_models_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_is_not_faster_after_all_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
     model = prepared(CHAIN, "conv1")
-    plan, emitted = model.plan, model.emitted
+    plan, emitted, corrected = model.plan, model.emitted, model.corrected
     monkeypatch.setattr(f"{__name__}.speedup", lambda *_: 0.5)  # whatever is float
     monkeypatch.setattr(Trials, "best", lambda trials: ((True, *[False] * (len(trials.pieces) - 1)), trials.pieces))
     config = model.config
     again = [Measured("") if item.name == "validate" else item for item in (*numbers(config), *emit(config))]
     assert FloatWhereFaster(place(config), again, config.placement).run(model) == 0
     assert model.plan is plan and model.emitted is emitted and model.kept_float == {}
+    assert corrected is not None and model.corrected is corrected
 
 
 def test_a_second_file_that_fails_leaves_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
