@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 import onnx
 
-from qcompile.config import Config, decided_by_plan, parse_fix, recipe_hash
+from qcompile.config import Config, decided_by_plan, recipe_hash
 from qcompile.data import InputInfo, input_infos, open_dataset, open_evaluation, parse_preprocess, random_dataset
 from qcompile.data.dataset import Dataset
 from qcompile.emission.pack import INT4_OPSET
 from qcompile.errors import InputError, QCompileError, expect
 from qcompile.files import Content, check_outputs, write_files
+from qcompile.flags import parse_fix
 from qcompile.ir.fingerprint import fingerprint
 from qcompile.ir.freeze import freeze
 from qcompile.ir.load import check_model, load_model, model_files

@@ -14,8 +14,9 @@ from typing import Any, NoReturn
 
 import click
 
-from qcompile.config import TYPE_NAMES, Config, Files, Flag, build_settings, decided_by_plan, flag_of, read_recipe
+from qcompile.config import Config, Files, build_settings, decided_by_plan, read_recipe
 from qcompile.errors import InputError, QCompileError, near
+from qcompile.flags import TYPE_NAMES, Flag, flag_name, flag_of
 from qcompile.signals import INTERRUPTED
 from qcompile.versions import version_of
 
@@ -41,7 +42,7 @@ class Option(click.Option):
 
 def field_option(item: Field[Any]) -> Option:
     """Return the command-line option of one field of `Config` or `Files`."""
-    known, long = flag_of(item), f"--{item.name.replace('_', '-')}"
+    known, long = flag_of(item), flag_name(item.name)
     names = [name for name in (known.short, long) if name]
     many = item.default == ()
     default = "" if item.default in (None, (), False) else f" [{item.default}]"
@@ -267,7 +268,7 @@ def check_request(files: Files, given: Mapping[str, Any], *, plan_only: bool) ->
         what = "--plan decides anew, so --load-plan has no effect"
         raise InputError(what, where=files.load_plan, remedy="leave --plan or --load-plan out")
     if files.load_plan and (asked := [name for name in ("precision", *decided_by_plan()) if name in given]):
-        what = f"--{asked[0].replace('_', '-')} has no effect: the plan decides it"
+        what = f"{flag_name(asked[0])} has no effect: the plan decides it"
         raise InputError(what, where=files.load_plan, remedy="leave it or --load-plan out")
 
 

@@ -9,11 +9,8 @@ about it, and what values it takes, stands beside it.
 from __future__ import annotations
 
 import hashlib
-import json
-import math
-import re
 from collections.abc import Collection, Mapping
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
@@ -21,6 +18,21 @@ import tomli_w
 
 from qcompile.errors import InputError, expect, nearest
 from qcompile.files import parse_toml, read_bytes
+from qcompile.flags import (
+    AUTO,
+    BITS,
+    bit_count,
+    check,
+    check_pattern,
+    check_range,
+    flag,
+    flag_name,
+    flag_of,
+    parse_fix,
+    parse_override,
+    parse_precision,
+    parse_region,
+)
 from qcompile.memory import parse_size
 
 Method = Literal["rtn", "adaround", "brecq", "qdrop", "mrecg", "mrecg-brecq"]
@@ -35,38 +47,9 @@ FUSING = ("mrecg", "mrecg-brecq")
 # fields that mean nothing without fusion, and without training
 OF_FUSION = ("fuse", "fuse_top_k", "fuse_by", "score_steps", "max_fused", "stride_factor")
 OF_TRAINING = ("effort", "steps", "recon_batch", "engine", "device", "memory", "work_dir", "resume")
-BITS = (2, 8)
 PLACES = ("memory", "work-dir", "resume")  # keys of a recipe that change nothing in the result
 COSTS = (*PLACES, "threads")  # and one that decides nothing, but may change the last place of a sum
 DECIDING, RANGES = ("Precision", "Fusion"), ("calibration_method", "percentile")  # groups, and fields beside them
-AUTO = "auto"
-ACCEPTED: dict[type, tuple[type, ...]] = {int: (int,), float: (int, float), str: (str,), bool: (bool,)}
-TYPE_NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
-
-
-@dataclass(frozen=True)
-class Flag:
-    """What the command line and the checks know about a field: its help, and which values are right."""
-
-    group: str
-    help: str
-    kind: type = str
-    metavar: str = ""
-    short: str = ""
-    least: float = -math.inf
-    most: float = math.inf
-    choices: tuple[str, ...] = ()
-    words: tuple[str, ...] = ()  # texts that stand for a number
-
-
-def flag(default: Any, group: str, text: str, **facts: Any) -> Any:
-    """Declare a dataclass field with its `Flag`."""
-    return field(default=default, metadata={"flag": Flag(group, text, **facts)})
-
-
-def bit_count(default: int, text: str, **facts: Any) -> Any:
-    """Declare a number of bits."""
-    return flag(default, "Precision", text, kind=int, metavar="BITS", least=BITS[0], most=BITS[1], **facts)
 
 
 @dataclass(frozen=True)
@@ -152,8 +135,8 @@ class Config:
         given = {item.name for item in fields(self) if getattr(self, item.name) != item.default}
         for name in OF_TRAINING if self.chosen_method == "rtn" else ():
             if name in given:
-                flag_name = f"--{name.replace('_', '-')}"
-                raise InputError(f"{flag_name} is for methods that train", remedy="add --method mrecg, or leave it out")
+                what = f"{flag_name(name)} is for methods that train"
+                raise InputError(what, remedy="add --method mrecg, or leave it out")
         if self.placement == "fast" and self.chosen_method != "rtn":
             what = "--placement fast is for methods that do not train"
             raise InputError(what, remedy="add --method rtn, or leave it out")
@@ -205,85 +188,19 @@ class Files:
         check(self)
 
 
-def flag_of(item: Field[Any]) -> Flag:
-    """Return the `Flag` of a field of `Config` or `Files`."""
-    found: Flag = item.metadata["flag"]
-    return found
-
-
 def decided_by_plan() -> list[str]:
     """Return the fields of `Config` whose effect a saved plan holds: beside one they mean nothing."""
     return [item.name for item in fields(Config) if flag_of(item).group in DECIDING or item.name in RANGES]
 
 
-def check(settings: Config | Files) -> None:
-    """Raise InputError, naming the flag, unless every value has the type, the range and the name it may have."""
-    for item in fields(settings):
-        value, known = getattr(settings, item.name), flag_of(item)
-        where = f"--{item.name.replace('_', '-')}"
-        if type(value) is type(item.default) and value == item.default:  # 8.0 and True are no whole numbers
-            continue
-        if isinstance(item.default, tuple):
-            if not isinstance(value, tuple):
-                raise InputError(f"{where} takes a list", where=repr(value), remedy=f"give [{known.metavar!r}, ...]")
-        elif known.choices and value not in known.choices:
-            raise InputError(f"{where} {value} is unknown", remedy=nearest(str(value), known.choices))
-        elif not has_type(value, known.kind):
-            raise InputError(f"{where} {value!r} has the wrong type", remedy=f"give {TYPE_NAMES[known.kind]}")
-        elif known.kind in (int, float):
-            check_range(where, value, known.least, known.most)
-
-
 def _check_fusion(config: Config, name: str, given: Collection[str]) -> None:
     """Raise InputError where the field `name` is set, but something else in the configuration makes it void."""
-    flag_name = f"--{name.replace('_', '-')}"
     if name in given and config.chosen_method not in FUSING:
-        raise InputError(f"{flag_name} is for methods that fuse", remedy="add --method mrecg, or leave it out")
+        raise InputError(f"{flag_name(name)} is for methods that fuse", remedy="add --method mrecg, or leave it out")
     if name in given and config.fuse and name in ("fuse_top_k", "fuse_by"):
-        raise InputError(f"{flag_name} has no effect: --fuse names the regions", remedy="leave one of them out")
+        raise InputError(f"{flag_name(name)} has no effect: --fuse names the regions", remedy="leave one of them out")
     if name == "score_steps" and name in given and config.fuse_by == "data-free":
-        raise InputError(f"{flag_name} has no effect: nothing is fused by losses", remedy="add --fuse-by loss")
-
-
-def has_type(value: object, kind: type) -> bool:
-    """Say whether `value` is one for a flag of this kind; a truth value is not a number."""
-    return isinstance(value, ACCEPTED[kind]) and isinstance(value, bool) == (kind is bool)
-
-
-def check_range(where: str, value: float, least: float, most: float) -> None:
-    """Raise InputError unless `value` lies in least .. most; `where` is the flag."""
-    if not least <= value <= most:
-        remedy = f"give {least:g} or more" if most == math.inf else f"give {least:g} to {most:g}"
-        raise InputError(f"{where} {value} is out of range", remedy=remedy)
-
-
-def check_pattern(where: str, pattern: str) -> None:
-    """Raise InputError unless `pattern` is a regular expression."""
-    try:
-        re.compile(pattern)
-    except (re.error, TypeError) as error:
-        what = f"{where} {pattern!r} is not a regular expression: {error}"
-        raise InputError(
-            what, remedy=r"give one for names of nodes; \ in front of a sign takes it as it stands"
-        ) from error
-
-
-def parse_fix(text: str) -> tuple[str, Any]:
-    """Read NAME=VALUE, VALUE a number, true or false, or a list of such as JSON writes it; raises InputError."""
-    name, _, value = str(text).rpartition("=")
-    try:
-        found = json.loads(value, parse_constant=lambda word: None)
-    except (ValueError, RecursionError):
-        found = None
-    if not name or not is_number(found):
-        remedy = "give NAME=VALUE: an input and a number or a list, or a symbolic size and a number"
-        raise InputError(f"--fix {text!r} is not NAME=VALUE", remedy=remedy)
-    return name, found
-
-
-def is_number(value: Any) -> bool:
-    """Say whether `value` is a number, a truth value, or a list of such."""
-    return all(map(is_number, value)) if isinstance(value, list) else isinstance(value, int | float)
+        raise InputError(f"{flag_name(name)} has no effect: nothing is fused by losses", remedy="add --fuse-by loss")
 
 
 def known_keys(values: Mapping[str, Any], *classes: type[Config] | type[Files]) -> dict[str, Any]:
@@ -299,7 +216,7 @@ def known_keys(values: Mapping[str, Any], *classes: type[Config] | type[Files]) 
         result[name] = value
     if "precision" not in result:
         return result
-    both = _precision(text := result.pop("precision"))
+    both = parse_precision(text := result.pop("precision"))
     for name in both.keys() & result.keys():
         if both[name] != result[name]:
             what = f"--{name} {result[name]} contradicts --precision {text}"
@@ -307,20 +224,13 @@ def known_keys(values: Mapping[str, Any], *classes: type[Config] | type[Files]) 
     return both | result
 
 
-def _precision(text: Any) -> dict[str, int]:
-    found = re.fullmatch(r"w(\d+)a(\d+)", str(text), re.IGNORECASE)
-    if not found:
-        raise InputError(f"--precision {text} is not of the form w4a4", remedy="give wXaY with X and Y from 2 to 8")
-    return {"w": int(found[1]), "a": int(found[2])}
-
-
 def resolved(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return values of `Config`; notations become what the fields hold: lists, REGEX=W,A, UNIT+UNIT, a, auto."""
     result = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     if isinstance(result.get("bits"), tuple):
-        result["bits"] = tuple(_override(text) for text in result["bits"])
+        result["bits"] = tuple(parse_override(text) for text in result["bits"])
     if isinstance(result.get("fuse"), tuple):
-        result["fuse"] = tuple(_region(group) for group in result["fuse"])
+        result["fuse"] = tuple(parse_region(group) for group in result["fuse"])
     if result.get("fuse_top_k") == AUTO:
         result["fuse_top_k"] = None
     residual = result.get("residual_bits")
@@ -331,26 +241,6 @@ def resolved(values: Mapping[str, Any]) -> dict[str, Any]:
             raise InputError(f"--residual-bits {residual} is not a number of bits", remedy="give 2 to 8, or a")
         result["residual_bits"] = int(residual)
     return result
-
-
-def _override(item: Any) -> tuple[str, int, int]:
-    """Return (regular expression, weight bits, input bits), of that or of a text REGEX=W,A."""
-    if isinstance(item, tuple | list) and [type(part) for part in item] == [str, int, int]:
-        return item[0], item[1], item[2]
-    found = re.fullmatch(r"(.+)=(\d+),(\d+)", item) if isinstance(item, str) else None
-    if not found:
-        raise InputError(f"--bits {item} is not of the form REGEX=W,A", remedy="for example --bits 'layer1=4,8'")
-    return found[1], int(found[2]), int(found[3])
-
-
-def _region(group: Any) -> tuple[str, ...]:
-    """Return the units of one region: of a text UNIT+UNIT, or of a list of names and numbers."""
-    parts = group.split("+") if isinstance(group, str) else group
-    if not isinstance(parts, list | tuple) or not all(has_type(part, str) or has_type(part, int) for part in parts):
-        raise InputError(f"--fuse {group!r} is no region", remedy="give UNIT+UNIT, or a list of names and numbers")
-    if not (names := tuple(str(part).strip() for part in parts)) or not all(names):
-        raise InputError(f"--fuse {group!r} lacks a unit", remedy="give UNIT+UNIT, or a list of names and numbers")
-    return names
 
 
 Settings = TypeVar("Settings", Config, Files)

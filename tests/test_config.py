@@ -13,13 +13,12 @@ from qcompile.config import (
     Config,
     Files,
     build_settings,
-    flag_of,
-    parse_fix,
     read_recipe,
     recipe,
     recipe_text,
 )
 from qcompile.errors import InputError
+from qcompile.flags import flag_of, parse_fix
 from qcompile.memory import parse_size
 
 BITS = st.integers(2, 8)

@@ -10,7 +10,7 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from qcompile.config import BITS
+from qcompile.flags import BITS
 from qcompile.quant.params import ActivationSpec, Quantizer, WeightQuantizer
 
 ENDS = "first or last"  # the reason of layers that have the bits of these

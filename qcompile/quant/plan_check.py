@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from qcompile.config import BITS
+from qcompile.flags import BITS
 from qcompile.quant.params import WEIGHT_MAX, WEIGHT_MIN, ActivationSpec, Quantizer, WeightQuantizer, largest_code
 from qcompile.quant.plan import Form, Plan, narrow_key
 

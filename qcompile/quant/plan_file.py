@@ -20,9 +20,9 @@ from jsonschema.exceptions import best_match
 from jsonschema.validators import extend
 from numpy.typing import NDArray
 
-from qcompile.config import BITS
 from qcompile.errors import InputError
 from qcompile.files import Content, parse_json, read_bytes, write_files
+from qcompile.flags import BITS
 from qcompile.quant.params import ActivationSpec, Quantizer, WeightQuantizer
 from qcompile.quant.plan import Boundary, Form, NodePlan, Plan, Unit
 from qcompile.quant.plan_check import plan_problem
