@@ -63,7 +63,7 @@ def choose_numbers(
         part = to_model(part_before(graph, live))
         observe(part, live.items(), data, batch=batch, threads=threads, label=label)
     check_seen(graph, plan, nodes, observers)
-    shared = list(share_concats(nodes, plan, observers))
+    shared = share_concats(nodes, plan, observers)
     apart, stands_on = {} if all_values else _told_apart(graph, plan), plan.roots()
     for key, spec in plan.specs.items():
         root = stands_on[key]
@@ -74,20 +74,22 @@ def choose_numbers(
             plan.quantizers[key] = NOTHING
     _widen_for_kernels(nodes, plan, target)
     for node in nodes:
-        placed = plan.nodes[node.name]
-        if placed.form is not Form.COMPUTE or not placed.weight_bits:
-            continue
-        weight = constant_value(node.inputs[1])
-        assert weight is not None
-        search = only is None or placed.weight_bits < 8  # at 8 bits it gains a tenth: a trial can do without
-        quantized = quantize_weight(weight, bits=placed.weight_bits, axis=weight_axis(node), search=search)
-        bias = float_bias(node)
-        if bias is not None:
-            plan.biases[node.name] = bias
-            given = plan.quantizers[plan.key(node.inputs[0].name, placed.input_bits)]
-            quantized = with_room_for_bias(quantized, bias, given.scale)
-        plan.weights[node.name] = quantized
+        if plan.form(node.name) is Form.COMPUTE and (bits := plan.nodes[node.name].weight_bits):
+            # at 8 bits the search gains a tenth: a trial can do without
+            _round_weight(plan, node, search=only is None or bits < 8)
     return shared
+
+
+def _round_weight(plan: Plan, node: Node, *, search: bool) -> None:
+    """Fill `plan.weights` and `plan.biases` for a layer."""
+    weight, bias, placed = constant_value(node.inputs[1]), float_bias(node), plan.nodes[node.name]
+    assert weight is not None
+    quantized = quantize_weight(weight, bits=placed.weight_bits, axis=weight_axis(node), search=search)
+    if bias is not None:
+        plan.biases[node.name] = bias
+        given = plan.quantizers[plan.key(node.inputs[0].name, placed.input_bits)]
+        quantized = with_room_for_bias(quantized, bias, given.scale)
+    plan.weights[node.name] = quantized
 
 
 def check_seen(graph: Graph, plan: Plan, nodes: Iterable[Node], observers: Mapping[str, MinMax]) -> None:

@@ -28,6 +28,7 @@ def trial(
     stretches: Sequence[Collection[str]],
     plan: Plan | None = None,
     *,
+    by: str = "trial",
     ranges: Ranges = BY_BITS,
     times: int = 1,
 ) -> list[list[OutputError]] | None:
@@ -35,7 +36,7 @@ def trial(
 
     A few samples are enough to compare two trials; one that is held against a limit takes so many `times` as many, or
     ranges that are too narrow would pass for a fault of the bits. None without samples, before placement, and where a
-    trial fails.
+    trial fails, with a note of the pass that it is `by`.
     """
     plan = plan or model.plan
     if model.data is None or not stretches or not plan.nodes:
@@ -59,7 +60,8 @@ def trial(
         del tried  # the codes of its weights
         release_freed_memory()
         return opened.errors(others.batches(1))
-    except QCompileError:
+    except QCompileError as error:
+        model.journal.note(by, "trial failed", reason=str(error))
         return None
 
 
@@ -118,7 +120,7 @@ def change_where_better(
     places, before = _unserved(model, by, places, ranges) if untouched is None else (places, None)
     stretches = [place.stretch for place in places]
     changes = [place.change() for place in places]
-    after = trial(model, stretches, ranges=ranges) if before and any(count for count, _ in changes) else None
+    after = trial(model, stretches, by=by, ranges=ranges) if before and any(count for count, _ in changes) else None
     if before is None or after is None:
         return sum(count for count, _ in changes)
     changed = 0
@@ -141,7 +143,7 @@ def _unserved(
     A stretch that served another kind of change before is not tried again: nothing has changed in it.
     """
     unknown = [place for place in places if place.stretch not in model.served]
-    errors = trial(model, [place.stretch for place in unknown], ranges=ranges)
+    errors = trial(model, [place.stretch for place in unknown], by=by, ranges=ranges)
     model.served |= {place.stretch for place, found in zip(unknown, errors or []) if largest(found) <= SERVED}
     served = [place.name for place in places if place.stretch in model.served]
     if served:

@@ -16,6 +16,7 @@ import qcompile
 from qcompile import Config, QModel, open_model
 from qcompile.calibration.ranges import Ranges
 from qcompile.data.dataset import Dataset
+from qcompile.errors import QCompileError
 from qcompile.ir import Graph
 from qcompile.passes.calibrate import Calibrate
 from qcompile.passes.equalize_layers import EqualizeLayers
@@ -202,6 +203,17 @@ def test_each_place_errs_no_more_than_before(source: onnx.ModelProto) -> None:
     old, new = (trial(model, [["project", "expand"]]) for model in models)
     assert old is not None and new is not None
     assert total(new[0]) <= total(old[0])
+
+
+def test_a_trial_that_fails_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise QCompileError("a kernel refuses its scales")
+
+    monkeypatch.setattr(trials, "open_stretches", refuse)
+    forced, judged = (prepared(helped(), EqualizeLayers(known), w=4, a=4) for known in (frozenset[str](), None))
+    assert weights(judged) == weights(forced)  # what is not known to hurt is done
+    failed = [entry for entry in judged.journal.by("equalize-layers") if entry["what"] == "trial failed"]
+    assert failed and failed[0]["reason"] == "a kernel refuses its scales"
 
 
 def test_a_trial_changes_nothing() -> None:
