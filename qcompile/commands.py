@@ -14,7 +14,7 @@ from qcompile import api
 from qcompile.config import Config, Files, recipe_text
 from qcompile.data.sources import files_behind, split_labels
 from qcompile.errors import InputError, QualityError
-from qcompile.files import check_outputs, staying, write_files
+from qcompile.files import check_outputs, write_files
 from qcompile.ir.load import external_files
 from qcompile.quant.plan_file import plan_folders, plan_places
 from qcompile.reporting import plot
@@ -57,9 +57,8 @@ def compiled(request: Request, screen: Screen) -> api.Result:
         result = api.plan_only(model, config, watch=screen.watch)
         contents = result.files(report=files.report)
     else:
-        with staying():  # a data function may go elsewhere
-            data, plan = files.data, files.load_plan
-            result = api.compile(model, config, data, evaluation=files.eval, plan=plan, watch=screen.watch)
+        data, plan = files.data, files.load_plan
+        result = api.compile(model, config, data, evaluation=files.eval, plan=plan, watch=screen.watch)
         contents = result.files(files.out, plan=files.save_plan, report=files.report)
     if request.save_config:
         contents[Path(request.save_config)] = [recipe_text(config, files).encode()]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from qcompile.data.inputs import (
 )
 from qcompile.data.intake import Intake
 from qcompile.errors import InputError, nearest
-from qcompile.files import here, read_bytes
+from qcompile.files import here, read_bytes, staying
 
 Feed = Mapping[str, NDArray[Any]]
 Feeds = Callable[[], Iterable[Feed]]
@@ -116,7 +117,7 @@ def many(found: Any, where: str) -> Iterable[Any]:
 def blaming_function(where: str) -> Iterator[None]:
     """Turn whatever the user's code raises into an InputError; an interruption stays one.
 
-    As its module is, what it imports while it runs is looked for in the current folder first.
+    As its module is, what it imports while it runs is looked for in our folder first.
     """
     try:
         with folder_on_path(here()):
@@ -126,6 +127,24 @@ def blaming_function(where: str) -> Iterator[None]:
     except BaseException as error:
         what = f"the data function failed: {type(error).__name__}: {error}"
         raise InputError(what, where=where, remedy="correct what it does") from error
+
+
+@dataclass
+class Whereabouts:
+    """The folder that the user's code is in: it may go to another one, and we stay in ours."""
+
+    folder: Path
+
+    @contextmanager
+    def visited(self) -> Iterator[None]:
+        """Be there inside the block."""
+        with staying():
+            with suppress(OSError):  # it is gone
+                os.chdir(self.folder)
+            try:
+                yield
+            finally:
+                self.folder = here()
 
 
 def not_data(value: Any, gives: str, where: str) -> InputError:
@@ -153,12 +172,13 @@ class FunctionFeeds:
 
     def __call__(self) -> Iterator[Feed]:
         """Call the function and yield what it gives; its failure is an InputError."""
-        where = self.intake.where
-        with blaming_function(where):
-            found = self.function()
+        where, function = self.intake.where, self.function
+        theirs = Whereabouts(function.folder if isinstance(function, NamedFunction) else here())
+        with blaming_function(where), theirs.visited():
+            found = function()
             items = iter([found] if isinstance(found, Mapping) or hasattr(found, "__array__") else many(found, where))
         while True:
-            with blaming_function(where):
+            with blaming_function(where), theirs.visited():
                 if (item := next(items, items)) is items:
                     return
                 feed = as_feed(item, self.intake)
@@ -312,12 +332,19 @@ def too_few(found: int, wanted: int, intake: Intake) -> InputError:
 
 @dataclass(frozen=True)
 class NamedFunction:
-    """The function that `module:function` names, in whatever process; it has to be there now."""
+    """The function that `module:function` names, in whatever process; it has to be there now.
+
+    `folder` is the one to call it in: where reading its module has gone.
+    """
 
     text: str
+    folder: Path = field(init=False)
 
     def __post_init__(self) -> None:
-        load_function(self.text)
+        theirs = Whereabouts(here())
+        with theirs.visited():
+            load_function(self.text)
+        object.__setattr__(self, "folder", theirs.folder)
 
     def __call__(self) -> Any:
         """Call it."""

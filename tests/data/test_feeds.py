@@ -192,6 +192,33 @@ def test_module_and_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         open_evaluation("calibration_samples:batches", INPUTS, None)
 
 
+GOING = """import os
+import numpy as np
+{lines[0]}
+def batches():
+    {lines[1]}
+    import calibration_left_behind
+    for number in range(2):
+        yield {{"x": np.load("x.npy")[number:number + 1], "mask": np.zeros((1, 3), np.int64)}}
+"""
+
+
+@pytest.mark.parametrize("early", [True, False], ids=["module", "function"])
+def test_where_a_function_goes_is_its_own_business(
+    early: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = ["os.chdir('there')", "pass"]
+    (tmp_path / "there").mkdir()
+    np.save(tmp_path / "there" / "x.npy", np.float32([[0, 0], [1, 1]]))
+    (tmp_path / "calibration_going.py").write_text(GOING.format(lines=lines[:: 1 if early else -1]))
+    (tmp_path / "calibration_left_behind.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "calibration_going", raising=False)
+    dataset = open_dataset("calibration_going:batches", INPUTS, None)
+    assert firsts(dataset) == firsts(dataset) == [0, 1]
+    assert Path.cwd() == tmp_path
+
+
 # --- whole feeds, and what can be iterated
 
 STREAM = [InputInfo("x", ("N", 2), FLOAT), InputInfo("state", (2, "N"), FLOAT), InputInfo("rate", (), FLOAT)]
