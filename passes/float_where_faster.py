@@ -191,10 +191,11 @@ class Trials:
         """Return the quantizer that a tensor had, or any other."""
         plan = self.model.plan
         before = spec.fixed or plan.quantizers.get(key) or plan.quantizers.get(plan.groups.get(key, ""))
-        if before is not None and before.bits == spec.bits:
+        if before is not None and before.grid == spec.grid:
             return before
         scale = float(np.median([quantizer.scale for quantizer in plan.quantizers.values()]))
-        return Quantizer(spec.bits, scale, 0 if spec.lower >= 0 else 1 << spec.bits - 1)
+        lowest = spec.grid.low if spec.lower >= 0 else (spec.grid.low + spec.grid.high + 1) // 2
+        return Quantizer(spec.grid, scale, lowest)
 
 
 def joined(units: list[list[str]], most: int) -> list[list[str]]:

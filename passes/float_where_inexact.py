@@ -88,7 +88,7 @@ class FloatWhereInexact:
 def lost(model: QModel, forced: Sequence[str] = (), ranges: Ranges = BY_BITS) -> set[str]:
     """Return the nodes of which integers of 8 bits lose what they compute, but for those that are `forced`."""
     units = list(doubtful(model))
-    stretches, plan = [unit.nodes for unit in units], at_8_bits(model.plan)
+    stretches, plan = [unit.nodes for unit in units], at_8_bits(model.plan, model.target)
     errors = trial(model, stretches, plan, by=FloatWhereInexact.name, ranges=ranges, times=TIMES)
     nodes, tensors = {node.name: node for node in model.graph.nodes}, model.graph.tensors()
     found: set[str] = set()

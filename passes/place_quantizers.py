@@ -79,7 +79,9 @@ class _Placement:
                 key = narrow_key(root, narrow)
                 if key in tensors:
                     raise InputError(f"a tensor is named {key!r}, as a quantizer of {root!r} is", remedy="rename it")
-                self.plan.specs[key] = replace(spec, bits=narrow, even_zero_point=False, fixed=None)
+                self.plan.specs[key] = replace(
+                    spec, grid=self.model.target.grid(narrow), even_zero_point=False, fixed=None
+                )
 
     def _asked(self, tensors: dict[str, Tensor]) -> tuple[dict[str, set[int]], set[str]]:
         """Return the bits that compute nodes ask of each group, and the groups that others read too."""
@@ -101,7 +103,7 @@ class _Placement:
     def _spec(self, tensor: Tensor, bits: int) -> ActivationSpec:
         lower, upper, node = absorbed_bounds(self.plan, tensor)
         if node is None or self.plan.form(node.name) is not Form.ARITHMETIC:
-            return ActivationSpec(bits, lower, upper)
+            return ActivationSpec(self.model.target.grid(bits), lower, upper)
         fixed = self.model.target.dictated.get(node.op)
         even = node.op in self.model.target.even_zero_point
-        return ActivationSpec(fixed.bits if fixed else bits, lower, upper, even, fixed)
+        return ActivationSpec(fixed.grid if fixed else self.model.target.grid(bits), lower, upper, even, fixed)

@@ -16,6 +16,7 @@ from qcompile.ir.prepare import prepare
 from qcompile.outcomes import Audit
 from qcompile.passes.validate import Validate
 from qcompile.qmodel import QModel
+from qcompile.quant.grid import unsigned
 from qcompile.quant.params import Quantizer
 from qcompile.quant.plan import Form, NodePlan, Plan
 from qcompile.targets.schema import Target
@@ -60,7 +61,11 @@ def qmodel(emitted: str = EMITTED, **changes: object) -> QModel:
     source = parser.parse_model(FLOAT)
     plan = Plan(
         nodes={name: NodePlan(form) for name, form in FORMS.items()},
-        quantizers={"x": Quantizer(8, 0.03125, 128), "a": Quantizer(8, 0.03125, 128), "p": Quantizer(4, 0.03125, 8)},
+        quantizers={
+            "x": Quantizer(unsigned(8), 0.03125, 128),
+            "a": Quantizer(unsigned(8), 0.03125, 128),
+            "p": Quantizer(unsigned(4), 0.03125, 8),
+        },
     )
     model = QModel(
         prepare(source, 18), source, Target.load("ort-cpu"), Config(threads=1), plan=plan, held_back=dataset(5)

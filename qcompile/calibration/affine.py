@@ -16,6 +16,7 @@ import numpy as np
 import onnx.parser
 from numpy.typing import NDArray
 
+from qcompile.quant.grid import Container, unsigned
 from qcompile.quant.params import Quantizer
 from qcompile.runtime.session import Session
 
@@ -28,12 +29,12 @@ JUDGES = 4  # one sample in so many is held back from the fit, to judge it
 USUAL = 8.0  # times the median: energies of a position up to there are nothing unusual
 Array = NDArray[Any]
 Means = NDArray[np.float64]
+NO_CODES = Quantizer(unsigned(8), 1.0, 0)  # where codes are made and not read
 
 # Inside ONNX Runtime: numpy takes five to ten times as long for the same passes over memory.
 _APPLY = """<ir_version: 8, opset_import: ["": 18]>
-apply (float[n, c, l] q, float[c, 1] a, float[c, 1] b, float scale, uint8 zero, uint8 most)
-=> (uint8[n, c, l] codes, float[n, c, l] y)
-<uint8 least = {0}> {
+apply (float[n, c, l] q, float[c, 1] a, float[c, 1] b, float scale, CODE zero, CODE least, CODE most)
+=> (CODE[n, c, l] codes, float[n, c, l] y) {
     aq = Mul(q, a)   y = Add(aq, b)   wide = QuantizeLinear(y, scale, zero)   codes = Clip(wide, least, most)
 }"""
 
@@ -241,13 +242,10 @@ class JudgedFit:
 
 @dataclass
 class AffineKernels:
-    """Moments, and the small session that every layer shares."""
+    """Moments, and the small session that all layers with codes of one type share."""
 
     threads: int
-    _apply: Session = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._apply = Session(onnx.parser.parse_model(_APPLY), threads=self.threads)
+    _sessions: dict[Container, Session] = field(default_factory=dict)
 
     def look(self, f: Array, q: Array, samples: int, into: JudgedFit) -> None:
         """Take in one batch of `samples`, float and quantized, both [N, C, ...].
@@ -266,14 +264,19 @@ class AffineKernels:
 
     def apply(self, q: Array, slope: Means, shift: Means, quantizer: Quantizer | None) -> Array:
         """Return a*q + b, as codes of `quantizer` or (without one) as float32; q is [N, C, L]."""
-        known = quantizer or Quantizer(8, 1.0, 0)
+        known = quantizer or NO_CODES
+        grid = known.grid
         feeds = {
             "q": q,
             "a": slope.astype(np.float32)[:, None],
             "b": shift.astype(np.float32)[:, None],
             "scale": np.array(known.scale, np.float32),
-            "zero": np.array(known.zero_point, np.uint8),
-            "most": np.array(known.levels, np.uint8),
+            "zero": np.array(known.zero_point, grid.dtype),
+            "least": np.array(grid.low, grid.dtype),
+            "most": np.array(grid.high, grid.dtype),
         }
         name = "codes" if quantizer else "y"
-        return self._apply.run(feeds, [name])[name]
+        if grid.container not in self._sessions:
+            model = onnx.parser.parse_model(_APPLY.replace("CODE", grid.container))
+            self._sessions[grid.container] = Session(model, threads=self.threads)
+        return self._sessions[grid.container].run(feeds, [name])[name]

@@ -99,29 +99,29 @@ def choose(
             f"no {spec.bits}-bit grid for tensor {observed.name!r} lies inside [{spec.lower:g}, {spec.upper:g}]",
             remedy="keep the node that makes it in float",
         )
-    return Quantizer(spec.bits, float(scale[0]), int(zero_point[0]))
+    return Quantizer(spec.grid, float(scale[0]), spec.grid.low + int(zero_point[0]))
 
 
 def grids(lo: Reals, hi: Reals, spec: ActivationSpec) -> tuple[Reals, NDArray[np.int64]]:
     """Return scale (float32 values) and zero point of the grids for ranges [lo, hi], arrays of one shape.
 
-    Without constraints: scale = (hi - lo) / levels, zero_point = rint(-lo / scale). A constraint may force another zero
-    point; then the scale grows until no value of the range errs by more than half a step, as far as the bounds allow.
-    The scale is 0 where no grid obeys the bounds.
+    The zero point counts from the lowest code. Without constraints: scale = (hi - lo) / steps, zero_point =
+    rint(-lo / scale). A constraint may force another zero point; then the scale grows until no value of the range errs
+    by more than half a step, as far as the bounds allow. The scale is 0 where no grid obeys the bounds.
     """
-    levels = float((1 << spec.bits) - 1)
+    steps = float(spec.grid.steps)
     lower, upper = -float32_below(-spec.lower), float32_below(spec.upper)
     lo, hi = np.clip(lo, lower, 0), np.clip(hi, 0, upper)
     constant = hi == lo  # all zeros: a scale of 1, or what fits
-    hi = np.where(constant, min(levels, upper), hi)
-    lo = np.where(constant & (hi == 0), max(-levels, lower), lo)
-    scale = np.maximum((hi - lo) / levels, LEAST_SCALE)
+    hi = np.where(constant, min(steps, upper), hi)
+    lo = np.where(constant & (hi == 0), max(-steps, lower), lo)
+    scale = np.maximum((hi - lo) / steps, LEAST_SCALE)
 
     stride = 2 if spec.even_zero_point else 1
     below = np.floor(-lo / scale / stride) * stride
-    highest = np.full_like(below, levels) if upper == 0 else below  # nothing above 0 is allowed, whatever the scale
-    zero_point = np.clip(np.stack([below, below + stride, highest]), 0, levels - levels % stride)
-    above = levels - zero_point
+    highest = np.full_like(below, steps) if upper == 0 else below  # nothing above 0 is allowed, whatever the scale
+    zero_point = np.clip(np.stack([below, below + stride, highest]), 0, steps - steps % stride)
+    above = steps - zero_point
     scale = np.maximum(scale, np.maximum(-lo / (zero_point + 0.5), hi / (above + 0.5)))
     scale = np.minimum(scale, np.minimum(quotient(-lower, zero_point), quotient(upper, above)))
     rounded = scale.astype(np.float32).astype(np.float64)
@@ -226,7 +226,7 @@ def entropy_range(values: Distribution, spec: ActivationSpec, percentile: float)
     """
     if values.lo == values.hi:
         return values.lo, values.hi
-    levels = round(2**spec.bits * max(-values.lo, values.hi) / (values.hi - values.lo))
+    levels = round((spec.grid.steps + 1) * max(-values.lo, values.hi) / (values.hi - values.lo))
     threshold = values.width * entropy_bins(values.positive + values.negative, levels)
     return max(values.lo, -threshold), min(values.hi, threshold)
 
@@ -280,7 +280,7 @@ def lp_range(values: Distribution, spec: ActivationSpec, percentile: float) -> R
     for spacing in (*REFINEMENTS, 0.0):
         pairs = np.array(np.meshgrid(low if ends[0] else [0.0], high if ends[1] else [0.0])).reshape(2, -1)
         lo, hi = pairs * ends[:, None]
-        best = pairs[:, np.argmin(lp_errors(values, *grids(lo, hi, spec), spec.bits))]
+        best = pairs[:, np.argmin(lp_errors(values, *grids(lo, hi, spec), spec.grid.steps))]
         low, high = np.maximum(best[:, None] + spacing * np.arange(-4, 5), 0)
     lo, hi = best * ends
     if spec.bits == 8 and hi - lo < LEAST_SHARE * (values.hi - values.lo):
@@ -288,7 +288,7 @@ def lp_range(values: Distribution, spec: ActivationSpec, percentile: float) -> R
     return float(lo), float(hi)
 
 
-def lp_errors(values: Distribution, scale: Reals, zero_point: NDArray[np.int64], bits: int) -> Reals:
+def lp_errors(values: Distribution, scale: Reals, zero_point: NDArray[np.int64], steps: int) -> Reals:
     """Return the mean of |x - xhat|**LP_POWER for each grid.
 
     Infinite where a step is smaller than a bin, for there the histogram says nothing; if that is so for all, only the
@@ -301,11 +301,11 @@ def lp_errors(values: Distribution, scale: Reals, zero_point: NDArray[np.int64],
     for start in range(0, scale.size, CANDIDATES_AT_ONCE):
         some = slice(start, start + CANDIDATES_AT_ONCE)
         zero = zero_point[some, None].astype(np.float32)
-        steps = points / scale[some, None].astype(np.float32)
-        nearest = np.rint(steps)
-        np.clip(nearest, -zero, np.float32((1 << bits) - 1) - zero, out=nearest)
-        np.abs(np.subtract(steps, nearest, out=steps), out=steps)
-        errors[some] = np.power(steps, np.float32(LP_POWER), out=steps) @ weights * scale[some] ** LP_POWER
+        place = points / scale[some, None].astype(np.float32)
+        nearest = np.rint(place)
+        np.clip(nearest, -zero, np.float32(steps) - zero, out=nearest)
+        np.abs(np.subtract(place, nearest, out=place), out=place)
+        errors[some] = np.power(place, np.float32(LP_POWER), out=place) @ weights * scale[some] ** LP_POWER
     return np.where(resolved, errors, np.inf)
 
 

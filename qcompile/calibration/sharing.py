@@ -41,8 +41,8 @@ def _alike(
     An input that only the Concat reads (`alone`) takes whatever bits its readers ask of the output.
     """
     specs = {root: plan.specs[root] for root in inputs}
-    bits = plan.specs[output].bits
-    if any(spec.fixed or (spec.bits != bits and root not in alone) for root, spec in specs.items()):
+    grid = plan.specs[output].grid
+    if any(spec.fixed or (spec.grid != grid and root not in alone) for root, spec in specs.items()):
         return False
     if len({(spec.lower, spec.upper) for spec in specs.values()}) > 1:
         return False
@@ -58,7 +58,7 @@ def _unite(plan: Plan, output: str, inputs: Iterable[str]) -> None:
     members = list(inputs)
     specs = [plan.specs[root] for root in members]
     even = any(spec.even_zero_point for spec in specs)
-    plan.specs[output] = replace(specs[0], bits=plan.specs[output].bits, even_zero_point=even)
+    plan.specs[output] = replace(specs[0], grid=plan.specs[output].grid, even_zero_point=even)
     for root in members:
         for key in plan.narrow_keys(root):
             narrow = plan.specs.pop(key)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 from onnx import numpy_helper
 
 from qcompile.ir import unique_name
@@ -35,9 +35,9 @@ class Constants:
             self._names[key] = self.put(array, self.unique(stem))
         return self._names[key]
 
-    def scalar(self, value: int, dtype: type[np.generic]) -> str:
+    def scalar(self, value: int, dtype: DTypeLike) -> str:
         """Store a scalar under a name made of its type and value."""
-        return self.add(dtype(value), f"{np.dtype(dtype).name}_{value}".replace("-", "m"))
+        return self.add(np.array(value, dtype), f"{np.dtype(dtype).name}_{value}".replace("-", "m"))
 
     def own(self, value: NDArray[Any], stem: str) -> str:
         """Store `value` for one reader alone, whether or not an equal array is there; return its name."""

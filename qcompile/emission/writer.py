@@ -7,7 +7,7 @@ them wants written otherwise is its backend's: a subclass of `Writer`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ from qcompile.program.lower import Kind, Program, Step, Value
 from qcompile.program.operands import CLIPS, clip_bounds, float_bias, operands
 from qcompile.quant.arithmetic import quantize
 from qcompile.quant.bias import integer_bias
+from qcompile.quant.grid import WEIGHTS, Grid
 from qcompile.quant.params import Quantizer, WeightQuantizer
 from qcompile.quant.plan import Plan
 
@@ -121,7 +122,7 @@ class Writer:
         self.reading(source.name, source.quantizer, target.name)
 
     def compute(self, step: Step) -> None:
-        """Conv, Gemm or MatMul between DequantizeLinear and QuantizeLinear, int8 weight, int32 bias."""
+        """Conv, Gemm or MatMul between DequantizeLinear and QuantizeLinear, integer weight, int32 bias."""
         assert step.node is not None
         inputs = [self.float_of(value) for value in step.inputs]
         weight = self.plan.weights.get(step.node.name)
@@ -136,16 +137,17 @@ class Writer:
         self.operator(step, [self.float_of(value) for value in step.inputs] + self._rest(step.node))
 
     def codes(self, step: Step) -> None:
-        """An operator on uint8: no float in between, nothing to fuse."""
+        """An operator on codes: no float in between, nothing to fuse."""
         node, source = step.node, step.inputs[0]
         assert node is not None and source.quantizer is not None
         outputs = [value.name for value in step.outputs]
         if node.op in CLIPS and (bounds := clip_bounds(node)):
-            low, high = quantize(np.array(bounds, np.float32), source.quantizer)
-            self.nodes.append(self.clip(source.name, int(low), int(high), outputs[0], node.name))
+            low, high = map(int, quantize(np.array(bounds, np.float32), source.quantizer))
+            grid = replace(source.quantizer.grid, low=low, high=high)
+            self.nodes.append(self.clip(source.name, grid, outputs[0], node.name))
             return
         if node.op == "Pad" and node.attrs.get("mode", "constant") == "constant":
-            zero = self.constants.scalar(source.quantizer.zero_point, np.uint8)
+            zero = self.constants.scalar(source.quantizer.zero_point, source.quantizer.grid.dtype)
             rest = [self._input(node.inputs[1]), zero, *map(self._input, node.inputs[3:])]  # not the float 0
         else:
             rest = self._rest(node)
@@ -181,14 +183,16 @@ class Writer:
         """Write QuantizeLinear, and the Clip of a narrow grid, that make the codes of `target` from a float tensor."""
         quantizer = target.quantizer
         assert quantizer is not None
-        narrow = quantizer.bits < 8
-        codes = self.constants.unique(f"{target.name}_u8") if narrow else target.name
+        grid = quantizer.grid
+        codes = target.name
+        if grid.is_narrow:
+            codes = self.constants.unique(f"{target.name}_{grid.dtype.kind}{8 * grid.dtype.itemsize}")
         parameters = self.parameters(quantizer, target.name)
         self.nodes.append(
             helper.make_node("QuantizeLinear", [source, *parameters], [codes], self.name(f"{target.name}/Q"))
         )
-        if narrow:
-            self.nodes.append(self.clip(codes, 0, quantizer.levels, target.name, self.name(f"{target.name}/Clip")))
+        if grid.is_narrow:
+            self.nodes.append(self.clip(codes, grid, target.name, self.name(f"{target.name}/Clip")))
 
     def float_of(self, value: Value) -> str:
         """Return the float32 reading of codes for integer kernels, one DequantizeLinear for all of them."""
@@ -209,11 +213,11 @@ class Writer:
     def parameters(self, quantizer: Quantizer, stem: str) -> list[str]:
         """Return the names of scale and zero point."""
         scale = self.constants.add(np.float32(quantizer.scale), f"{stem}_scale")
-        return [scale, self.constants.scalar(quantizer.zero_point, np.uint8)]
+        return [scale, self.constants.scalar(quantizer.zero_point, quantizer.grid.dtype)]
 
-    def clip(self, source: str, low: int, high: int, output: str, name: str) -> onnx.NodeProto:
-        """Return a Clip of codes."""
-        bounds = [self.constants.scalar(bound, np.uint8) for bound in (low, high)]
+    def clip(self, source: str, grid: Grid, output: str, name: str) -> onnx.NodeProto:
+        """Return a Clip of codes to `grid`."""
+        bounds = [self.constants.scalar(bound, grid.dtype) for bound in (grid.low, grid.high)]
         return helper.make_node("Clip", [source, *bounds], [output], name)
 
     def _weight(self, node: Node, weight: WeightQuantizer) -> str:
@@ -224,7 +228,7 @@ class Writer:
         if key not in self.weights:
             scale = self.constants.add(weight.scale, f"{stem}_scale")
             # a Gemm without zero points stays float; shared ones bar the file from session.x64quantprecision
-            zeros = self.constants.own(np.zeros(weight.scale.shape, np.int8), f"{stem}_zeros")
+            zeros = self.constants.own(np.zeros(weight.scale.shape, WEIGHTS.dtype), f"{stem}_zeros")
             inputs = [self._integers(weight, stem), scale, zeros]
             output = self.constants.unique(f"{stem}_dq")
             self.weights[key] = self.add("DequantizeLinear", inputs, output, axis=weight.axis, output=output)

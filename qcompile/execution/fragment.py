@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import onnx
-from onnx import TensorProto, helper
+from onnx import helper
 
 from qcompile.backends.ort_cpu.writer import OrtWriter
 from qcompile.ir import Graph
@@ -24,15 +24,17 @@ def fragment(
     outputs: Iterable[str],
     store: Store | None = None,
 ) -> onnx.ModelProto:
-    """Return `steps` as a model in float arithmetic (fake-quant weights, the codes of activations as uint8).
+    """Return `steps` as a model in float arithmetic (fake-quant weights, codes of activations).
 
-    `inputs` are values made before the fragment: codes enter as uint8, tensors of the graph with their own type. Large
-    weights go to `store`, if there is one.
+    `inputs` are values made before the fragment: codes in their container, tensors of the graph with their own type.
+    Large weights go to `store`, if there is one.
     """
     writer = OrtWriter(graph, plan, Program(graph, tuple(steps)), packing="none", fake=True, store=store)
 
     def kind(value: Value) -> int:
-        return int(TensorProto.UINT8) if value.quantizer is not None else element_type(writer.tensors[value.name])
+        if value.quantizer is None:
+            return element_type(writer.tensors[value.name])
+        return helper.np_dtype_to_tensor_dtype(value.quantizer.grid.dtype)
 
     infos = [helper.make_tensor_value_info(value.name, kind(value), None) for value in inputs]
     model = writer.fragment(infos, [onnx.ValueInfoProto(name=name) for name in outputs])

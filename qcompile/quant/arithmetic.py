@@ -1,10 +1,12 @@
 """The arithmetic of activation quantizers in numpy: the reference for every simulation and every emitted file.
 
-Bit for bit ONNX QuantizeLinear (uint8), Clip on the codes and DequantizeLinear: float32 division, rounding half to
-even, then the zero point is added, then the code is clipped.
+Bit for bit ONNX QuantizeLinear, Clip on the codes and DequantizeLinear: float32 division, rounding half to even, then
+the zero point is added, then the code is clipped.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,15 +14,14 @@ from numpy.typing import NDArray
 from qcompile.quant.params import Quantizer
 
 
-def quantize(x: NDArray[np.float32], quantizer: Quantizer) -> NDArray[np.uint8]:
-    """Return the codes of `x` (finite float32, any shape), in 0 .. quantizer.levels."""
+def quantize(x: NDArray[np.float32], quantizer: Quantizer) -> NDArray[Any]:
+    """Return the codes of `x` (finite float32, any shape), on the grid of `quantizer`."""
     with np.errstate(over="ignore"):  # a quotient beyond float32 saturates like any large one
         steps = np.rint(x / np.float32(quantizer.scale))
-    codes: NDArray[np.uint8] = np.clip(steps + np.float32(quantizer.zero_point), 0, quantizer.levels).astype(np.uint8)
-    return codes
+    return quantizer.grid.clip(steps + np.float32(quantizer.zero_point))
 
 
-def dequantize(codes: NDArray[np.uint8], quantizer: Quantizer) -> NDArray[np.float32]:
+def dequantize(codes: NDArray[Any], quantizer: Quantizer) -> NDArray[np.float32]:
     """Return the real values that codes stand for."""
     steps = codes.astype(np.float32) - np.float32(quantizer.zero_point)
     return steps * np.float32(quantizer.scale)

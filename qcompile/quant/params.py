@@ -8,56 +8,62 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-WEIGHT_MIN, WEIGHT_MAX = -127, 127  # two products of -128 do not fit the int16 in which kernels on Arm add them
+from qcompile.quant.grid import WEIGHTS, Grid
+
 Scalar = TypeVar("Scalar", bound=np.generic)
 
 
 @dataclass(frozen=True)
 class ActivationSpec:
-    """What placement decides about an activation tensor: bits and constraints, no numbers.
+    """What placement decides about an activation tensor: its grid and constraints, no numbers.
 
-    `lower` and `upper` bound the grid (an absorbed Relu6 gives 0 and 6: real values of the grid never leave them).
+    `lower` and `upper` bound the real values (an absorbed Relu6 gives 0 and 6: those of the grid never leave them).
     `even_zero_point` is for outputs of kernels that round after adding the zero point.
     `fixed` is a quantizer that the operator dictates; calibration leaves it alone.
     """
 
-    bits: int
+    grid: Grid
     lower: float = -np.inf
     upper: float = np.inf
     even_zero_point: bool = False
     fixed: Quantizer | None = None
 
+    @property
+    def bits(self) -> int:
+        """Those of the grid."""
+        return self.grid.bits
+
 
 @dataclass(frozen=True)
 class Quantizer:
-    """Affine activation quantizer, per tensor: q = clip(rint(x / scale) + zero_point, 0, 2**bits - 1), in uint8.
+    """Affine activation quantizer, per tensor: q = clip(rint(x / scale) + zero_point, grid.low, grid.high).
 
-    `scale` is a float32 value above 0 in the tensor's unit per step; `zero_point` an integer in 0 .. 2**bits - 1.
+    `scale` is a float32 value above 0 in the tensor's unit per step; `zero_point` an integer of the grid.
     """
 
-    bits: int
+    grid: Grid
     scale: float
     zero_point: int
 
     @property
-    def levels(self) -> int:
-        """The largest code, 2**bits - 1."""
-        return (1 << self.bits) - 1
+    def bits(self) -> int:
+        """Those of the grid."""
+        return self.grid.bits
 
     @property
     def low(self) -> float:
-        """The real value of code 0."""
-        return -self.zero_point * self.scale
+        """The real value of the lowest code."""
+        return (self.grid.low - self.zero_point) * self.scale
 
     @property
     def high(self) -> float:
-        """The real value of the largest code."""
-        return (self.levels - self.zero_point) * self.scale
+        """The real value of the highest code."""
+        return (self.grid.high - self.zero_point) * self.scale
 
 
 def plain_offset(bits: int) -> int:
     """Return the least integer of the plain signed grid of a weight: -2**(bits-1), but -127 at 8 bits."""
-    return max(-(1 << bits - 1), WEIGHT_MIN)
+    return max(-(1 << bits - 1), WEIGHTS.low)
 
 
 def largest_code(bits: int) -> int:
@@ -70,8 +76,8 @@ class WeightQuantizer:
     """Per-channel weight quantizer on the int8 lattice: real = scale * (codes * step + offset).
 
     `codes` uint8, the weight's shape, in 0 .. largest_code(bits); `axis` the output-channel axis; `scale` float32 [C],
-    the real value of one int8 step; `step` and `offset` int8 [C]. The integers codes * step + offset lie in
-    WEIGHT_MIN .. WEIGHT_MAX. The plain signed w-bit grid is step 1, offset plain_offset(w).
+    the real value of one int8 step; `step` and `offset` int8 [C]. The integers codes * step + offset are those of the
+    grid `WEIGHTS`. The plain signed w-bit grid is step 1, offset plain_offset(w).
     """
 
     bits: int

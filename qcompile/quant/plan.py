@@ -14,7 +14,7 @@ from qcompile.flags import BITS
 from qcompile.quant.params import ActivationSpec, Quantizer, WeightQuantizer
 
 ENDS = "first or last"  # the reason of layers that have the bits of these
-WIDE = BITS[1]  # bits: the container of every activation code is uint8
+WIDE = BITS[1]  # bits of an activation that is not narrow
 
 
 class Form(StrEnum):
@@ -22,7 +22,7 @@ class Form(StrEnum):
 
     COMPUTE = "compute"  # Conv, Gemm, MatMul on an integer kernel
     ARITHMETIC = "arithmetic"  # Add, Mul, pools, Concat ...: DequantizeLinear in, QuantizeLinear out
-    CODES = "codes"  # moves or clips uint8 codes: input and output share one quantizer
+    CODES = "codes"  # moves or clips codes: input and output share one quantizer
     ABSORBED = "absorbed"  # a clip that the quantizer of its producer carries out
     FLOAT = "float"
 

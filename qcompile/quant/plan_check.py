@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from qcompile.flags import BITS
-from qcompile.quant.params import WEIGHT_MAX, WEIGHT_MIN, ActivationSpec, Quantizer, WeightQuantizer, largest_code
+from qcompile.quant.grid import WEIGHTS
+from qcompile.quant.params import ActivationSpec, Quantizer, WeightQuantizer, largest_code
 from qcompile.quant.plan import Form, Plan, narrow_key
 
 Problems = Iterator[str]
@@ -53,14 +54,16 @@ def _keys(plan: Plan) -> Problems:
 
 
 def _specs(plan: Plan) -> Problems:
-    """A spec has bits that fit uint8 codes, and bounds with 0 between them."""
+    """A spec has a grid of so many bits that its container holds, and bounds with 0 between them."""
     for key, spec in plan.specs.items():
         if not _is_width(spec.bits):
             yield f"quantizer {key!r} is to have {spec.bits} bits"
+        if not spec.grid.is_held:
+            yield f"quantizer {key!r} is to have the codes {spec.grid}"
         if not (spec.lower <= 0 <= spec.upper and spec.lower < spec.upper):
             yield f"the bounds of quantizer {key!r}, {spec.lower} and {spec.upper}, do not hold 0"
-        if spec.fixed and spec.fixed.bits != spec.bits:
-            yield f"quantizer {key!r} is to have {spec.bits} bits and fixed ones of {spec.fixed.bits}"
+        if spec.fixed and spec.fixed.grid != spec.grid:
+            yield f"quantizer {key!r} is to have the codes {spec.grid} and fixed ones {spec.fixed.grid}"
 
 
 def _quantizers(plan: Plan) -> Problems:
@@ -71,12 +74,12 @@ def _quantizers(plan: Plan) -> Problems:
 
 def _quantizer_problem(found: Quantizer, spec: ActivationSpec) -> str:
     """Say in which way a quantizer is none, or not one of its spec."""
-    if found.bits != spec.bits:
-        return f"has {found.bits} bits, its spec {spec.bits}"
-    if not LEAST <= found.scale <= LARGEST / found.levels:
+    if found.grid != spec.grid:
+        return f"has the codes {found.grid}, its spec {spec.grid}"
+    if not LEAST <= found.scale <= LARGEST / found.grid.steps:
         return f"has the scale {found.scale}: not a positive float32 number"
-    if not 0 <= found.zero_point <= found.levels:
-        return f"has the zero point {found.zero_point}: not one of 0 .. {found.levels}"
+    if not found.grid.low <= found.zero_point <= found.grid.high:
+        return f"has the zero point {found.zero_point}: not one of {found.grid}"
     if spec.fixed is not None:
         return "" if found == spec.fixed else "differs from the one that the operator dictates"
     if spec.even_zero_point and found.zero_point % 2:
@@ -107,15 +110,15 @@ def _weight_problem(weight: WeightQuantizer) -> str:
         if array.dtype != kind or (part != "codes" and array.shape != (channels,)):
             shape = "" if part == "codes" else f" [{channels}]"
             return f"has {part} {array.dtype} {list(array.shape)}, not {np.dtype(kind).name}{shape}"
-    if not ((weight.scale >= LEAST) & (weight.scale <= LARGEST / WEIGHT_MAX)).all():
+    if not ((weight.scale >= LEAST) & (weight.scale <= LARGEST / WEIGHTS.high)).all():
         return "has a scale that is not a positive float32 number"
     if not (weight.step > 0).all():
         return "has a step that is not above 0"
     if weight.codes.max(initial=0) > largest_code(weight.bits):
         return f"has the code {weight.codes.max()}: not one of 0 .. {largest_code(weight.bits)}"
     lattice = weight.lattice()
-    if lattice.size and (lattice.min() < WEIGHT_MIN or lattice.max() > WEIGHT_MAX):
-        return f"has integers beyond {WEIGHT_MIN} .. {WEIGHT_MAX}"
+    if lattice.size and (lattice.min() < WEIGHTS.low or lattice.max() > WEIGHTS.high):
+        return f"has integers beyond {WEIGHTS.low} .. {WEIGHTS.high}"
     return ""
 
 

@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from jsonschema import Draft202012Validator
@@ -23,11 +23,12 @@ from numpy.typing import NDArray
 from qcompile.errors import InputError
 from qcompile.files import Content, parse_json, read_bytes, write_files
 from qcompile.flags import BITS
+from qcompile.quant.grid import Container, Grid
 from qcompile.quant.params import ActivationSpec, Quantizer, WeightQuantizer
 from qcompile.quant.plan import Boundary, Form, NodePlan, Plan, Unit
 from qcompile.quant.plan_check import plan_problem
 
-VERSION = 2
+VERSION = 3
 AGAIN = "make it again with --save-plan"
 ARRAYS = ("codes", "scale", "step", "offset")  # of a WeightQuantizer, in the order of its fields
 Contents = dict[str, NDArray[Any]]
@@ -48,10 +49,12 @@ def _table(row: dict[str, Any]) -> dict[str, Any]:
     return {"type": "object", "additionalProperties": row}
 
 
+_CODE = {"type": "integer", "minimum": -128, "maximum": 255}
+_GRID = record(low=_CODE, high=_CODE, container={"enum": get_args(Container)})
 _QUANTIZER = record(
-    bits=_BITS,
+    grid=_GRID,
     scale={"type": "number", "exclusiveMinimum": 0, "maximum": _LARGEST},
-    zero_point={"type": "integer", "minimum": 0, "maximum": 255},
+    zero_point=_CODE,
 )
 _NODE = record(
     form={"enum": [str(form) for form in Form]},
@@ -60,7 +63,7 @@ _NODE = record(
     input_bits=_BITS_OR_NONE,
 )
 _SPEC = record(
-    bits=_BITS,
+    grid=_GRID,
     lower=_BOUND,
     upper=_BOUND,
     even_zero_point={"type": "boolean"},
@@ -190,7 +193,7 @@ def from_json(document: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -
         nodes={name: NodePlan(**{**row, "form": Form(row["form"])}) for name, row in document["nodes"].items()},
         groups=dict(document["groups"]),
         specs={key: _spec(row) for key, row in document["specs"].items()},
-        quantizers={key: Quantizer(**row) for key, row in document["quantizers"].items()},
+        quantizers={key: _quantizer(row) for key, row in document["quantizers"].items()},
         weights={
             name: WeightQuantizer(row["bits"], row["axis"], *(arrays[f"weights/{index}/{key}"] for key in ARRAYS))
             for index, (name, row) in enumerate(document["weights"].items())
@@ -233,13 +236,17 @@ def _read_npz(data: bytes) -> Contents:
 def _spec(row: Mapping[str, Any]) -> ActivationSpec:
     lower = -math.inf if row["lower"] is None else row["lower"]
     upper = math.inf if row["upper"] is None else row["upper"]
-    fixed = Quantizer(**row["fixed"]) if row["fixed"] else None
-    return ActivationSpec(row["bits"], lower, upper, row["even_zero_point"], fixed)
+    fixed = _quantizer(row["fixed"]) if row["fixed"] else None
+    return ActivationSpec(Grid(**row["grid"]), lower, upper, row["even_zero_point"], fixed)
+
+
+def _quantizer(row: Mapping[str, Any]) -> Quantizer:
+    return Quantizer(**{**row, "grid": Grid(**row["grid"])})
 
 
 def _spec_row(spec: ActivationSpec) -> dict[str, Any]:
     return {
-        "bits": spec.bits,
+        "grid": asdict(spec.grid),
         "lower": _finite(spec.lower),
         "upper": _finite(spec.upper),
         "even_zero_point": spec.even_zero_point,
@@ -252,4 +259,8 @@ def _finite(bound: float) -> float | None:
 
 
 def _plain(quantizer: Quantizer) -> dict[str, Any]:
-    return {"bits": quantizer.bits, "scale": float(quantizer.scale), "zero_point": int(quantizer.zero_point)}
+    return {
+        "grid": asdict(quantizer.grid),
+        "scale": float(quantizer.scale),
+        "zero_point": int(quantizer.zero_point),
+    }

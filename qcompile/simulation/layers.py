@@ -86,7 +86,7 @@ def _steps(graph: Graph, program: Program) -> tuple[dict[str, Step], list[_Layer
             origin = source if isinstance(tensors.get(source), Constant) else program.tensors[value.name]
             steps[value.name] = Step(Kind.QUANTIZE, (Value(origin),), (value,))
         target = step.outputs[0]
-        wide = target.quantizer is not None and target.quantizer.bits == 8
+        wide = target.quantizer is not None and not target.quantizer.grid.is_narrow
         output = Value(f"{target.name}{BESIDE}", target.quantizer if wide else None)
         steps[output.name] = replace(step, outputs=(output,))
         if wide:

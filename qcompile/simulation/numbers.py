@@ -34,8 +34,6 @@ from qcompile.quant.plan import Form, Plan
 from qcompile.quant.scales import quantize_weight
 from qcompile.targets.schema import Target
 
-NOTHING = Quantizer(8, 1.0, 0)
-
 
 def choose_numbers(
     graph: Graph,
@@ -71,7 +69,7 @@ def choose_numbers(
             method = ranges.method_for(spec)
             plan.quantizers[key] = choose(observers[root], spec, method, ranges.percentile, apart.get(root, ANY))
         else:
-            plan.quantizers[key] = NOTHING
+            plan.quantizers[key] = Quantizer(spec.grid, 1.0, spec.grid.low)
     _widen_for_kernels(nodes, plan, target)
     for node in nodes:
         if plan.form(node.name) is Form.COMPUTE and (bits := plan.nodes[node.name].weight_bits):

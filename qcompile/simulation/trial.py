@@ -17,6 +17,7 @@ from qcompile.qmodel import QModel
 from qcompile.quant.plan import Plan
 from qcompile.simulation.numbers import choose_numbers
 from qcompile.simulation.stretches import OutputError, open_stretches
+from qcompile.targets.schema import Target
 
 ELEMENTS = 5 << 17  # of all inputs of a trial, half of them to choose numbers, half to judge
 MOST = 32  # samples
@@ -70,13 +71,14 @@ def copied(plan: Plan) -> Plan:
     return replace(plan, nodes=dict(plan.nodes), groups=dict(plan.groups), specs=dict(plan.specs))
 
 
-def at_8_bits(plan: Plan) -> Plan:
+def at_8_bits(plan: Plan, target: Target) -> Plan:
     """Return the plan with 8 bits for all that is on integers."""
     nodes = {
         name: replace(node, weight_bits=8 if node.weight_bits else 0, input_bits=8 if node.input_bits else 0)
         for name, node in plan.nodes.items()
     }
-    return replace(plan, nodes=nodes, specs={key: replace(spec, bits=8) for key, spec in plan.specs.items()})
+    specs = {key: replace(spec, grid=target.grid(8)) for key, spec in plan.specs.items()}
+    return replace(plan, nodes=nodes, specs=specs)
 
 
 def _shares(data: Dataset, seed: int, times: int) -> tuple[Dataset, Dataset]:

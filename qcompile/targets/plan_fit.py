@@ -146,6 +146,9 @@ def _specs(fit: _Fit) -> Problems:
         if node is not None and arithmetic and node.op in fit.target.even_zero_point and not spec.even_zero_point:
             yield f"the zero point of {tensor!r} need not be even, but {node.op} wants it"
         for key in (root, *fit.plan.narrow_keys(root)):
+            grid = fit.plan.specs[key].grid
+            if grid != fit.target.grid(grid.bits):
+                yield f"quantizer {key!r} has the codes {grid}, the target has {fit.target.grid(grid.bits)}"
             if fit.plan.specs[key].lower < lower or fit.plan.specs[key].upper > upper:
                 yield f"quantizer {key!r} goes beyond the clip that it stands for, {lower:g} to {upper:g}"
 

@@ -10,11 +10,14 @@ import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module, resources
-from typing import Any
+from typing import Any, Final
 
 from qcompile.errors import InputError, nearest
 from qcompile.ir import Node
+from qcompile.quant.grid import Container, Grid, unsigned
 from qcompile.quant.params import Quantizer
+
+GRIDS: Final[Mapping[str, Callable[[int], Grid]]] = {"uint8": unsigned}  # by the codes that a target has
 
 
 @dataclass(frozen=True)
@@ -22,11 +25,13 @@ class Target:
     """Facts about a runtime, read from the folder of its name.
 
     Operator names by the form in which they run on integers: `compute` with weights, `arithmetic` with
-    DequantizeLinear in and QuantizeLinear out, `codes` directly on uint8; `clips` can be absorbed by a quantizer.
+    DequantizeLinear in and QuantizeLinear out, `codes` directly on codes; `clips` can be absorbed by a quantizer.
     `even_zero_point` names the operators that round after adding the zero point; `float_output` those whose integer
     kernel can give float32; `float_reasons` says why an operator stays float. `checks` return the reason why a node of
     an operator does, or ""; `dictated` are output quantizers that the integer form of an operator has.
-    `least_output_scale` is the smallest that a kernel takes, as a share of the scale of its input.
+
+    `activations` is the type of the codes of activations; `least_output_scale` the smallest scale of an output that a
+    kernel takes, as a share of that of its input.
 
     `runtime` is the oldest version that files run on. What needs a later one is counted in where `runtime` is that:
     `codes_since` names the versions from which operators are `codes`, `packing_since` those of forms of weights.
@@ -34,6 +39,7 @@ class Target:
 
     name: str
     runtime: str
+    activations: Container
     opset: int
     ir_version: int
     compute: frozenset[str]
@@ -48,6 +54,10 @@ class Target:
     dictated: Mapping[str, Quantizer]
     codes_since: dict[str, str]
     packing_since: dict[str, str]
+
+    def grid(self, bits: int) -> Grid:
+        """Return the grid of an activation of so many bits."""
+        return GRIDS[self.activations](bits)
 
     @classmethod
     def load(cls, name: str, runtime: str | None = None) -> Target:

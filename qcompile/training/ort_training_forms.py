@@ -13,6 +13,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from qcompile.autodiff import LOWERINGS, Node, Tape
+from qcompile.autodiff.rules.quantizers import grid_of
 from qcompile.training.region import LOSS, RECONSTRUCTION, Region
 
 # (v + 1.5 * 2^23) - 1.5 * 2^23 rounds half to even in float32, for |v| < 2^22; codes are far below.
@@ -43,9 +44,9 @@ def differentiable(region: Region) -> onnx.ModelProto:
 def _activation(g: Tape, node: Node) -> None:
     """s clip(round(x/s)), or x + mask (that - x)."""
     x, scale, chosen = node.inputs[0], node.inputs[1], node.input(2)
-    zero, levels = float(node.attributes["zero_point"]), float((1 << node.attributes["bits"]) - 1)
+    zero, grid = float(node.attributes["zero_point"]), grid_of(node)
     rounded = g.sub(g.add(g.div(x, scale), ROUNDING), ROUNDING)
-    clipped = g.clip(rounded, -zero, levels - zero)
+    clipped = g.clip(rounded, grid.low - zero, grid.high - zero)
     if not chosen:
         g.op("Mul", clipped, scale, output=node.outputs[0])
         return

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -113,9 +113,10 @@ class RegionBuilder:
         if value.quantizer is None:
             self._feed(value.name, "q", value.name, element_type(self.tensors[value.name]))
             return
-        codes = self._feed(f"{value.name}/codes", "q", value.name, TensorProto.UINT8)
+        grid = value.quantizer.grid
+        codes = self._feed(f"{value.name}/codes", "q", value.name, helper.np_dtype_to_tensor_dtype(grid.dtype))
         scale = self._constant(np.float32(value.quantizer.scale))
-        zero = self._constant(np.uint8(value.quantizer.zero_point))
+        zero = self._constant(np.array(value.quantizer.zero_point, grid.dtype))
         if self.quantized == 1.0 or ("f", tensor) not in self.shapes:
             self._node("DequantizeLinear", [codes, scale, zero], value.name)
             return
@@ -261,7 +262,7 @@ class RegionBuilder:
         quantizer = target.quantizer
         assert quantizer is not None
         inputs = [source, self._activation_scale(target.key, quantizer), *self._masks(target.name)]
-        facts = {"bits": quantizer.bits, "zero_point": quantizer.zero_point}
+        facts = asdict(quantizer.grid) | {"zero_point": quantizer.zero_point}
         self._own("FakeQuantActivation", inputs, target.name, **facts)
 
     def _activation_scale(self, key: str, quantizer: Quantizer) -> str:

@@ -20,6 +20,7 @@ from qcompile.ir import Constant, Graph, captured_names, topological
 from qcompile.ir.graph import is_real
 from qcompile.program.dag import SHAPE_SOURCES
 from qcompile.program.lower import Kind, Program, Step, Value, lower
+from qcompile.quant.arithmetic import dequantize
 from qcompile.quant.params import Quantizer
 from qcompile.quant.plan import Form, Plan
 from qcompile.runtime.session import Session
@@ -42,7 +43,8 @@ class Sides:
 
     `shapes` maps (side, name) to the shape of what is kept of one sample, `axes` to the axis that counts them if it is
     not the first: its size is the rows that a sample has, one or several (tokens that were folded into the batch).
-    Codes are uint8, so the quantized side takes a quarter of the float one; inputs of the model are kept once for both.
+    Codes take a byte, so the quantized side takes a quarter of the float one; inputs of the model are kept once for
+    both.
     What nothing later reads is dropped. What no sample changes (shape arithmetic, the codes of constants) is made again
     wherever it is read. What is not ordered by sample is not kept, and the steps that read it are not run: their pieces
     are not trained; `lost` maps it to the reason. Samples that are fed alone are run alone, and what they make may have
@@ -218,7 +220,7 @@ class Sides:
             for place, value in enumerate(outputs):
                 target, found = self.rows(self._exact(value), places), made[value.name].astype(np.float32)
                 if value.quantizer is not None:
-                    found = (found - value.quantizer.zero_point) * np.float32(value.quantizer.scale)
+                    found = dequantize(found, value.quantizer)
                 if not np.abs(target).max(initial=0) < MASKED:
                     kept = np.abs(target) < MASKED
                     target, found = target[kept], found[kept]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from onnx import helper, numpy_helper
 
 from qcompile.autodiff import differentiate
 from qcompile.autodiff.blocked import to_blocked
+from qcompile.quant.grid import unsigned
 from qcompile.runtime.blocked import block_size
 from qcompile.runtime.session import Session
 
@@ -160,7 +161,7 @@ def node(op: str, *inputs: str, to: str, **attributes: Any) -> onnx.NodeProto:
 def test_what_lies_between_convolutions_stays_blocked_and_masks_with_it() -> None:
     nodes = [
         node("Conv", "x", "w", to="a"),
-        node("FakeQuantActivation", "a", "s", "m", to="q", bits=4),
+        node("FakeQuantActivation", "a", "s", "m", to="q", **asdict(unsigned(4))),
         node("Conv", "q", "b", to="c"),
         node("Add", "c", "x", to="sum"),
         node("SquaredError", "sum", "t", to="loss"),

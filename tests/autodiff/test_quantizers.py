@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import numpy as np
 import onnx
 import pytest
@@ -14,6 +16,7 @@ from onnx import helper
 from qcompile.autodiff import RULES, NoGradientRule, differentiate, record
 from qcompile.errors import InputError
 from qcompile.quant.arithmetic import dequantize, quantize
+from qcompile.quant.grid import unsigned
 from qcompile.quant.params import Quantizer
 from qcompile.runtime.session import Session
 
@@ -51,10 +54,10 @@ def test_activation(bits: int, dropped: bool, stored: tuple[int, ...], seed: int
     kept = random.random(SHAPE) < 0.5 if dropped else np.ones(SHAPE, bool)
     shapes = {"x": SHAPE, "s": stored, **({"mask": SHAPE} if dropped else {}), "dy": SHAPE}
     feeds = {"x": x, "s": np.full(stored, scale), "dy": dy} | ({"mask": kept} if dropped else {})
-    source = model("FakeQuantActivation", shapes, {"mask": 9}, bits=bits, zero_point=zero)
+    source = model("FakeQuantActivation", shapes, {"mask": 9}, **asdict(unsigned(bits)), zero_point=zero)
     found = run(source, feeds, ["x", "s"])
 
-    quantizer = Quantizer(bits, float(scale), zero)
+    quantizer = Quantizer(unsigned(bits), float(scale), zero)
     expected = np.where(kept, dequantize(quantize(x, quantizer), quantizer), x)
     np.testing.assert_allclose(found["y"], expected, rtol=1e-6, atol=1e-6)  # x + (xq - x) rounds
     t = (x / scale).astype(np.float64)  # divided in float32, as the kernel does: a tie is a tie in both
@@ -102,20 +105,22 @@ def test_weight(rounding: str, seed: int, stretch: float) -> None:
 
 
 def test_the_forward_pass_is_that_of_the_emitted_file() -> None:
-    source = model("FakeQuantActivation", {"x": SHAPE, "s": (), "dy": SHAPE}, {}, bits=4)
+    source = model("FakeQuantActivation", {"x": SHAPE, "s": (), "dy": SHAPE}, {}, **asdict(unsigned(4)))
     lowered = [node.op_type for node in record(source).nodes if node.output[0] != "loss"]
     assert [op for op in lowered if op != "Reshape"] == ["QuantizeLinear", "Clip", "DequantizeLinear", "Mul"]
 
 
 def test_an_unknown_surrogate_is_refused() -> None:
-    source = model("FakeQuantActivation", {"x": SHAPE, "s": (), "dy": SHAPE}, {}, bits=4, surrogate="best")
+    source = model(
+        "FakeQuantActivation", {"x": SHAPE, "s": (), "dy": SHAPE}, {}, **asdict(unsigned(4)), surrogate="best"
+    )
     with pytest.raises(NoGradientRule, match="no rounding surrogate 'best'; known: ste"):
         differentiate(source, "loss", ["x"])
 
 
-def test_codes_are_bytes() -> None:
-    source = model("FakeQuantActivation", {"x": SHAPE, "s": (), "dy": SHAPE}, {}, bits=9)
-    with pytest.raises(InputError, match=r"an activation of 9 bits .*take 2 to 8"):
+def test_codes_that_their_type_has_not_are_refused() -> None:
+    source = model("FakeQuantActivation", {"x": SHAPE, "s": (), "dy": SHAPE}, {}, **asdict(unsigned(9)))
+    with pytest.raises(InputError, match=r"codes 0 \.\. 511 in uint8 .*take codes that the type has"):
         record(source)
 
 

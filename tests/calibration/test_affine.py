@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from qcompile.calibration.affine import PLACES, SLOPES, AffineKernels, JudgedFit, Places
 from qcompile.quant.arithmetic import quantize
+from qcompile.quant.grid import unsigned
 from qcompile.quant.params import Quantizer
 
 SHAPE = (6, 3, 20)  # samples, channels, positions
@@ -146,7 +147,7 @@ def test_what_a_quantizer_cuts_off_does_not_count(kernels: AffineKernels) -> Non
     random = np.random.default_rng(0)
     f = random.normal(0, 2, (16, 3, 400)) - 30 * (np.arange(400) % 3 > 0)
     q = np.where(f < -15, 0.5 * f, f - 0.4) + random.normal(0, 0.05, f.shape)
-    quantizer = Quantizer(8, 0.05, 60)
+    quantizer = Quantizer(unsigned(8), 0.05, 60)
     plain, behind = looked(kernels, f, q).solve(3), looked(kernels, f, q, behind=quantizer).solve(3)
     np.testing.assert_allclose(behind.slope, 1, atol=0.02)
     np.testing.assert_allclose(behind.shift, 0.4, atol=0.03)
@@ -161,7 +162,7 @@ def test_behind_a_clip_at_zero_it_is_never_worse(noise: float, kernels: AffineKe
     random = np.random.default_rng(1)
     f = random.normal(0, 1, (16, 3, 500))
     q = 0.8 * f + 0.2 + random.normal(0, noise, f.shape)
-    quantizer = Quantizer(8, 5 / 255, 0)
+    quantizer = Quantizer(unsigned(8), 5 / 255, 0)
     found = [looked(kernels, f, q).solve(3), looked(kernels, f, q, behind=quantizer).solve(3)]
     cut = [np.clip(item.slope[:, None] * q + item.shift[:, None], 0, 5) for item in found]
     errors = [np.square(np.clip(f, 0, 5) - values).mean() for values in cut]
@@ -193,7 +194,7 @@ def test_codes_are_those_of_numpy(bits: int, scale: float, zero_point: int, seed
     random = np.random.default_rng(seed)
     q = random.normal(0, 2, SHAPE).astype(np.float32)
     slope, shift = random.uniform(0.5, 2, 3), random.normal(size=3)
-    quantizer = Quantizer(bits, scale, zero_point)
+    quantizer = Quantizer(unsigned(bits), scale, zero_point)
     y = q * slope.astype(np.float32)[:, None] + shift.astype(np.float32)[:, None]
     np.testing.assert_array_equal(kernels.apply(q, slope, shift, None), y)
     codes = kernels.apply(q, slope, shift, quantizer)

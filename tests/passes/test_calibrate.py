@@ -33,6 +33,7 @@ from qcompile.passes.calibrate import Calibrate
 from qcompile.pipeline import ranges_of
 from qcompile.program.operands import weight_axis
 from qcompile.quant.bias import LARGEST, integer_bias
+from qcompile.quant.grid import unsigned
 from qcompile.quant.params import ActivationSpec, Quantizer
 from qcompile.quant.plan import Form
 from qcompile.quant.scales import quantize_weight
@@ -99,8 +100,8 @@ def test_percentile_is_the_one_asked_for() -> None:
 
 @pytest.mark.parametrize("bits, method", [(8, "max"), (7, "mse"), (4, "mse"), (2, "mse")])
 def test_method_by_bits(bits: int, method: str) -> None:
-    assert Ranges().method_for(ActivationSpec(bits)) == method
-    assert Ranges("entropy").method_for(ActivationSpec(bits)) == "entropy"
+    assert Ranges().method_for(ActivationSpec(unsigned(bits))) == method
+    assert Ranges("entropy").method_for(ActivationSpec(unsigned(bits))) == "entropy"
 
 
 def test_wide_and_narrow_quantizer_of_one_tensor() -> None:
@@ -150,7 +151,7 @@ def test_tensor_of_zeros() -> None:
         if tensor.name in ("W1", "B1"):
             tensor.CopyFrom(numpy_helper.from_array(np.zeros(list(tensor.dims), np.float32), tensor.name))
     model = compiled(source, CALIBRATE, w=4, a=4)
-    assert model.plan.quantizers["b"] == Quantizer(4, 1.0, 0)
+    assert model.plan.quantizers["b"] == Quantizer(unsigned(4), 1.0, 0)
     assert not model.plan.weights["conv1"].dequantize().any()
 
 
@@ -224,7 +225,7 @@ def test_every_placed_quantizer_and_weight_has_numbers(name: str, settings: dict
         quantizer = plan.quantizers[key]
         assert quantizer.bits == spec.bits and quantizer.scale > 0
         assert np.float32(quantizer.scale) == quantizer.scale  # the file holds float32
-        assert 0 <= quantizer.zero_point <= quantizer.levels
+        assert 0 <= quantizer.zero_point <= quantizer.grid.high
         assert not (spec.even_zero_point and quantizer.zero_point % 2)
         assert spec.lower <= np.float32(quantizer.low) and np.float32(quantizer.high) <= spec.upper
 
@@ -262,5 +263,7 @@ def test_all_readers_of_a_tensor_count(other: str, low: float | None) -> None:
 
 @pytest.mark.parametrize(("w", "a", "method"), [(8, 8, "max"), (4, 8, "mse"), (4, 4, "max")])
 def test_8_bits_beside_narrower_weights_are_searched(w: int, a: int, method: str) -> None:
-    assert ranges_of(Config(w=w, a=a)).method_for(ActivationSpec(8)) == method
-    assert ranges_of(Config(w=w, a=a, calibration_method="entropy")).method_for(ActivationSpec(8)) == "entropy"
+    assert ranges_of(Config(w=w, a=a)).method_for(ActivationSpec(unsigned(8))) == method
+    assert (
+        ranges_of(Config(w=w, a=a, calibration_method="entropy")).method_for(ActivationSpec(unsigned(8))) == "entropy"
+    )

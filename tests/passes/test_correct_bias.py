@@ -31,6 +31,7 @@ from qcompile.execution.spool import Spool
 from qcompile.passes import correct_bias
 from qcompile.passes.correct_bias import CorrectBias
 from qcompile.passes.insert_qdq import InsertQDQ
+from qcompile.quant.grid import unsigned
 from qcompile.quant.params import Quantizer, WeightQuantizer
 from qcompile.quant.plan import Plan
 from qcompile.runtime.session import Session
@@ -84,7 +85,7 @@ def on_the_grid() -> tuple[QModel, np.ndarray, np.ndarray]:
     slope, shift = np.array([0.8, 1.25, 1.0]), np.array([3.0, -1.0, 0.0])
     codes = (np.array([2, -1, 4, 3, -4, 2]) + 64).astype(np.uint8).reshape(3, 2, 1, 1)
     lattice = (np.ones(3, np.int8), np.full(3, -64, np.int8))
-    model.plan.quantizers.update({"x": Quantizer(8, 1.0, 0), "a": Quantizer(8, 3.0, 128)})
+    model.plan.quantizers.update({"x": Quantizer(unsigned(8), 1.0, 0), "a": Quantizer(unsigned(8), 3.0, 128)})
     model.plan.weights["only"] = WeightQuantizer(7, 0, codes, (0.25 / slope).astype(np.float32), *lattice)
     model.plan.biases["only"] = (np.array([1, -2, 0]) / slope - shift / slope).astype(np.float32)
     return model, slope, shift
@@ -164,7 +165,9 @@ def test_mean_error_of_the_skip_goes_into_the_bias() -> None:
             total += (values - exact[name]).mean((0, 2, 3))
         return np.abs(total)
 
-    model.plan.quantizers["d"] = Quantizer(8, float(np.float32(2 * model.plan.quantizers["d"].scale)), 128)  # no clip
+    model.plan.quantizers["d"] = Quantizer(
+        unsigned(8), float(np.float32(2 * model.plan.quantizers["d"].scale)), 128
+    )  # no clip
     before = means()
     CorrectBias().run(model)
     assert before.max() > 0.1  # the trunk is around 1

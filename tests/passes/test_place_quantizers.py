@@ -23,6 +23,7 @@ from networks import (
 from placed import W4A4, between, bits, forms, placed, reason
 
 from qcompile import Config, open_model
+from qcompile.quant.grid import unsigned
 from qcompile.quant.params import ActivationSpec
 from qcompile.quant.plan import Form
 from qcompile.targets.ort_cpu.forms import HARD_SIGMOID
@@ -33,8 +34,8 @@ from qcompile.targets.ort_cpu.forms import HARD_SIGMOID
 def test_trunk_is_wide_with_a_second_narrow_quantizer() -> None:
     plan = placed(RESIDUAL, **W4A4)
     assert bits(plan) == {"image": 8, "trunk": 8, "trunk@4": 4, "c": 4, "d": 8, "t": 8, "y": 8}
-    assert plan.specs["trunk"] == ActivationSpec(8, 0.0, np.inf)
-    assert plan.specs["trunk@4"] == ActivationSpec(4, 0.0, np.inf)
+    assert plan.specs["trunk"] == ActivationSpec(unsigned(8), 0.0, np.inf)
+    assert plan.specs["trunk@4"] == ActivationSpec(unsigned(4), 0.0, np.inf)
     assert (plan.key("trunk"), plan.key("trunk", 4), plan.key("trunk", 8)) == ("trunk", "trunk@4", "trunk")
     assert plan.specs["t"].even_zero_point and not plan.specs["d"].even_zero_point  # QLinearAdd rounds late
 
@@ -83,19 +84,19 @@ def test_graph_output_inside_is_wide() -> None:
 def test_clip_is_absorbed_with_its_bounds(clip: str, constants: str, bounds: tuple[float, float]) -> None:
     plan = between(f"[clip] b = {clip}", constants=constants)
     assert plan.form("clip") is Form.ABSORBED
-    assert plan.specs["b"] == ActivationSpec(8, *bounds)
+    assert plan.specs["b"] == ActivationSpec(unsigned(8), *bounds)
     assert "a" not in plan.groups
 
 
 def test_bounds_of_two_clips_in_a_row_are_intersected() -> None:
     constants = "float lo = {-1}, float hi = {4}"
     plan = between("[relu] r = Relu(a) [clip] b = Clip(r, lo, hi)", constants=constants)
-    assert plan.specs["b"] == ActivationSpec(8, 0, 4)
+    assert plan.specs["b"] == ActivationSpec(unsigned(8), 0, 4)
 
 
 def test_clip_behind_an_addition_keeps_the_even_zero_point() -> None:
     plan = between("[add] s = Add(a, a) [clip] b = Clip(s, lo, hi)", constants="float lo = {-1}, float hi = {4}")
-    assert plan.specs["b"] == ActivationSpec(8, -1, 4, even_zero_point=True)
+    assert plan.specs["b"] == ActivationSpec(unsigned(8), -1, 4, even_zero_point=True)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +128,7 @@ def test_clip_whose_bounds_are_computed_stays_float() -> None:
 def test_clip_behind_a_float_node_is_absorbed_by_the_quantizer_behind_it() -> None:
     plan = between("[tanh] t = Tanh(a)  [relu] b = Relu(t)")
     assert plan.form("relu") is Form.ABSORBED
-    assert plan.specs["b"] == ActivationSpec(8, 0, np.inf) and "t" not in plan.groups
+    assert plan.specs["b"] == ActivationSpec(unsigned(8), 0, np.inf) and "t" not in plan.groups
 
 
 def test_clip_behind_hard_sigmoid_keeps_its_bounds() -> None:
@@ -158,7 +159,7 @@ def test_concat_inputs_have_quantizers_of_their_own() -> None:
     plan = placed(CONCAT, **W4A4)
     assert plan.form("join") is Form.ARITHMETIC
     assert {name: plan.groups[name] for name in "cef"} == {"c": "c", "e": "e", "f": "f"}
-    assert plan.specs["e"] == ActivationSpec(8, 0.0, np.inf)
+    assert plan.specs["e"] == ActivationSpec(unsigned(8), 0.0, np.inf)
 
 
 def test_product_with_a_constant() -> None:
@@ -179,12 +180,12 @@ def test_squeeze_and_excite() -> None:
 def test_hard_swish() -> None:
     plan = placed(HARD_SWISH, **W4A4)
     assert plan.form("swish") is Form.ARITHMETIC
-    assert plan.specs["b"] == ActivationSpec(8, even_zero_point=True)
+    assert plan.specs["b"] == ActivationSpec(unsigned(8), even_zero_point=True)
 
 
 def test_narrow_quantizer_behind_hard_sigmoid_is_calibrated() -> None:
     plan = between("[gate] b = HardSigmoid(a)", **W4A4, first_last_bits=4)
-    assert plan.specs["b"].fixed == HARD_SIGMOID and plan.specs["b@4"] == ActivationSpec(4)
+    assert plan.specs["b"].fixed == HARD_SIGMOID and plan.specs["b@4"] == ActivationSpec(unsigned(4))
 
 
 def test_movers_share_the_quantizer_of_what_they_move() -> None:

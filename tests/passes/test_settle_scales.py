@@ -15,6 +15,7 @@ from qcompile.backends.ort_cpu.slopes import SHIFTED_SIGMOID, slope_quantizer
 from qcompile.emission.doubts import Doubt
 from qcompile.passes.settle_scales import SettleScales
 from qcompile.program.lower import lower
+from qcompile.quant.grid import unsigned
 from qcompile.quant.params import Quantizer
 from qcompile.targets.ort_cpu.forms import HARD_SIGMOID
 
@@ -120,7 +121,7 @@ def test_the_slope_of_a_hard_sigmoid_is_settled_too(source: str) -> None:
     node = next(node for node in model.graph.nodes if node.op in ("HardSwish", "HardSigmoid"))
     codes = np.arange(256, dtype=np.uint8)
     for scale in (1.5 / 256, 3 / 256, 0.75 / 256):  # a sixth of it is half a step of the gate
-        given = Quantizer(8, scale, 120)
+        given = Quantizer(unsigned(8), scale, 120)
         factor = slope_quantizer(node, given)
         assert Operation("Mul", codes, np.ones_like(codes)).is_settled((given, factor, SHIFTED_SIGMOID))
         assert factor.scale == pytest.approx(1 / 6 if node.op == "HardSwish" else 0.2, rel=1e-5)

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from qcompile.quant.filters import LONGEST, MOST_BITS, RIDGE, better_filters, fit_filters, is_short
-from qcompile.quant.params import WEIGHT_MAX, WEIGHT_MIN, WeightQuantizer
+from qcompile.quant.grid import WEIGHTS
+from qcompile.quant.params import WeightQuantizer
 from qcompile.quant.scales import quantize_weight
 
 Array = NDArray[Any]
@@ -50,7 +51,7 @@ def test_never_worse_and_on_the_lattice(seed: int, bits: int, shape: tuple[int, 
     after = fit_filters(weight, covariance, before)
     assert (errors(weight, covariance, after) <= errors(weight, covariance, before) * 1.0001 + 1e-9).all()
     lattice = after.codes.astype(int) * after.along(after.step.astype(int)) + after.along(after.offset.astype(int))
-    assert lattice.min() >= WEIGHT_MIN and lattice.max() <= WEIGHT_MAX
+    assert lattice.min() >= WEIGHTS.low and lattice.max() <= WEIGHTS.high
     assert after.codes.max() < 1 << bits and (after.scale > 0).all() and np.isfinite(after.scale).all()
     assert (after.codes.dtype, after.scale.dtype, after.step.dtype) == (np.uint8, np.float32, np.int8)
 

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from plans import small_weight
 
+from qcompile.quant.grid import unsigned
 from qcompile.quant.params import ActivationSpec, Quantizer
 from qcompile.quant.plan import Boundary, Form, NodePlan, Plan, Unit
 from qcompile.quant.plan_check import plan_problem
 
-HALF = Quantizer(8, 1 / 256, 0)
+HALF = Quantizer(unsigned(8), 1 / 256, 0)
 
 
 def example() -> Plan:
@@ -28,15 +29,15 @@ def example() -> Plan:
         },
         groups={"x": "x", "moved": "x", "y": "y", "g": "g"},
         specs={
-            "x": ActivationSpec(8, lower=0.0, upper=6.0),
-            "x@4": ActivationSpec(4, lower=0.0, upper=6.0),
-            "y": ActivationSpec(8, even_zero_point=True),
-            "g": ActivationSpec(8, fixed=HALF),
+            "x": ActivationSpec(unsigned(8), lower=0.0, upper=6.0),
+            "x@4": ActivationSpec(unsigned(4), lower=0.0, upper=6.0),
+            "y": ActivationSpec(unsigned(8), even_zero_point=True),
+            "g": ActivationSpec(unsigned(8), fixed=HALF),
         },
         quantizers={
-            "x": Quantizer(8, float(np.float32(6 / 255)), 0),
-            "x@4": Quantizer(4, 0.25, 0),
-            "y": Quantizer(8, 0.5, 128),
+            "x": Quantizer(unsigned(8), float(np.float32(6 / 255)), 0),
+            "x@4": Quantizer(unsigned(4), 0.25, 0),
+            "y": Quantizer(unsigned(8), 0.5, 128),
             "g": HALF,
         },
         weights={"conv": weight},
@@ -104,13 +105,14 @@ BROKEN: list[tuple[Callable[[Plan], Any], str]] = [
     (lambda plan: plan.quantizers.pop("x@4"), "no quantizer for 'x@4'"),
     (lambda plan: plan.specs.pop("y"), "no spec for 'y'"),
     (lambda plan: [plan.specs.update(q=plan.specs["y"]), plan.quantizers.update(q=HALF)], "'q' belongs to no tensor"),
-    (spec("x@4", bits=3), "'x@4' belongs to no tensor"),
-    (spec("y", bits=9), "is to have 9 bits"),
+    (spec("x@4", grid=unsigned(3)), "'x@4' belongs to no tensor"),
+    (spec("y", grid=replace(unsigned(8), high=511)), "is to have 9 bits"),
+    (spec("y", grid=replace(unsigned(8), low=-1, high=254)), "is to have the codes -1 .. 254 in uint8"),
     (spec("y", lower=1.0), "do not hold 0"),
     (spec("y", lower=0.0, upper=0.0), "do not hold 0"),
     (spec("y", lower=float("nan")), "do not hold 0"),
-    (spec("g", fixed=Quantizer(4, 0.1, 0)), "fixed ones of 4"),
-    (quantizer("y", bits=4, zero_point=2), "'y' has 4 bits, its spec 8"),
+    (spec("g", fixed=Quantizer(unsigned(4), 0.1, 0)), "fixed ones 0 .. 15 in uint8"),
+    (quantizer("y", grid=unsigned(4), zero_point=2), "'y' has the codes 0 .. 15 in uint8, its spec 0 .. 255"),
     (quantizer("y", scale=0.0), "'y' has the scale 0.0"),
     (quantizer("y", scale=-0.5), "has the scale -0.5"),
     (quantizer("y", scale=float("nan")), "has the scale nan"),

@@ -8,6 +8,7 @@ import pytest
 from plans import small_weight
 
 from qcompile.errors import InputError
+from qcompile.quant.grid import unsigned
 from qcompile.quant.params import ActivationSpec, Quantizer
 from qcompile.quant.plan import Boundary, Form, NodePlan, Plan, Unit
 from qcompile.quant.plan_file import load_plan, save_plan
@@ -21,8 +22,11 @@ def example() -> Plan:
     return Plan(
         nodes={"/layer1/conv": NodePlan(Form.COMPUTE, "", 4, 4), "soft max": NodePlan(Form.FLOAT, "no integer kernel")},
         groups={"/x": "/x"},
-        specs={"/x": ActivationSpec(4, upper=10.0), "/x@2": ActivationSpec(2, fixed=Quantizer(2, 1 / 3, 1))},
-        quantizers={"/x": Quantizer(4, float(np.float32(0.1)), 3), "/x@2": Quantizer(2, 1 / 3, 1)},
+        specs={
+            "/x": ActivationSpec(unsigned(4), upper=10.0),
+            "/x@2": ActivationSpec(unsigned(2), fixed=Quantizer(unsigned(2), 1 / 3, 1)),
+        },
+        quantizers={"/x": Quantizer(unsigned(4), float(np.float32(0.1)), 3), "/x@2": Quantizer(unsigned(2), 1 / 3, 1)},
         weights={"/layer1/conv": weight},
         biases={"/layer1/conv": np.array([1.5, -2], np.float32)},
         units=[Unit("stem", ("/layer1/conv",), ("/x",), ("/y",), "a note"), Unit("head", ("soft max",), ("/y",), ())],
@@ -71,7 +75,8 @@ def test_the_same_plan_gives_the_same_bytes(tmp_path: Path) -> None:
         (("quantizers", "/x", "scale"), -1, "quantizers//x/scale"),
         (("nodes", "soft max", "form"), "flaot", "nodes/soft max/form"),
         (("weights", "/layer1/conv", "bits"), 4.5, "weights//layer1/conv/bits"),
-        (("quantizers", "/x", "bits"), 4.0, "quantizers//x/bits"),
+        (("quantizers", "/x", "grid", "high"), 15.0, "quantizers//x/grid/high"),
+        (("specs", "/x", "grid", "container"), "int16", "specs//x/grid/container"),
         (("quantizers", "/x", "zero_point"), True, "quantizers//x/zero_point"),
         (("quantizers", "/x", "zero_point"), 16, "has the zero point 16"),
         (("nodes", "soft max", "input_bits"), 1, "nodes/soft max/input_bits"),

@@ -14,7 +14,8 @@ from onnx import numpy_helper
 
 from qcompile.errors import InputError
 from qcompile.quant import scales
-from qcompile.quant.params import WEIGHT_MAX, WEIGHT_MIN, WeightQuantizer, largest_code, plain_offset
+from qcompile.quant.grid import WEIGHTS
+from qcompile.quant.params import WeightQuantizer, largest_code, plain_offset
 from qcompile.quant.scales import BLOCK, QUARTERS, grids, least_share, peaks, quantize_weight
 
 BITS = range(2, 9)
@@ -107,7 +108,7 @@ def test_codes_are_the_nearest_levels_of_an_int8_grid(weight: NDArray[np.float32
     assert (quantizer.scale > 0).all()
     codes = np.arange(largest_code(bits) + 1)
     lattice = quantizer.step.astype(int)[:, None] * codes + quantizer.offset.astype(int)[:, None]
-    assert lattice.min() >= WEIGHT_MIN and lattice.max() <= WEIGHT_MAX
+    assert lattice.min() >= WEIGHTS.low and lattice.max() <= WEIGHTS.high
     assert {(int(a), int(b)) for a, b in zip(quantizer.step, quantizer.offset)} <= set(grids(bits))
     levels = lattice * quantizer.scale.astype(np.float64)[:, None]
     rows = np.moveaxis(weight, axis, 0).reshape(channels, -1, 1).astype(np.float64)

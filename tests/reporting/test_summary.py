@@ -58,7 +58,7 @@ def test_weights_and_quantizers_are_those_of_the_plan(result: qcompile.Result) -
     assert branch["largest_scale"] == float(weight.scale.max())
     for row in result.report["quantizers"]:
         quantizer = result.plan.quantizers[row["tensor"]]
-        assert row["high"] == pytest.approx(quantizer.scale * (quantizer.levels - quantizer.zero_point), rel=1e-12)
+        assert row["high"] == pytest.approx(quantizer.scale * (quantizer.grid.high - quantizer.zero_point), rel=1e-12)
 
 
 def test_every_float_node_has_its_reason(result: qcompile.Result) -> None:

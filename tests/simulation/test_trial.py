@@ -226,7 +226,7 @@ def test_a_trial_changes_nothing() -> None:
 
 def test_at_8_bits_everything_is_wide() -> None:
     model = prepared(face(np.ones((12, 8)), 0.0, np.ones(12)), w=3, a=2)
-    wide = at_8_bits(model.plan)
+    wide = at_8_bits(model.plan, model.target)
     assert {spec.bits for spec in wide.specs.values()} == {8}
     assert {(node.weight_bits, node.input_bits) for node in wide.nodes.values()} == {(0, 0), (8, 8)}
     errors = [trial(model, [["expand"]], plan) for plan in (model.plan, wide)]
@@ -240,7 +240,7 @@ def test_what_no_reader_tells_apart_is_no_error() -> None:
       <float[8,1,1] low = {-90, -2, -70, -1, -80, 0, -60, 1}> {
       [conv1] a = Conv(x, W1)  [shift] b = Add(a, low)  [swish] c = HardSwish(b)  [conv2] y = Conv(c, W2) }"""
     model = prepared(network(text))
-    ((found,),) = trial(model, [["conv1", "shift"]], at_8_bits(model.plan)) or []
+    ((found,),) = trial(model, [["conv1", "shift"]], at_8_bits(model.plan, model.target)) or []
     assert found.share < SERVED
     Calibrate().run(model)
     assert model.plan.quantizers["b"].low > -4

@@ -13,6 +13,7 @@ from networks import CALIBRATE, NETWORKS, compiled
 from onnx import ModelProto
 
 from qcompile import Config, QModel, compile
+from qcompile.quant.grid import Grid, unsigned
 from qcompile.quant.params import ActivationSpec, Quantizer
 from qcompile.quant.plan import Form, NodePlan, Plan
 from qcompile.targets.plan_fit import plan_misfit
@@ -54,6 +55,9 @@ def node(name: str, form: Form) -> Callable[[Plan], None]:
     return lambda plan: plan.nodes.update({name: NodePlan(form)})
 
 
+SIGNED = Grid(-128, 127, "int8")
+
+
 def quantizer(key: str, **change: Any) -> Callable[[Plan], None]:
     return lambda plan: plan.quantizers.update({key: replace(plan.quantizers[key], **change)})
 
@@ -64,7 +68,8 @@ def spec(key: str, **change: Any) -> Callable[[Plan], None]:
 
 def with_quantizer(key: str) -> Callable[[Plan], None]:
     def change(plan: Plan) -> None:
-        plan.groups[key], plan.specs[key], plan.quantizers[key] = key, ActivationSpec(8), Quantizer(8, 0.1, 128)
+        spec = ActivationSpec(unsigned(8))
+        plan.groups[key], plan.specs[key], plan.quantizers[key] = key, spec, Quantizer(spec.grid, 0.1, 128)
 
     return change
 
@@ -110,10 +115,11 @@ BROKEN: list[tuple[Callable[[Plan], Any], str]] = [
     (with_quantizer("y"), "no node on integers reads or makes 'y'"),
     (both(with_quantizer("i"), lambda plan: plan.groups.update(h="h")), "'flat' moves codes"),
     (spec("b", upper=np.inf), "quantizer 'b' goes beyond the clip that it stands for, 0 to 6"),
+    (both(spec("b", grid=SIGNED), quantizer("b", grid=SIGNED, zero_point=-128)), "the codes -128 .. 127 in int8, the"),
     (spec("g", even_zero_point=False), "the zero point of 'g' need not be even, but Mul wants it"),
     (both(spec("f", fixed=None)), "the quantizer of 'f' is not one that an operator dictates"),
     (
-        both(spec("h", fixed=Quantizer(4, 0.5, 0)), quantizer("h", scale=0.5, zero_point=0)),
+        both(spec("h", fixed=Quantizer(unsigned(4), 0.5, 0)), quantizer("h", scale=0.5, zero_point=0)),
         "'h' is one that an operator",
     ),
     (lambda plan: plan.nodes.update(squeeze=replace(plan.nodes["squeeze"], input_bits=6)), "wants inputs of 6 bits"),

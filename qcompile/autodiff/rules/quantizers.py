@@ -1,8 +1,8 @@
 """Fake quantization of activations and of weights, and what it is trained for: operators of our own.
 
-FakeQuantActivation(x, scale, mask), attributes bits, zero_point, surrogate
-    y = scale * (clip(round(x / scale) + zero_point, 0, n) - zero_point) with n = 2^bits - 1; where mask is given and
-    False, y = x (QDrop, Wei et al., 2022). scale is one number, mask has the shape of x.
+FakeQuantActivation(x, scale, mask), attributes low, high, container, zero_point, surrogate
+    y = scale * (clip(round(x / scale) + zero_point, low, high) - zero_point), the codes in the type `container`; where
+    mask is given and False, y = x (QDrop, Wei et al., 2022). scale is one number, mask has the shape of x.
 FakeQuantWeight(variable, scale, base, stretch), attributes rounding, levels
     y = scale * (base + code(variable)): code is trained, base is the rest of the grid; scale and base broadcast.
     rounding "adaround": code = clip(stretch (sigmoid(v) - 1/2) + 1/2, 0, 1), between two neighbours (Nagel et al.,
@@ -30,6 +30,7 @@ from qcompile.autodiff.registry import Gradients, UnknownFormError, attribute, l
 from qcompile.autodiff.rules.activations import inside, mask, masked
 from qcompile.autodiff.tape import Node, Tape
 from qcompile.errors import InputError
+from qcompile.quant.grid import Grid
 
 DOMAIN = "qcompile"
 SMALLEST = 1e-12  # distance from the middle between two codes whose logarithm is still taken
@@ -54,13 +55,14 @@ class Rounding:
 
 @lowering("FakeQuantActivation", DOMAIN)
 def _write_activation(g: Tape, node: Node) -> None:
-    """QuantizeLinear, Clip on codes below 8 bits, DequantizeLinear: what the emitted file has, so the same numbers."""
+    """QuantizeLinear, Clip on codes of a narrow grid, DequantizeLinear: as in the emitted file, so the same numbers."""
     x, scale, chosen = node.inputs[0], node.inputs[1], node.input(2)
-    levels, zero = _levels(node), np.uint8(attribute(node, "zero_point", 0))
+    grid = grid_of(node)
+    zero, low, high = np.array([attribute(node, "zero_point", 0), grid.low, grid.high], grid.dtype)
     scale = g.reshape(scale, np.empty(0, np.int64))  # a scalar, whatever it is stored as
     codes = g.quantize_linear(x, scale, zero)
-    if levels < 255:
-        codes = g.clip(codes, np.uint8(0), np.uint8(levels))
+    if grid.is_narrow:
+        codes = g.clip(codes, low, high)
     if not chosen:
         g.op("DequantizeLinear", codes, scale, zero, output=node.outputs[0])
         return
@@ -75,7 +77,8 @@ def _activation(g: Tape, node: Node, dy: Value) -> Gradients:
     """
     x, scale, chosen, y = node.inputs[0], node.inputs[1], node.input(2), node.outputs[0]
     zero, step = float(attribute(node, "zero_point", 0)), g.reshape(scale, np.empty(0, np.int64))
-    low, high = g.mul(step, -zero - 0.5), g.mul(step, _levels(node) - zero + 0.5)
+    grid = grid_of(node)
+    low, high = g.mul(step, grid.low - zero - 0.5), g.mul(step, grid.high - zero + 0.5)
     passing = inside(g, x, low, high)
     if chosen:
         passing = g.logical_or(passing, g.logical_not(chosen))
@@ -86,13 +89,12 @@ def _activation(g: Tape, node: Node, dy: Value) -> Gradients:
     return dx, g.reshape(dscale, g.shape(scale))
 
 
-def _levels(node: Node) -> int:
-    bits = int(node.attributes["bits"])
-    if not 2 <= bits <= 8:
-        raise InputError(
-            f"an activation of {bits} bits", where=f"node {node.name!r}", remedy="take 2 to 8: codes are uint8"
-        )
-    return (1 << bits) - 1
+def grid_of(node: Node) -> Grid:
+    """Return the codes of a FakeQuantActivation."""
+    grid = Grid(*(node.attributes[name] for name in ("low", "high", "container")))
+    if not grid.is_held:
+        raise InputError(f"codes {grid}", where=f"node {node.name!r}", remedy="take codes that the type has")
+    return grid
 
 
 def _dot(g: Tape, a: Value, b: Value) -> Value:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
-import numpy as np
 from onnx import helper
 
 from qcompile.backends.ort_cpu.slopes import SHIFTED_SIGMOID, slope_codes, slope_quantizer
@@ -14,7 +13,7 @@ from qcompile.emission.writer import Writer
 from qcompile.ir import Node
 from qcompile.program.lower import Step, Value
 from qcompile.quant.params import Quantizer
-from qcompile.targets.ort_cpu.forms import HARD_SIGMOID
+from qcompile.targets.ort_cpu.forms import BYTES, HARD_SIGMOID
 
 
 def hard_sigmoid(writer: Writer, step: Step) -> None:
@@ -39,7 +38,7 @@ def _gate(writer: Writer, node: Node, source: Value, codes: str, name: str) -> N
     """Write codes of clip(slope*x + 1/2, 0, 1): a product with the slope whose zero point is the half."""
     assert source.quantizer is not None
     factor = writer.constants.unique(f"{codes}_slope")
-    writer.reading(writer.constants.scalar(1, np.uint8), slope_quantizer(node, source.quantizer), factor)
+    writer.reading(writer.constants.scalar(1, BYTES.dtype), slope_quantizer(node, source.quantizer), factor)
     _product(writer, [writer.float_of(source), factor], codes, SHIFTED_SIGMOID, name)
 
 
@@ -52,16 +51,17 @@ def prelu(writer: Writer, step: Step) -> None:
     assert node is not None and source.quantizer is not None and target.quantizer is not None
     parts = {}
     for side, low, high in (
-        ("above", source.quantizer.zero_point, source.quantizer.levels),
-        ("below", 0, source.quantizer.zero_point),
+        ("above", source.quantizer.zero_point, source.quantizer.grid.high),
+        ("below", source.quantizer.grid.low, source.quantizer.zero_point),
     ):
         codes = writer.constants.unique(f"{target.name}_{side}")
-        writer.nodes.append(writer.clip(source.name, low, high, codes, writer.name(f"{node.name}/{side}")))
+        part = replace(source.quantizer.grid, low=low, high=high)
+        writer.nodes.append(writer.clip(source.name, part, codes, writer.name(f"{node.name}/{side}")))
         parts[side] = writer.float_of(Value(codes, source.quantizer))
     slopes, quantizer = slope_codes(node)
     name = writer.constants.add(slopes, f"{node.inputs[1].name}_codes")
     factor = writer.reading(name, quantizer, writer.constants.unique(f"{target.name}_slopes"))
-    grid = replace(target.quantizer, bits=8)
+    grid = replace(target.quantizer, grid=BYTES)
     scaled = Value(writer.constants.unique(f"{target.name}_scaled"), grid)
     _product(writer, [parts["below"], factor], scaled.name, grid, writer.name(f"{node.name}/Mul"))
     total = writer.constants.unique(f"{target.name}_f")

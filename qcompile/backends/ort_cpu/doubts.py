@@ -31,8 +31,7 @@ def doubtful_nodes(program: Program) -> Iterator[Doubt]:
         elif op in ("Add", "Mul"):
             yield Doubt(name, tuple(keys), Operation.of_all_pairs(op, *codes_of(step)))
         elif op == "HardSwish":  # x times its gate
-            gate = np.arange(HARD_SIGMOID.levels + 1, dtype=np.uint8)
-            product = Operation.of_all_pairs("Mul", codes_of(step)[0], gate)
+            product = Operation.of_all_pairs("Mul", codes_of(step)[0], HARD_SIGMOID.grid.codes)
             yield Doubt(name, (keys[0], GATE, keys[1]), product, {GATE: HARD_SIGMOID})
         elif op == "PRelu":
             yield from doubts_of_prelu(step, *keys)
@@ -43,11 +42,11 @@ def doubts_of_prelu(step: Step, source: str, target: str) -> Iterator[Doubt]:
     node, given, made = step.node, step.inputs[0].quantizer, step.outputs[0].quantizer
     assert node is not None and given is not None and made is not None
     slopes, quantizer = slope_codes(node)
-    below = np.arange(given.zero_point + 1, dtype=np.uint8)
-    above = np.arange(given.zero_point, given.levels + 1, dtype=np.uint8)
+    codes = given.grid.codes
+    below, above = codes[codes <= given.zero_point], codes[codes >= given.zero_point]
     product = Operation.of_all_pairs("Mul", below, np.unique(slopes))
     yield Doubt(node.name, (source, SLOPES, target), product, {SLOPES: quantizer})
-    nothing = Operation("Add", above, np.full(above.size, made.zero_point, np.uint8))
+    nothing = Operation("Add", above, np.full_like(above, made.zero_point))
     yield Doubt(node.name, (source, target, target), nothing)
 
 
@@ -57,7 +56,7 @@ def codes_of(step: Step) -> list[NDArray[Any]]:
     found = []
     for tensor, value in zip(step.node.inputs, step.inputs):
         assert value.quantizer is not None
-        grid = np.arange(value.quantizer.levels + 1, dtype=np.uint8)
+        grid = value.quantizer.grid.codes
         constant = isinstance(tensor, Constant)
         found.append(np.unique(quantize(tensor.values, value.quantizer)) if constant else grid)
     return found

@@ -103,14 +103,14 @@ class Operation:
         real = [_centred(codes, q) * np.float64(np.float32(q.scale)) for codes, q in ((self.a, qa), (self.b, qb))]
         steps = (real[0] + real[1] if self.op == "Add" else real[0] * real[1]) / np.float32(output.scale)
         place = steps + output.zero_point
-        some = near_halves(steps, MARGIN) & (place > -1) & (place < output.levels + 1)
+        some = near_halves(steps, MARGIN) & (place > output.grid.low - 1) & (place < output.grid.high + 1)
         return Operation(self.op, self.a[some], self.b[some])
 
     def is_settled(self, quantizers: Sequence[Quantizer]) -> bool:
         """Say whether all rules give the same codes."""
         qa, qb, output = quantizers
         rules = RULES[self.op]
-        found = [np.clip(rule(self.a, qa, self.b, qb, output), 0, output.levels) for rule in rules]
+        found = [output.grid.clip(rule(self.a, qa, self.b, qb, output)) for rule in rules]
         return all(np.array_equal(found[0], other) for other in found[1:])
 
 
@@ -125,10 +125,9 @@ class SigmoidTable:
     def is_settled(self, quantizers: Sequence[Quantizer]) -> bool:
         """Say whether no code of (input, output) lies so near to a half that the last bits decide it."""
         given, output = quantizers
-        codes = np.arange(given.levels + 1, dtype=np.uint8)
-        x = _centred(codes, given) * np.float64(np.float32(given.scale))
+        x = _centred(given.grid.codes, given) * np.float64(np.float32(given.scale))
         steps = 1 / (1 + np.exp(-x)) / np.float32(output.scale)
-        return not near_halves(steps[steps + output.zero_point < output.levels + 1], SIGMOID_MARGIN).any()
+        return not near_halves(steps[steps + output.zero_point < output.grid.high + 1], SIGMOID_MARGIN).any()
 
 
 def near_halves(steps: NDArray[np.float64], margin: float) -> NDArray[np.bool_]:

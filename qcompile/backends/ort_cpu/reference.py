@@ -22,7 +22,7 @@ from qcompile.quant.bias import integer_bias
 from qcompile.quant.params import Quantizer
 from qcompile.quant.plan import Plan
 from qcompile.runtime.session import Session
-from qcompile.targets.ort_cpu.forms import HARD_SIGMOID
+from qcompile.targets.ort_cpu.forms import BYTES, HARD_SIGMOID
 
 Array = NDArray[Any]
 
@@ -40,7 +40,7 @@ class IntegerReference:
         self.tensors: dict[str, Tensor] = self.graph.tensors()
 
     def run(self, feeds: Mapping[str, Array], given: Mapping[str, Array] | None = None) -> dict[str, Array]:
-        """Return every value of the program by name: codes as uint8, float values as float32.
+        """Return every value of the program by name: codes in their container, float values as float32.
 
         `given` replaces values as soon as they are made (fed the file's own codes, each layer is compared alone); the
         returned values are always the reference's own.
@@ -98,7 +98,7 @@ class IntegerReference:
         scale = scale.reshape(along)
         if target is None:
             return [accumulator.astype(np.float32) * scale]
-        return [clamp(kernels.requantize(accumulator, scale, target), target.levels)]
+        return [target.grid.clip(kernels.requantize(accumulator, scale, target))]
 
     def _arithmetic(self, step: Step, values: dict[str, Array]) -> list[Array]:
         node, target = step.node, step.outputs[0].quantizer
@@ -107,30 +107,30 @@ class IntegerReference:
         if node.op in ("Add", "Mul"):
             (a, qa), (b, qb) = codes
             assert qa is not None and qb is not None
-            return [clamp((add if node.op == "Add" else multiply)(a, qa, b, qb, target), target.levels)]
+            return [target.grid.clip((add if node.op == "Add" else multiply)(a, qa, b, qb, target))]
         if node.op in ("HardSigmoid", "HardSwish"):
             x, quantizer = codes[0]
             assert quantizer is not None
             slope = slope_quantizer(node, quantizer)
-            gate = clamp(multiply(x, quantizer, np.ones((), np.uint8), slope, SHIFTED_SIGMOID), 255)
+            gate = BYTES.clip(multiply(x, quantizer, np.ones((), BYTES.dtype), slope, SHIFTED_SIGMOID))
             if node.op == "HardSigmoid":
                 return [gate]
-            return [clamp(multiply(x, quantizer, gate, HARD_SIGMOID, target), target.levels)]
+            return [target.grid.clip(multiply(x, quantizer, gate, HARD_SIGMOID, target))]
         if node.op == "PRelu":
-            return [clamp(self._prelu(node, *codes[0], target), target.levels)]
+            return [target.grid.clip(self._prelu(node, *codes[0], target))]
         if node.op == "GlobalAveragePool":
             assert codes[0][1] is not None
-            return [clamp(kernels.global_average_pool(*codes[0], target), target.levels)]  # type: ignore[arg-type]
+            return [target.grid.clip(kernels.global_average_pool(*codes[0], target))]  # type: ignore[arg-type]
         if node.op == "AveragePool":  # sums in float, then adds the zero point before rounding
             mean = self._alone(node, "f", [self._float(step.inputs[0], values)])[0]
-            return [clamp(np.rint(mean / np.float32(target.scale) + target.zero_point), target.levels)]
+            return [target.grid.clip(np.rint(mean / np.float32(target.scale) + target.zero_point))]
         floats = [self._float(value, values) for value in step.inputs]
         return [quantize(self._alone(node, "f", floats)[0], target)]
 
     def _prelu(self, node: Node, x: Array, quantizer: Quantizer | None, target: Quantizer) -> Array:
         assert quantizer is not None
         above, below = np.maximum(x, quantizer.zero_point), np.minimum(x, quantizer.zero_point)
-        scaled = clamp(multiply(below, quantizer, *slope_codes(node), target), 255)
+        scaled = BYTES.clip(multiply(below, quantizer, *slope_codes(node), target))
         return add(above, quantizer, scaled, target, target)
 
     def _codes(self, value: Value, values: dict[str, Array]) -> Array:
@@ -145,8 +145,8 @@ class IntegerReference:
             return [np.clip(values[source.name], low, high)]
         constants: dict[int, Array] = {}
         if node.op == "Pad" and node.attrs.get("mode", "constant") == "constant":
-            constants[2] = np.uint8(source.quantizer.zero_point)  # type: ignore[assignment]
-        return self._alone(node, "u8", [values[value.name] for value in step.inputs], values, constants)
+            constants[2] = np.array(source.quantizer.zero_point, source.quantizer.grid.dtype)
+        return self._alone(node, "codes", [values[value.name] for value in step.inputs], values, constants)
 
     def _run_float(self, step: Step, values: dict[str, Array]) -> list[Array]:
         assert step.node is not None
@@ -205,8 +205,3 @@ STEPS: dict[Kind, Callable[[IntegerReference, Step, dict[str, Array]], list[Arra
     Kind.CODES: IntegerReference._move,
     Kind.FLOAT: IntegerReference._run_float,
 }
-
-
-def clamp(values: Array, levels: int) -> NDArray[np.uint8]:
-    """Clamp rounded values to 0 .. levels, as uint8."""
-    return np.clip(values, 0, levels).astype(np.uint8)

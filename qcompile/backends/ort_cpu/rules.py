@@ -17,7 +17,7 @@ from onnx import TensorProto
 
 from qcompile.backends.ort_cpu.composites import COMPOSITES
 from qcompile.emission.emitted import CODES, Emitted, Finding, Rule, attribute, same_parameters, type_name
-from qcompile.quant.params import WEIGHT_MIN
+from qcompile.quant.grid import WEIGHTS
 
 
 def dequantized_inputs(emitted: Emitted) -> Iterator[Finding]:
@@ -75,10 +75,11 @@ def no_merged_sum(emitted: Emitted) -> Iterator[Finding]:
 
 
 def unsigned_activations(emitted: Emitted) -> Iterator[Finding]:
-    """Activations are uint8: int8 ones stay float at every branch and in front of every Clip."""
+    """Activations have the codes of the target: int8 ones stay float at every branch and in front of every Clip."""
+    wanted = emitted.target.activations
     for node in emitted.nodes:
-        if node.op_type == "QuantizeLinear" and emitted.kinds[node.output[0]] != TensorProto.UINT8:
-            yield node.name, f"it makes {type_name(emitted.kinds[node.output[0]])}, not uint8"
+        if node.op_type == "QuantizeLinear" and (found := type_name(emitted.kinds[node.output[0]])) != wanted:
+            yield node.name, f"it makes {found}, not {wanted}"
 
 
 def signed_weights(emitted: Emitted) -> Iterator[Finding]:
@@ -88,8 +89,8 @@ def signed_weights(emitted: Emitted) -> Iterator[Finding]:
         if dequantize is None:
             continue
         scale, zero_point = emitted.parameters(dequantize)
-        if emitted.kinds[dequantize.input[0]] != TensorProto.INT8:
-            yield node.name, f"its weight is {type_name(emitted.kinds[dequantize.input[0]])}, not int8"
+        if (found := type_name(emitted.kinds[dequantize.input[0]])) != WEIGHTS.container:
+            yield node.name, f"its weight is {found}, not {WEIGHTS.container}"
         elif scale is None or scale.ndim > 1 or zero_point.any():
             yield node.name, "its weight needs a constant scale per channel (or one) and zero point 0"
         elif node.op_type == "Gemm" and len(dequantize.input) < 3:  # ONNX Runtime 1.31
@@ -102,7 +103,7 @@ def no_lowest_weight(emitted: Emitted) -> Iterator[Finding]:
     """No weight is -128: two products with the code 0 of the other side overflow the int16 sums of kernels on Arm."""
     for node in emitted.integer:
         dequantize = emitted.weight(node)
-        if dequantize is not None and least_constant(emitted, dequantize.input[0]) < WEIGHT_MIN:
+        if dequantize is not None and least_constant(emitted, dequantize.input[0]) < WEIGHTS.low:
             yield node.name, "its weight holds -128"
 
 
@@ -147,13 +148,13 @@ def even_zero_points(emitted: Emitted) -> Iterator[Finding]:
 
 
 def clip_bounds(emitted: Emitted) -> Iterator[Finding]:
-    """A Clip on codes has two uint8 scalar constants as bounds, and lets the code of zero through."""
+    """A Clip on codes has two scalar constants of their type as bounds, and lets the code of zero through."""
     for node in emitted.nodes:
         if node.op_type != "Clip" or emitted.kinds.get(node.input[0]) not in CODES:
             continue
-        bounds = [emitted.value(name) for name in node.input[1:] if name]
-        if len(bounds) != 2 or any(bound is None or bound.ndim or bound.dtype != np.uint8 for bound in bounds):
-            yield node.name, "it clips codes and needs both bounds as uint8 scalar constants"
+        bounds, wanted = [emitted.value(name) for name in node.input[1:] if name], emitted.target.activations
+        if len(bounds) != 2 or any(bound is None or bound.ndim or bound.dtype != wanted for bound in bounds):
+            yield node.name, f"it clips codes and needs both bounds as {wanted} scalar constants"
             continue
         quantize = emitted.maker(node.input[0], "QuantizeLinear")
         zero_point = int(emitted.parameters(quantize)[1]) if quantize is not None else None

@@ -57,7 +57,7 @@ class OrtWriter(Writer):
             super().arithmetic(step)
 
     def codes(self, step: Step) -> None:
-        """An operator on uint8: no float in between, nothing to fuse."""
+        """An operator on codes: no float in between, nothing to fuse."""
         assert step.node is not None
         if repeated := [] if self.fake else repeats(step.node):
             self._gather(step.node, step.inputs[0].name, repeated, step.outputs[0].name)
@@ -137,5 +137,5 @@ class OrtWriter(Writer):
         if channels == 1:  # one scale is a scalar to ONNX Runtime
             return self._unfused(node.inputs[0].name)
         scale = self.constants.add(np.full(channels, quantizer.scale, np.float32), f"{codes.name}_scales")
-        zeros = self.constants.add(np.full(channels, quantizer.zero_point, np.uint8), f"{codes.name}_zeros")
+        zeros = self.constants.add(np.full(channels, quantizer.zero_point, quantizer.grid.dtype), f"{codes.name}_zeros")
         return self.add("DequantizeLinear", [codes.name, scale, zeros], codes.name, axis=along)

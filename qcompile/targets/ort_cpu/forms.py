@@ -8,9 +8,11 @@ from typing import Final
 import numpy as np
 
 from qcompile.ir import Node, constant_value
+from qcompile.quant.grid import unsigned
 from qcompile.quant.params import Quantizer
 
-HARD_SIGMOID: Final = Quantizer(bits=8, scale=1 / 256, zero_point=0)
+BYTES: Final = unsigned(8)
+HARD_SIGMOID: Final = Quantizer(BYTES, scale=1 / 256, zero_point=0)
 
 
 def _pool(node: Node) -> str:

@@ -18,6 +18,7 @@ from qcompile.backends.ort_cpu.elementwise import (
     near_halves,
 )
 from qcompile.emission.doubts import TRIES, scales_from
+from qcompile.quant.grid import unsigned
 from qcompile.quant.params import Quantizer
 
 GRID = np.arange(256, dtype=np.uint8)
@@ -50,7 +51,7 @@ Case = tuple[tuple[tuple[float, int], ...], list[tuple[int, int, tuple[int, ...]
 
 
 def quantizers(parameters: tuple[tuple[float, int], ...]) -> list[Quantizer]:
-    return [Quantizer(8, float(np.float32(scale)), zero_point) for scale, zero_point in parameters]
+    return [Quantizer(unsigned(8), float(np.float32(scale)), zero_point) for scale, zero_point in parameters]
 
 
 @pytest.mark.parametrize("case", SUMS.values(), ids=SUMS)
@@ -81,7 +82,7 @@ def test_a_sum_may_depend_on_the_order_of_its_operands() -> None:
 
 def test_scales_too_far_apart_for_integers() -> None:
     """Arm's kernel computes in float where a multiplier would lose all its bits."""
-    qa, qb, output = Quantizer(8, 1e-7, 3), Quantizer(8, 0.02, 0), Quantizer(8, 0.02, 0)
+    qa, qb, output = Quantizer(unsigned(8), 1e-7, 3), Quantizer(unsigned(8), 0.02, 0), Quantizer(unsigned(8), 0.02, 0)
     a, b = GRID[:, None], GRID[None]
     np.testing.assert_array_equal(add_in_integers(a, qa, b, qb, output), add_in_steps(a, qa, b, qb, output))
 
@@ -94,7 +95,7 @@ def test_the_pairs_in_doubt_are_all_that_differ_nearby(op: str, case: Case) -> N
     assert len(every.a) == 65536 > 2 * len(few.a)
     scales = list(scales_from(output.scale))
     for scale in (scales[0], scales[7], scales[100], scales[-1]):
-        moved = (qa, qb, Quantizer(8, scale, output.zero_point))
+        moved = (qa, qb, Quantizer(unsigned(8), scale, output.zero_point))
         assert few.is_settled(moved) == every.is_settled(moved)
     assert not every.is_settled((qa, qb, output))
 
@@ -107,7 +108,7 @@ def test_scales_are_neighbours() -> None:
 
 def test_a_sigmoid_next_to_a_half_is_in_doubt() -> None:
     """The code of 0 stands for 1/2: on a grid of 1/255 that is 127.5 steps."""
-    given = Quantizer(8, 0.1, 128)
-    assert not SigmoidTable().is_settled((given, Quantizer(8, 1 / 255, 0)))
-    assert SigmoidTable().is_settled((given, Quantizer(8, 1 / 256, 0)))
+    given = Quantizer(unsigned(8), 0.1, 128)
+    assert not SigmoidTable().is_settled((given, Quantizer(unsigned(8), 1 / 255, 0)))
+    assert SigmoidTable().is_settled((given, Quantizer(unsigned(8), 1 / 256, 0)))
     assert near_halves(np.array([0.5, 1.4999, 2.51, 3.0]), 1e-3).tolist() == [True, True, False, False]

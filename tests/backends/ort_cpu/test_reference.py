@@ -31,6 +31,7 @@ from onnx.reference import ReferenceEvaluator
 from qcompile import QModel
 from qcompile.calibration.collect import tap
 from qcompile.program.lower import lower
+from qcompile.quant.grid import unsigned
 from qcompile.quant.params import Quantizer, WeightQuantizer
 from qcompile.runtime.session import Session
 from qcompile.simulation import IntegerReference, simulate
@@ -52,7 +53,7 @@ def with_numbers(text: str, quantizers: dict[str, Quantizer], weights: dict[str,
 def test_one_layer_by_hand() -> None:
     model = with_numbers(
         "net (float[N,2,1,1] x, float[2,2,1,1] A, float[2] B) => (float[N,2,1,1] y) { [only] y = Conv(x, A, B) }",
-        {"x": Quantizer(8, 0.5, 10), "y": Quantizer(8, 2.0, 100)},
+        {"x": Quantizer(unsigned(8), 0.5, 10), "y": Quantizer(unsigned(8), 2.0, 100)},
         {"only": ([[[[3]], [[-2]]], [[[1]], [[4]]]], [0.25, 1.0])},
         {"only": np.array([1.0, -3.0], np.float32)},
     )
@@ -70,7 +71,7 @@ def test_one_layer_by_hand() -> None:
 def test_padding_is_the_zero_point() -> None:
     model = with_numbers(
         "net (float[N,1,2,2] x, float[1,1,3,3] A) => (float[N,1,2,2] y) { [only] y = Conv<pads = [1,1,1,1]>(x, A) }",
-        {"x": Quantizer(8, 1.0, 7), "y": Quantizer(8, 1.0, 0)},
+        {"x": Quantizer(unsigned(8), 1.0, 7), "y": Quantizer(unsigned(8), 1.0, 0)},
         {"only": (np.ones((1, 1, 3, 3), int), [1.0])},
         {},
     )
@@ -82,7 +83,7 @@ def test_padding_is_the_zero_point() -> None:
 def test_halves_are_rounded_to_even_before_the_zero_point() -> None:
     model = with_numbers(
         "net (float[N,1] x, float[1,1] A) => (float[N,1] y) { [only] a = Gemm<transB = 1>(x, A)  [neg] y = Neg(a) }",
-        {"x": Quantizer(8, 1.0, 0), "a": Quantizer(8, 2.0, 1)},
+        {"x": Quantizer(unsigned(8), 1.0, 0), "a": Quantizer(unsigned(8), 2.0, 1)},
         {"only": ([[1]], [1.0])},
         {},
     )
@@ -139,7 +140,7 @@ def test_it_returns_every_value_of_the_program(name: str) -> None:
     for step in program.steps:
         for value in step.outputs:
             assert values[value.name].dtype == (np.uint8 if value.quantizer else np.float32)
-            assert value.quantizer is None or values[value.name].max() <= value.quantizer.levels
+            assert value.quantizer is None or values[value.name].max() <= value.quantizer.grid.high
 
 
 @pytest.mark.parametrize("precision", [(8, 8), (4, 4)], ids=str)

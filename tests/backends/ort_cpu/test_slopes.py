@@ -14,7 +14,7 @@ def test_hard_sigmoid_is_an_integer_product() -> None:
     assert DICTATED == {"HardSigmoid": HARD_SIGMOID}
     x = np.linspace(-6, 6, 49)
     written = np.clip(
-        np.rint(HARD_SWISH_SLOPE * x / HARD_SIGMOID.scale) + SHIFTED_SIGMOID.zero_point, 0, HARD_SIGMOID.levels
+        np.rint(HARD_SWISH_SLOPE * x / HARD_SIGMOID.scale) + SHIFTED_SIGMOID.zero_point, 0, HARD_SIGMOID.grid.high
     )
     read = (written - HARD_SIGMOID.zero_point) * HARD_SIGMOID.scale
     # Half a step of rounding; at the top a whole one, for the largest code is 255/256.
