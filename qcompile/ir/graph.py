@@ -114,13 +114,6 @@ def replace_uses(graph: Graph, old: Tensor, new: Tensor) -> None:
         graph.outputs = outputs
 
 
-def remove_node(graph: Graph, node: Node) -> None:
-    """Cut `node` out: its inputs and outputs are disconnected and it leaves the graph."""
-    node.inputs.clear()
-    node.outputs.clear()
-    graph.nodes.remove(node)
-
-
 def fresh_name(graph: Graph, stem: str) -> str:
     """Return `stem`, or `stem_2`, `stem_3` ...: a name that no tensor and no node of the graph has."""
     return unique_name(stem, vars(graph).get("taken_names") or taken_names(graph))
