@@ -14,18 +14,13 @@ from numpy.typing import NDArray
 
 from qcompile.data.arrays import array_dataset, load_file
 from qcompile.data.dataset import Dataset
-from qcompile.data.feeds import (
-    Feeds,
-    NamedFunction,
-    find_test_data,
-    function_dataset,
-    iterable_dataset,
-    test_data_dataset,
-)
+from qcompile.data.feeds import Feeds
+from qcompile.data.functions import NamedFunction, function_dataset, iterable_dataset
 from qcompile.data.images import ImageInput, ImageReader, check_images, find_images
 from qcompile.data.inputs import NOT_STACKED, Indices, InputInfo, as_array, fixed_batch, stackable, with_ranks
 from qcompile.data.intake import Intake
 from qcompile.data.labels import classes_of, places_of_labels
+from qcompile.data.onnx_sets import find_test_data, test_data_dataset
 from qcompile.data.preprocess import parse_preprocess
 from qcompile.errors import InputError
 from qcompile.files import kind_of_place
