@@ -6,9 +6,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
-import networkx as nx
-
-from qcompile.ir import Graph, Node, Variable, captured_names
+from qcompile.ir import Graph, Node, Variable, captured_names, topological
 from qcompile.ir.protos import LAYERS
 
 RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
@@ -101,7 +99,7 @@ def activation_dag(graph: Graph) -> ActivationDag:
     inputs = {tensor.name for tensor in graph.inputs}
     stands_for: dict[str, tuple[str, ...]] = {name: (name,) for name in inputs}  # itself, or what gives its shape
     nodes, reads, flowing = [], [], set(inputs)
-    for node in _topological(graph):
+    for node in topological(graph):
         names, made = _read_names(node), _made_names(node)
         read = tuple(dict.fromkeys(source for name in names for source in stands_for.get(name, ())))
         if node.op not in SHAPE_SOURCES and (node.op in LAYERS or not flowing.isdisjoint(names)):
@@ -129,16 +127,6 @@ def activation_dag(graph: Graph) -> ActivationDag:
 def has_subgraph(node: Node) -> bool:
     """Say whether `node` is control flow: If, Loop, Scan and their kin."""
     return any(isinstance(value, Graph) for value in node.attrs.values())
-
-
-def _topological(graph: Graph) -> list[Node]:
-    """Return the nodes in topological order, with the tensors that subgraphs capture counted as inputs."""
-    maker = {name: index for index, node in enumerate(graph.nodes) for name in _made_names(node)}
-    dag: nx.DiGraph[int] = nx.DiGraph()
-    dag.add_nodes_from(range(len(graph.nodes)))
-    for index, node in enumerate(graph.nodes):
-        dag.add_edges_from((maker[name], index) for name in _read_names(node) if name in maker)
-    return [graph.nodes[index] for index in nx.lexicographical_topological_sort(dag)]
 
 
 def _read_names(node: Node) -> tuple[str, ...]:
