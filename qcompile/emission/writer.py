@@ -34,7 +34,7 @@ from qcompile.quant.arithmetic import quantize
 from qcompile.quant.bias import integer_bias
 from qcompile.quant.grid import WEIGHTS, Grid
 from qcompile.quant.params import Quantizer, WeightQuantizer
-from qcompile.quant.plan import Plan
+from qcompile.quant.plan import Form, Plan
 
 WIDEST_IR = 8  # what ONNX Runtime 1.19 and everything later reads
 
@@ -65,14 +65,14 @@ class Writer:
         self.dequantized: dict[str, str] = {}  # codes -> their float reading for integer kernels
         self.weights: dict[tuple[Any, ...], str] = {}  # what defines a weight -> its float reading
         self.opset = self.graph.opset
-        self.writers: dict[Kind, Callable[[Step], None]] = {
-            Kind.QUANTIZE: self.quantize,
-            Kind.REQUANTIZE: self.quantize,
-            Kind.DEQUANTIZE: self.dequantize,
-            Kind.COMPUTE: self.compute,
-            Kind.ARITHMETIC: self.arithmetic,
-            Kind.CODES: self.codes,
-            Kind.FLOAT: self.keep,
+        self.writers: dict[Kind | Form, Callable[[Step], None]] = {
+            Kind.ENCODE: self.encode,
+            Kind.RECODE: self.encode,
+            Kind.DECODE: self.decode,
+            Form.COMPUTE: self.compute,
+            Form.ARITHMETIC: self.arithmetic,
+            Form.CODES: self.codes,
+            Form.FLOAT: self.keep,
         }
 
     def model(self) -> onnx.ModelProto:
@@ -87,7 +87,7 @@ class Writer:
     def fragment(self, inputs: list[onnx.ValueInfoProto], outputs: list[onnx.ValueInfoProto]) -> onnx.ModelProto:
         """Return the program's steps as a model with other inputs and outputs."""
         for step in self.program.steps:
-            self.writers[step.kind](step)
+            self.writers[step.action](step)
         self._drop_unread({output.name for output in outputs})
         graph = helper.make_graph(self.nodes, self.graph.name or "graph", inputs, outputs, self.constants.protos)
         restore_types(graph, self.graph)
@@ -103,9 +103,9 @@ class Writer:
         read = outputs | {name for node in all_nodes(self.nodes) for name in node.input}
         self.constants.keep(read)
 
-    # one writer per kind of step
+    # one method per action of a step
 
-    def quantize(self, step: Step) -> None:
+    def encode(self, step: Step) -> None:
         """Float32 or codes -> codes; a constant becomes an initializer of codes."""
         (source,), (target,) = step.inputs, step.outputs
         tensor = self.tensors.get(source.name)
@@ -113,9 +113,9 @@ class Writer:
             name = self.constants.put(quantize(tensor.values, target.quantizer), target.name)
             self.dequantized[target.name] = self.reading(name, target.quantizer, f"{target.name}_dq")
             return
-        self.codes_of(self.float_of(source) if source.quantizer else source.name, target)
+        self.codes_of(self.float_of(source), target)
 
-    def dequantize(self, step: Step) -> None:
+    def decode(self, step: Step) -> None:
         """Codes -> float32 for readers that are float, and for outputs of the graph."""
         (source,), (target,) = step.inputs, step.outputs
         assert source.quantizer is not None
@@ -195,8 +195,9 @@ class Writer:
             self.nodes.append(self.clip(codes, grid, target.name, self.name(f"{target.name}/Clip")))
 
     def float_of(self, value: Value) -> str:
-        """Return the float32 reading of codes for integer kernels, one DequantizeLinear for all of them."""
-        assert value.quantizer is not None
+        """Return the float32 reading of codes, one DequantizeLinear for all integer kernels; floats are their own."""
+        if value.quantizer is None:
+            return value.name
         if value.name not in self.dequantized:
             name = self.constants.unique(f"{value.name}_dq")
             self.dequantized[value.name] = self.reading(value.name, value.quantizer, name)

@@ -17,6 +17,7 @@ from qcompile.ir import Graph, Node, captured_names, topological
 from qcompile.program.lower import Kind, Program, Step, Value
 from qcompile.quant.arithmetic import dequantize
 from qcompile.quant.params import Quantizer
+from qcompile.quant.plan import Form
 
 SAMPLES = 256  # that corrections are fitted to: more change the result less than their choice does
 RAW = "/raw"  # suffix of a layer's output before its quantizer
@@ -34,7 +35,8 @@ def as_float(node: Node, known: Set[str]) -> Step:
     """Return a node as a step that leaves it as it is; it also reads what its subgraphs capture of `known` tensors."""
     own = [tensor.name for tensor in node.inputs]
     read = [*own, *sorted(captured_names(node) & known - set(own))]
-    return Step(Kind.FLOAT, tuple(map(Value, read)), tuple(Value(tensor.name) for tensor in node.outputs), node)
+    outputs = tuple(Value(tensor.name) for tensor in node.outputs)
+    return Step(Kind.RUN, tuple(map(Value, read)), outputs, (node,), Form.FLOAT)
 
 
 def before_quantizer(layer: Step) -> Step:

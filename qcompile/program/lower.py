@@ -28,13 +28,10 @@ from qcompile.quant.plan import Form, Plan
 class Kind(StrEnum):
     """What a step does with its values."""
 
-    QUANTIZE = "quantize"  # float32 -> codes
-    REQUANTIZE = "requantize"  # codes -> codes of a narrower quantizer
-    DEQUANTIZE = "dequantize"  # codes -> float32
-    COMPUTE = "compute"  # codes -> codes, or float32 where the kernel gives it
-    ARITHMETIC = "arithmetic"  # codes -> codes
-    CODES = "codes"  # codes -> codes of the same quantizer
-    FLOAT = "float"
+    ENCODE = "encode"  # float32 -> codes
+    RECODE = "recode"  # codes -> codes of another quantizer
+    DECODE = "decode"  # codes -> float32
+    RUN = "run"  # nodes, on codes and floats
 
 
 @dataclass(frozen=True)
@@ -51,16 +48,35 @@ class Value:
 
 @dataclass(frozen=True)
 class Step:
-    """One step: `inputs` are its data (codes where the kind says so, constants as they stand in the node).
+    """One step: `inputs` are its data (codes where they have a quantizer, constants as they stand in the node).
 
-    `others` are tensors that the node reads besides: shapes and indices that are computed as the model runs.
+    `nodes` are those that are done in it. A RUN has the one whose kernel it is and the clips behind it that the
+    quantizer of its output carries out; its `form` names the kernel. An ENCODE has the clips that it carries out behind
+    a float node. `others` are tensors that the node reads besides: shapes and indices that are computed as the model
+    runs.
     """
 
     kind: Kind
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
-    node: Node | None = None
+    nodes: tuple[Node, ...] = ()
+    form: Form | None = None
     others: tuple[Value, ...] = ()
+
+    @property
+    def action(self) -> Kind | Form:
+        """What has to be done: the form of a RUN, else the kind."""
+        return self.form or self.kind
+
+    @property
+    def node(self) -> Node | None:
+        """The node whose kernel a RUN is."""
+        return self.nodes[0] if self.kind is Kind.RUN else None
+
+    @property
+    def clips(self) -> tuple[Node, ...]:
+        """The clips that the quantizer of the output carries out."""
+        return self.nodes[1:] if self.kind is Kind.RUN else self.nodes
 
     @property
     def reads(self) -> tuple[Value, ...]:
@@ -70,7 +86,7 @@ class Step:
     @property
     def is_layer(self) -> bool:
         """Say whether this computes with a weight and may have a bias."""
-        return self.kind is Kind.COMPUTE and self.node is not None and self.node.op != "MatMul"
+        return self.form is Form.COMPUTE and self.nodes[0].op != "MatMul"
 
     @property
     def input_scale(self) -> float:
@@ -93,8 +109,8 @@ class Program:
 
     def __reduce__(self) -> tuple[Callable[..., Program], tuple[Any, ...]]:
         """On the way to another process steps have the names of their nodes, not the nodes: these hang together."""
-        names = [step.node.name if step.node is not None else "" for step in self.steps]
-        return _with_nodes, (self.graph, [replace(step, node=None) for step in self.steps], names, self.tensors)
+        names = [[node.name for node in step.nodes] for step in self.steps]
+        return _with_nodes, (self.graph, [replace(step, nodes=()) for step in self.steps], names, self.tensors)
 
     def residual_operand(self, value: Value) -> Value | None:
         """Return the other operand of the Add that alone reads `value`, or None."""
@@ -104,10 +120,13 @@ class Program:
         return next((item for item in readers[0].inputs if item.name != value.name), value)
 
 
-def _with_nodes(graph: Graph, steps: Sequence[Step], names: Sequence[str], tensors: dict[str, str]) -> Program:
+def _with_nodes(
+    graph: Graph, steps: Sequence[Step], names: Sequence[Sequence[str]], tensors: dict[str, str]
+) -> Program:
     """Return the program of these steps, with the nodes of those names."""
     nodes = {node.name: node for node in graph.nodes}
-    return Program(graph, tuple(replace(step, node=nodes.get(name)) for step, name in zip(steps, names)), tensors)
+    groups = (tuple(nodes[name] for name in group) for group in names)
+    return Program(graph, tuple(replace(step, nodes=group) for step, group in zip(steps, groups)), tensors)
 
 
 def lower(graph: Graph, plan: Plan) -> Program:
@@ -123,9 +142,17 @@ def lower(graph: Graph, plan: Plan) -> Program:
 
 def absorbed_end(graph: Graph, plan: Plan, tensor: Tensor) -> Tensor:
     """Follow absorbed clips from the tensor that a node makes to the one whose quantizer stands in its place."""
+    clips = absorbed_clips(graph, plan, tensor)
+    return clips[-1].outputs[0] if clips else tensor
+
+
+def absorbed_clips(graph: Graph, plan: Plan, tensor: Tensor) -> list[Node]:
+    """Return the clips behind the tensor that a node makes which a quantizer carries out."""
+    clips: list[Node] = []
     while (reader := only_consumer(graph, tensor)) and plan.form(reader.name) is Form.ABSORBED:
+        clips.append(reader)
         tensor = reader.outputs[0]
-    return tensor
+    return clips
 
 
 def absorbed_bounds(plan: Plan, tensor: Tensor) -> tuple[float, float, Node | None]:
@@ -159,22 +186,23 @@ class _Lowering:
             names = [tensor.name for tensor in node.inputs] + sorted(captured_names(node) & set(self.tensors))
             values = tuple(self.real(self.tensors[name]) for name in names if name)
             self.floats.update(tensor.name for tensor in node.outputs)
-            self._step(Kind.FLOAT, values, tuple(Value(tensor.name) for tensor in node.outputs), node)
+            self._run(form, values, tuple(Value(tensor.name) for tensor in node.outputs), [node])
         elif form is Form.CODES:
             sources = tuple(self.codes(tensor) for tensor in data_inputs(node))
             outputs = tuple(self._new_codes(tensor, self.plan.key(tensor.name)) for tensor in node.outputs)
-            self._step(Kind.CODES, sources, outputs, node, self._others(node))
+            self._run(form, sources, outputs, [node], self._others(node))
         elif form in (Form.COMPUTE, Form.ARITHMETIC):
             bits = self.plan.nodes[node.name].input_bits if form is Form.COMPUTE else None
             data = data_inputs(node) if form is Form.COMPUTE else operands(node)
             inputs = tuple(self.codes(tensor, bits) for tensor in data)
-            end = absorbed_end(self.graph, self.plan, node.outputs[0])
+            nodes = [node, *absorbed_clips(self.graph, self.plan, node.outputs[0])]
+            end = nodes[-1].outputs[0]
             if end.name in self.plan.groups:
                 output = self._new_codes(end, self.plan.key(end.name))
             else:
                 output = Value(end.name)
                 self.floats.add(end.name)
-            self._step(Kind(form.value), inputs, (output,), node, self._others(node))
+            self._run(form, inputs, (output,), nodes, self._others(node))
 
     def _others(self, node: Node) -> tuple[Value, ...]:
         """Return the values that a node on integers reads besides its operands and constants."""
@@ -188,24 +216,28 @@ class _Lowering:
             return self.coded[tensor.name, key]
         own = self.plan.key(tensor.name)
         if key != own and (tensor.name, own) in self.coded and not isinstance(tensor, Constant):
-            source, kind = self.coded[tensor.name, own], Kind.REQUANTIZE
+            kind, source, clips = Kind.RECODE, self.coded[tensor.name, own], tuple[Node, ...]()
         else:
-            source, kind = self.real(self._absorbed_start(tensor)), Kind.QUANTIZE
+            start, clips = self._absorbed_start(tensor)
+            kind, source = Kind.ENCODE, self.real(start)
         codes = self._new_codes(tensor, key)
-        self._step(kind, (source,), (codes,))
+        self.steps.append(Step(kind, (source,), (codes,), clips))
         return codes
 
     def real(self, tensor: Tensor) -> Value:
         """Return the float value of `tensor`."""
         if tensor.name not in self.floats and not isinstance(tensor, Constant) and tensor.name in self.plan.groups:
-            self._step(Kind.DEQUANTIZE, (self.codes(tensor),), (Value(tensor.name),))
+            self.steps.append(Step(Kind.DECODE, (self.codes(tensor),), (Value(tensor.name),)))
             self.floats.add(tensor.name)
         return Value(tensor.name)
 
-    def _absorbed_start(self, tensor: Tensor) -> Tensor:
+    def _absorbed_start(self, tensor: Tensor) -> tuple[Tensor, tuple[Node, ...]]:
+        """Return the tensor in front of the clips that the quantizer of `tensor` carries out, and the clips."""
+        clips: list[Node] = []
         while tensor.inputs and self.plan.form(tensor.inputs[0].name) is Form.ABSORBED:
+            clips.insert(0, tensor.inputs[0])
             tensor = data_inputs(tensor.inputs[0])[0]
-        return tensor
+        return tensor, tuple(clips)
 
     def _new_codes(self, tensor: Tensor, key: str) -> Value:
         quantizer = self.plan.quantizers[key]
@@ -213,12 +245,12 @@ class _Lowering:
         value = self.coded[tensor.name, key] = Value(name, quantizer, key)
         return value
 
-    def _step(
+    def _run(
         self,
-        kind: Kind,
+        form: Form,
         inputs: tuple[Value, ...],
         outputs: tuple[Value, ...],
-        node: Node | None = None,
+        nodes: Sequence[Node],
         others: tuple[Value, ...] = (),
     ) -> None:
-        self.steps.append(Step(kind, inputs, outputs, node, others))
+        self.steps.append(Step(Kind.RUN, inputs, outputs, tuple(nodes), form, others))

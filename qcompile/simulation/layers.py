@@ -16,7 +16,7 @@ from qcompile.execution.twins import as_float
 from qcompile.ir import Constant, Graph, topological, value_info
 from qcompile.ir.store import Store, scratch_beside
 from qcompile.program.lower import Kind, Program, Step, Value, lower
-from qcompile.quant.plan import Plan
+from qcompile.quant.plan import Form, Plan
 from qcompile.runtime.session import Session
 
 BESIDE = "/alone"  # suffix of what a layer makes of exact inputs
@@ -79,19 +79,19 @@ def _steps(graph: Graph, program: Program) -> tuple[dict[str, Step], list[_Layer
     steps = {f"float {node.name}": as_float(node, tensors.keys()) for node in topological(graph)}
     layers = []
     for step in program.steps:
-        if step.kind is not Kind.COMPUTE or step.node is None:
+        if step.form is not Form.COMPUTE or step.node is None:
             continue
         for value in step.inputs:
             source = made[value.name].inputs[0].name
             origin = source if isinstance(tensors.get(source), Constant) else program.tensors[value.name]
-            steps[value.name] = Step(Kind.QUANTIZE, (Value(origin),), (value,))
+            steps[value.name] = Step(Kind.ENCODE, (Value(origin),), (value,))
         target = step.outputs[0]
         wide = target.quantizer is not None and not target.quantizer.grid.is_narrow
         output = Value(f"{target.name}{BESIDE}", target.quantizer if wide else None)
         steps[output.name] = replace(step, outputs=(output,))
         if wide:
             real = Value(f"{output.name}/real")
-            steps[real.name] = Step(Kind.DEQUANTIZE, (output,), (real,))
+            steps[real.name] = Step(Kind.DECODE, (output,), (real,))
             layers.append(_Layer(step.node.name, program.tensors[target.name], real.name))
         else:
             layers.append(_Layer(step.node.name, step.node.outputs[0].name, output.name))

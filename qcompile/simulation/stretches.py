@@ -125,7 +125,7 @@ def _beside(
         outputs.append([])
         if not values:
             continue
-        real = [Step(Kind.DEQUANTIZE, (value,), (Value(f"{value.name}{REAL}"),)) for value in values if value.quantizer]
+        real = [Step(Kind.DECODE, (value,), (Value(f"{value.name}{REAL}"),)) for value in values if value.quantizer]
         names = {value.name: f"{value.name}{REAL}" if value.quantizer else value.name for value in values}
         inputs = [value for value in boundary(steps)[0] if value.name and value.name not in constants]
         part = fragment(graph, plan, [*steps, *real], inputs, names.values(), store)
@@ -152,7 +152,7 @@ def _cut(graph: Graph, program: Program, nodes: Collection[str]) -> tuple[list[S
         return [], []
     read = {value.name for step in outside for value in step.reads} | results
     codes = {v.name: v for step in inside for v in step.reads if v.name not in made and v.quantizer is not None}
-    front = [Step(Kind.QUANTIZE, (Value(program.tensors[name]),), (value,)) for name, value in codes.items()]
+    front = [Step(Kind.ENCODE, (Value(program.tensors[name]),), (value,)) for name, value in codes.items()]
     compared = [
         value
         for step in inside

@@ -7,9 +7,9 @@ have a trained scale (LSQ, Esser et al., 2020) and are dropped element by elemen
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import onnx
@@ -98,7 +98,7 @@ class RegionBuilder:
         for value in inputs:
             self._input(value)
         for step in steps:
-            WRITERS[step.kind](self, step)
+            WRITERS[step.action](self, step)
         self._loss(outputs)
         graph = helper.make_graph(self.nodes, "region", self.inputs, [onnx.ValueInfoProto(name=LOSS)], self.constants)
         imports = [helper.make_opsetid("", self.graph.opset), helper.make_opsetid("qcompile", 1)]
@@ -195,9 +195,9 @@ class RegionBuilder:
             total = self._node("Add", [total, number])
         return total
 
-    # one writer per kind of step
+    # one method per action of a step
 
-    def quantize(self, step: Step) -> None:
+    def encode(self, step: Step) -> None:
         """A quantizer of its own: in front of a compute node, or behind a float one."""
         (source,), (target,) = step.inputs, step.outputs
         tensor = self.tensors.get(source.name)
@@ -207,7 +207,7 @@ class RegionBuilder:
             return
         self._fake_quantize(self._read(source), target)
 
-    def dequantize(self, step: Step) -> None:
+    def decode(self, step: Step) -> None:
         """Nothing: values here are float already."""
         self._node("Identity", [step.inputs[0].name], step.outputs[0].name)
 
@@ -234,7 +234,7 @@ class RegionBuilder:
         """Movers, clips and float operators, on float values."""
         node = step.node
         assert node is not None
-        data = [value.name for value in step.inputs] if step.kind is Kind.CODES else []
+        data = [value.name for value in step.inputs] if step.form is Form.CODES else []
         rest = [self._read(Value(tensor.name)) if tensor.name else "" for tensor in node.inputs[len(data) :]]
         outputs = [value.name for value in step.outputs]
         self.nodes.append(node_proto(node, [*data, *rest], outputs))
@@ -245,11 +245,10 @@ class RegionBuilder:
         """Write the node, the clips absorbed behind it, and its quantizer."""
         (target,), node = step.outputs, step.node
         assert node is not None
-        end, current = node.outputs[0], f"{target.name}/raw"
+        current = f"{target.name}/raw"
         self.nodes.append(node_proto(node, inputs, [current]))
-        while len(end.outputs) == 1 and self.plan.form(end.outputs[0].name) is Form.ABSORBED:
-            clip = end.outputs[0]
-            end, clipped = clip.outputs[0], f"{target.name}/{clip.name}"
+        for clip in step.clips:
+            clipped = f"{target.name}/{clip.name}"
             rest = [self._read(Value(tensor.name)) if tensor.name else "" for tensor in clip.inputs[1:]]
             self.nodes.append(node_proto(clip, [current, *rest], [clipped]))
             current = clipped
@@ -331,12 +330,12 @@ class RegionBuilder:
         return self._node(op, inputs, output, domain="qcompile", **attributes)
 
 
-WRITERS = {
-    Kind.QUANTIZE: RegionBuilder.quantize,
-    Kind.REQUANTIZE: RegionBuilder.quantize,
-    Kind.DEQUANTIZE: RegionBuilder.dequantize,
-    Kind.COMPUTE: RegionBuilder.compute,
-    Kind.ARITHMETIC: RegionBuilder.arithmetic,
-    Kind.CODES: RegionBuilder.keep,
-    Kind.FLOAT: RegionBuilder.keep,
+WRITERS: Final[dict[Kind | Form, Callable[[RegionBuilder, Step], None]]] = {
+    Kind.ENCODE: RegionBuilder.encode,
+    Kind.RECODE: RegionBuilder.encode,
+    Kind.DECODE: RegionBuilder.decode,
+    Form.COMPUTE: RegionBuilder.compute,
+    Form.ARITHMETIC: RegionBuilder.arithmetic,
+    Form.CODES: RegionBuilder.keep,
+    Form.FLOAT: RegionBuilder.keep,
 }

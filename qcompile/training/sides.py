@@ -22,7 +22,7 @@ from qcompile.program.dag import SHAPE_SOURCES
 from qcompile.program.lower import Kind, Program, Step, Value, lower
 from qcompile.quant.arithmetic import dequantize
 from qcompile.quant.params import Quantizer
-from qcompile.quant.plan import Form, Plan
+from qcompile.quant.plan import Plan
 from qcompile.runtime.session import Session
 from qcompile.training.rows import NO_ARRAY, NO_ROWS, apart, sample_axes, stacked, together
 
@@ -130,19 +130,10 @@ class Sides:
 
         A quantizer that carries out a clip behind a float node belongs to the clip.
         """
-        program = self.program()
-        clipped = {
-            tensor.name
-            for node in self.graph.nodes
-            if node.name in nodes and self.plan.form(node.name) is Form.ABSORBED
-            for tensor in node.outputs
-        }
-        found = _of_nodes(program.steps, nodes) | {
-            number
-            for number, step in enumerate(program.steps)
-            if step.kind is Kind.QUANTIZE and program.tensors[step.outputs[0].name] in clipped
-        }
-        return self._with_what_they_need(program.steps, found - self.steps_done, self.steps_done)
+        steps = self.program().steps
+        clips = (number for number, step in enumerate(steps) if step.kind is Kind.ENCODE and _has_one(step, nodes))
+        found = _of_nodes(steps, nodes).union(clips)
+        return self._with_what_they_need(steps, found - self.steps_done, self.steps_done)
 
     def _with_what_they_need(self, steps: Sequence[Step], numbers: Iterable[int], done: set[int]) -> list[int]:
         made_by = {value.name: number for number, step in enumerate(steps) for value in step.outputs}
@@ -382,6 +373,10 @@ def _hashed(array: Array) -> Any:
     if array.dtype == object:
         return repr(array.tolist()).encode()
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
+def _has_one(step: Step, nodes: Collection[str]) -> bool:
+    return any(node.name in nodes for node in step.nodes)
 
 
 def _of_nodes(steps: Sequence[Step], nodes: Collection[str]) -> set[int]:

@@ -9,8 +9,9 @@ from networks import CALIBRATE, ELEMENTWISE, FLOAT_ISLAND, NETWORKS, RESIDUAL, A
 
 from qcompile import QModel
 from qcompile.execution.fragment import boundary, fragment
+from qcompile.execution.twins import float_steps
 from qcompile.ir import Constant
-from qcompile.program.lower import Kind, Step, Value, lower
+from qcompile.program.lower import Step, Value, lower
 from qcompile.runtime.session import Session
 from qcompile.simulation import simulate
 
@@ -76,10 +77,7 @@ def run_piece(model: QModel, steps: tuple[Step, ...], known: Arrays) -> Arrays:
 def test_steps_of_the_float_graph_run_as_they_stand() -> None:
     """What the float side of a layer-by-layer pass runs: nodes as float steps, no quantizer anywhere."""
     model = compiled(RESIDUAL, CALIBRATE, w=4, a=4)
-    steps = tuple(
-        Step(Kind.FLOAT, tuple(Value(t.name) for t in node.inputs), tuple(Value(t.name) for t in node.outputs), node)
-        for node in model.graph.nodes
-    )
+    steps = float_steps(model.graph)
     feeds = samples(model.source, 2)
     piece = fragment(model.graph, model.plan, steps, inputs_of(model, steps), ["y", "trunk"])
     found = Session(piece, level="off", threads=1).run(feeds)

@@ -43,14 +43,14 @@ def line(step: Step) -> str:
 
 def test_residual_block() -> None:
     assert lowered(RESIDUAL) == [
-        "QUANTIZE: image -> image_q8",
+        "ENCODE: image -> image_q8",
         "stem: image_q8 -> trunk_q8",  # its Relu is absorbed
-        "REQUANTIZE: trunk_q8 -> trunk_q4",
+        "RECODE: trunk_q8 -> trunk_q4",
         "first: trunk_q4 -> c_q4",
         "second: c_q4 -> d_q8",
         "add: d_q8, trunk_q8 -> t_q8",
         "head: t_q8 -> y_q8",
-        "DEQUANTIZE: y_q8 -> y",
+        "DECODE: y_q8 -> y",
     ]
 
 
@@ -85,13 +85,13 @@ def test_a_program_survives_pickle_and_its_nodes_are_those_of_its_graph(name: st
 
 def test_residual_block_with_one_narrow_trunk() -> None:
     steps = lowered(RESIDUAL, residual_bits=4)
-    assert not any(step.startswith("REQUANTIZE") for step in steps)
+    assert not any(step.startswith("RECODE") for step in steps)
     assert "add: d_q8, trunk_q4 -> t_q8" in steps
 
 
 def test_classifier_ends_in_float_without_a_step_for_it() -> None:
     assert lowered(CLASSIFIER) == [
-        "QUANTIZE: image -> image_q8",
+        "ENCODE: image -> image_q8",
         "conv1: image_q8 -> b_q4",
         "conv2: b_q4 -> d_q8",
         "pool: d_q8 -> e_q8",
@@ -102,18 +102,18 @@ def test_classifier_ends_in_float_without_a_step_for_it() -> None:
 
 def test_float_island_is_dequantized_and_quantized_again() -> None:
     assert lowered(FLOAT_ISLAND) == [
-        "QUANTIZE: image -> image_q8",
+        "ENCODE: image -> image_q8",
         "conv1: image_q8 -> a_q8",
-        "DEQUANTIZE: a_q8 -> a",
+        "DECODE: a_q8 -> a",
         "tanh: a -> b",
-        "QUANTIZE: b -> b_q4",
+        "ENCODE: b -> b_q4",
         "conv2: b_q4 -> c_q8",
-        "DEQUANTIZE: c_q8 -> c",
+        "DECODE: c_q8 -> c",
         "neg: c -> d",
         "abs: d -> e",
-        "QUANTIZE: e -> e_q8",
+        "ENCODE: e -> e_q8",
         "conv3: e_q8 -> y_q8",
-        "DEQUANTIZE: y_q8 -> y",
+        "DECODE: y_q8 -> y",
     ]
 
 
@@ -129,7 +129,7 @@ def test_movers_move_codes() -> None:
         "parts: h_q8 -> i_q8, j_q8",
         "conv2: i_q8 -> y_q8",
     ]
-    assert lowered(CHANNELS_LAST)[:2] == ["QUANTIZE: image -> image_q8", "turn: image_q8 -> a_q8"]
+    assert lowered(CHANNELS_LAST)[:2] == ["ENCODE: image -> image_q8", "turn: image_q8 -> a_q8"]
 
 
 def test_mover_of_narrow_codes() -> None:
@@ -140,7 +140,7 @@ def test_mover_of_narrow_codes() -> None:
           [add] d = Add(a, c)  [head] y = Conv(d, B)
         }"""
     )
-    assert steps[2:5] == ["turn: a_q8 -> b_q8", "REQUANTIZE: b_q8 -> b_q4", "second: b_q4 -> c_q8"]
+    assert steps[2:5] == ["turn: a_q8 -> b_q8", "RECODE: b_q8 -> b_q4", "second: b_q4 -> c_q8"]
 
 
 def test_all_codes_are_known_by_their_tensors() -> None:
@@ -162,7 +162,7 @@ def test_constant_operand_is_quantized_too() -> None:
           [first] a = Conv(x, A)  [scaled] b = Mul(K, a)  [last] y = Conv(b, B)
         }"""
     )
-    assert steps[2:4] == ["QUANTIZE: K -> K_q8", "scaled: K_q8, a_q8 -> b_q8"]
+    assert steps[2:4] == ["ENCODE: K -> K_q8", "scaled: K_q8, a_q8 -> b_q8"]
 
 
 def test_names_that_are_taken() -> None:
@@ -189,7 +189,7 @@ def test_float_reader_of_an_absorbed_clip_sees_the_clipped_value() -> None:
           [first] a = Conv(x, A)  [relu] b = Relu(a)  [last] y = Conv(b, B)  [tanh] t = Tanh(b)
         }"""
     )
-    assert "DEQUANTIZE: b_q8 -> b" in steps and "tanh: b -> t" in steps
+    assert "DECODE: b_q8 -> b" in steps and "tanh: b -> t" in steps
 
 
 def test_clip_behind_a_float_node_is_skipped_and_its_quantizer_reads_what_is_before_it() -> None:
@@ -198,18 +198,34 @@ def test_clip_behind_a_float_node_is_skipped_and_its_quantizer_reads_what_is_bef
           [first] a = Conv(x, A)  [tanh] t = Tanh(a)  [relu] b = Relu(t)  [last] y = Conv(b, B)
         }"""
     )
-    assert steps[3:6] == ["tanh: a -> t", "QUANTIZE: t -> b_q8", "last: b_q8 -> y_q8"]
+    assert steps[3:6] == ["tanh: a -> t", "ENCODE: t -> b_q8", "last: b_q8 -> y_q8"]
+
+
+def test_a_step_holds_the_clips_that_its_quantizer_carries_out() -> None:
+    model = compiled(RELU6, CALIBRATE, w=4, a=4)
+    groups = [[node.name for node in step.nodes] for step in lower(model.graph, model.plan).steps]
+    assert groups == [[], ["expand", "clip1"], ["depthwise", "clip2"], ["project"], []]
+    behind_float = compiled(
+        """net (float[N,3,8,8] x, float[4,3,1,1] A, float[4,4,1,1] B) => (float[N,4,P,Q] y) {
+          [first] a = Conv(x, A)  [tanh] t = Tanh(a)  [relu] b = Relu(t)  [last] y = Conv(b, B)
+        }""",
+        CALIBRATE,
+    )
+    steps = pickle.loads(pickle.dumps(lower(behind_float.graph, behind_float.plan))).steps
+    encode = next(step for step in steps if step.kind is Kind.ENCODE and step.nodes)
+    assert [clip.name for clip in encode.clips] == ["relu"] and encode.node is None
 
 
 def assert_executable(model: QModel, program: Program) -> None:
     """Every value is made once and before it is read, each step reads what its kind says, nodes come once each."""
     made = {tensor.name for tensor in model.graph.inputs}
     made |= {name for name, tensor in model.graph.tensors().items() if isinstance(tensor, Constant)}
-    coded = {Kind.COMPUTE, Kind.ARITHMETIC, Kind.CODES, Kind.DEQUANTIZE, Kind.REQUANTIZE}
+    coded = {Form.COMPUTE, Form.ARITHMETIC, Form.CODES, Kind.DECODE, Kind.RECODE}
     for step in program.steps:
         for value in step.inputs:
             assert value.name in made, f"{line(step)}: {value.name} is not there yet"
-            assert (value.quantizer is not None) == (step.kind in coded), line(step)
+            assert (value.quantizer is not None) == (step.action in coded), line(step)
+        assert (step.form is not None) == (step.kind is Kind.RUN), line(step)
         for value in step.outputs:
             assert value.name not in made, f"{line(step)}: {value.name} is made twice"
             made.add(value.name)
@@ -217,14 +233,16 @@ def assert_executable(model: QModel, program: Program) -> None:
     nodes = Counter(step.node.name for step in program.steps if step.node)
     unabsorbed = {node.name for node in model.graph.nodes if model.plan.form(node.name) is not Form.ABSORBED}
     assert nodes == dict.fromkeys(unabsorbed, 1)
+    carried_out = {clip.name for step in program.steps for clip in step.clips}
+    assert carried_out == {node.name for node in model.graph.nodes} - unabsorbed
 
 
 def assert_one_quantizer_each(model: QModel, program: Program) -> None:
     """A float value is quantized once for each quantizer; requantizing goes from wide to narrow codes of one tensor."""
-    keys = Counter(step.outputs[0] for step in program.steps if step.kind in (Kind.QUANTIZE, Kind.REQUANTIZE))
+    keys = Counter(step.outputs[0] for step in program.steps if step.kind in (Kind.ENCODE, Kind.RECODE))
     assert not keys or max(keys.values()) == 1
     for step in program.steps:
-        if step.kind is Kind.REQUANTIZE:
+        if step.kind is Kind.RECODE:
             (wide,), (narrow,) = step.inputs, step.outputs
             assert wide.quantizer is not None and narrow.quantizer is not None
             assert narrow.quantizer.bits < wide.quantizer.bits

@@ -10,8 +10,9 @@ from networks import CALIBRATE, CHAIN, NETWORKS, RESIDUAL, compiled, samples
 
 from qcompile.calibration.collect import tap
 from qcompile.ir import to_model
-from qcompile.program.lower import Kind, lower
+from qcompile.program.lower import lower
 from qcompile.quant.arithmetic import dequantize
+from qcompile.quant.plan import Form
 from qcompile.runtime.session import Session
 from qcompile.simulation import simulate
 from qcompile.simulation.layers import layer_errors
@@ -22,7 +23,7 @@ def test_every_layer_has_an_error(name: str) -> None:
     model = compiled(NETWORKS[name], CALIBRATE, w=4, a=4)
     found = layer_errors(model.graph, model.plan, [samples(model.source, 2)])
     steps = lower(model.graph, model.plan).steps
-    assert set(found) == {step.node.name for step in steps if step.kind is Kind.COMPUTE and step.node}
+    assert set(found) == {step.node.name for step in steps if step.form is Form.COMPUTE and step.node}
     assert list(found.values()) == sorted(found.values())
     assert all(error > 0 for error in found.values())
 

@@ -12,8 +12,9 @@ from qcompile.backends.ort_cpu.elementwise import Operation, SigmoidTable
 from qcompile.backends.ort_cpu.slopes import slope_codes
 from qcompile.emission.doubts import Doubt
 from qcompile.ir import Constant
-from qcompile.program.lower import Kind, Program, Step
+from qcompile.program.lower import Program, Step
 from qcompile.quant.arithmetic import quantize
+from qcompile.quant.plan import Form
 from qcompile.targets.ort_cpu.forms import HARD_SIGMOID
 
 GATE, SLOPES = "(gate of a HardSwish)", "(slopes of a PRelu)"  # keys of their quantizers
@@ -22,7 +23,7 @@ GATE, SLOPES = "(gate of a HardSwish)", "(slopes of a PRelu)"  # keys of their q
 def doubtful_nodes(program: Program) -> Iterator[Doubt]:
     """Yield the nodes whose kernels differ between processors, in executable order."""
     for step in program.steps:
-        if step.kind is not Kind.ARITHMETIC or step.node is None:
+        if step.form is not Form.ARITHMETIC or step.node is None:
             continue
         keys = [value.key for value in (*step.inputs, *step.outputs)]
         name, op = step.node.name, step.node.op

@@ -20,7 +20,7 @@ from qcompile.program.operands import CLIPS, clip_bounds, operands, weight_axis
 from qcompile.quant.arithmetic import dequantize, quantize
 from qcompile.quant.bias import integer_bias
 from qcompile.quant.params import Quantizer
-from qcompile.quant.plan import Plan
+from qcompile.quant.plan import Form, Plan
 from qcompile.runtime.session import Session
 from qcompile.targets.ort_cpu.forms import BYTES, HARD_SIGMOID
 
@@ -48,18 +48,18 @@ class IntegerReference:
         given, values = given or {}, dict(feeds)
         results: dict[str, Array] = {}
         for step in self.program.steps:
-            made = STEPS[step.kind](self, step, values)
+            made = STEPS[step.action](self, step, values)
             for value, array in zip(step.outputs, made):
                 results[value.name] = array
                 values[value.name] = given.get(value.name, array)
         return results
 
-    def _quantize(self, step: Step, values: dict[str, Array]) -> list[Array]:
+    def _encode(self, step: Step, values: dict[str, Array]) -> list[Array]:
         (source,), (target,) = step.inputs, step.outputs
         assert target.quantizer is not None
         return [quantize(self._float(source, values), target.quantizer)]
 
-    def _dequantize(self, step: Step, values: dict[str, Array]) -> list[Array]:
+    def _decode(self, step: Step, values: dict[str, Array]) -> list[Array]:
         return [self._float(step.inputs[0], values)]
 
     def _float(self, value: Value, values: dict[str, Array]) -> Array:
@@ -196,12 +196,12 @@ class IntegerReference:
         return [made[name] for name in outputs]
 
 
-STEPS: dict[Kind, Callable[[IntegerReference, Step, dict[str, Array]], list[Array]]] = {
-    Kind.QUANTIZE: IntegerReference._quantize,
-    Kind.REQUANTIZE: IntegerReference._quantize,
-    Kind.DEQUANTIZE: IntegerReference._dequantize,
-    Kind.COMPUTE: IntegerReference._compute,
-    Kind.ARITHMETIC: IntegerReference._arithmetic,
-    Kind.CODES: IntegerReference._move,
-    Kind.FLOAT: IntegerReference._run_float,
+STEPS: dict[Kind | Form, Callable[[IntegerReference, Step, dict[str, Array]], list[Array]]] = {
+    Kind.ENCODE: IntegerReference._encode,
+    Kind.RECODE: IntegerReference._encode,
+    Kind.DECODE: IntegerReference._decode,
+    Form.COMPUTE: IntegerReference._compute,
+    Form.ARITHMETIC: IntegerReference._arithmetic,
+    Form.CODES: IntegerReference._move,
+    Form.FLOAT: IntegerReference._run_float,
 }

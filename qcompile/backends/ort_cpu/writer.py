@@ -38,15 +38,15 @@ class OrtWriter(Writer):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.quantized = {
-            value.name for step in self.program.steps if step.kind is Kind.QUANTIZE for value in step.inputs
+            value.name for step in self.program.steps if step.kind is Kind.ENCODE for value in step.inputs
         }
         self.sources: dict[str, Value] = {}  # float tensor -> the codes it was read from
         self.products: set[str] = set()  # float32 outputs of integer kernels, and those transposed
 
-    def dequantize(self, step: Step) -> None:
+    def decode(self, step: Step) -> None:
         """Codes -> float32; what was read from which codes is kept for those who would be fused with it."""
         self.sources[step.outputs[0].name] = step.inputs[0]
-        super().dequantize(step)
+        super().decode(step)
 
     def arithmetic(self, step: Step) -> None:
         """An operator between DequantizeLinear and QuantizeLinear, or several in its place."""

@@ -138,7 +138,7 @@ def off_by_rounding(model: QModel, value: str) -> bool:
     for step in lower(model.graph, model.plan).steps:
         if value in {output.name for output in step.outputs}:
             pooled = step.node is not None and step.node.op == "AveragePool"
-            return pooled or (step.kind is Kind.QUANTIZE and step.inputs[0].name not in ("image", "x"))
+            return pooled or (step.kind is Kind.ENCODE and step.inputs[0].name not in ("image", "x"))
     raise AssertionError(value)
 
 
