@@ -11,11 +11,11 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from qcompile.quant.filters import RIDGE
 from qcompile.quant.params import WeightQuantizer, largest_code
 from qcompile.quant.scales import LEAST_SCALE
 
 LONGEST: Final = 4608  # weights of a filter: the search takes memory as the square of it
+RIDGE: Final = 3e-2  # of the mean variance of an input, added to each: the samples are few, the inputs many
 AT_ONCE: Final = 64  # weights whose errors are handed on together
 Array = NDArray[Any]
 

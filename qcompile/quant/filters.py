@@ -22,7 +22,7 @@ SHARES: Final = np.arange(5, 25, dtype=np.float64) / 20  # of max|w| / ((2**bits
 TRIED: Final = 32  # candidates for step and offset of which descent starts
 ROUNDS: Final = 3  # of descent over all weights
 AT_ONCE: Final = 256  # filters: bounds memory
-RIDGE: Final = 3e-2  # of the mean variance of an input, added to each: the samples are few
+RIDGE: Final = 1e-3  # of the mean variance of an input, added to each
 Array = NDArray[Any]
 
 

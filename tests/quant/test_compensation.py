@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from qcompile.quant.compensation import compensate
-from qcompile.quant.filters import RIDGE
+from qcompile.quant.compensation import RIDGE, compensate
 from qcompile.quant.params import largest_code
 from qcompile.quant.scales import quantize_weight
 
