@@ -199,12 +199,14 @@ class JudgedFit:
         self.samples += samples
         return np.asarray(numbers % JUDGES == JUDGES - 1)
 
-    def keep(self, f: Array, q: Array, *, judge: bool) -> None:
-        """Keep some positions of values [N, C, L]."""
+    def keep(self, f: Array, q: Array, rows: int = 1, *, judge: bool) -> None:
+        """Keep some positions of values [N, C, L]; `rows` of N are positions of one sample too, such as its tokens."""
         if not len(f):
             return
-        some = np.unique(np.linspace(0, f.shape[2] - 1, min(self.each, f.shape[2])).astype(int))
-        f, q = (array[:, :, some].transpose(1, 0, 2).reshape(array.shape[1], -1) for array in (f, q))
+        _, channels, length = f.shape
+        some = np.unique(np.linspace(0, rows * length - 1, min(self.each, rows * length)).astype(int))
+        samples = (array.reshape(-1, rows, channels, length) for array in (f, q))
+        f, q = (array[:, some // length, :, some % length].T.reshape(channels, -1) for array in samples)
         (self.judging if judge else self.fitted).append(Places(f, q, self.weights(f), self.quantizer))
         if sum(part.f.shape[1] for part in (*self.fitted, *self.judging)) > PLACES:
             self.each = max(1, self.each // 2)
@@ -259,8 +261,9 @@ class AffineKernels:
         into.whole.add(means.mean(1), f.size / f.shape[1])
         if not judges.all():
             into.trial.add(means[:, ~judges].mean(1), f.shape[2] * (~judges).sum())
-        into.keep(f[judges], q[judges], judge=True)
-        into.keep(f[~judges], q[~judges], judge=False)
+        rows = 1 if len(f) % samples else len(f) // samples
+        into.keep(f[judges], q[judges], rows, judge=True)
+        into.keep(f[~judges], q[~judges], rows, judge=False)
 
     def apply(self, q: Array, slope: Means, shift: Means, quantizer: Quantizer | None) -> Array:
         """Return a*q + b, as codes of `quantizer` or (without one) as float32; q is [N, C, L]."""

@@ -177,6 +177,17 @@ def test_kept_places_are_bounded(samples: int, kernels: AffineKernels) -> None:
     np.testing.assert_allclose(fit.solve(2).shift, 1, rtol=1e-5)
 
 
+def test_kept_places_are_of_all_samples(kernels: AffineKernels) -> None:
+    """Tokens may be folded into the batch: 200 samples of 700 rows, each of which holds its number."""
+    fit = JudgedFit()
+    for number in range(200):
+        f = np.full((700, 2), number, np.float32)
+        kernels.look(f, f, 1, fit)
+    kept = np.concatenate([part.f[0] for part in (*fit.fitted, *fit.judging)]).astype(int)
+    assert len(kept) <= PLACES and len(set(kept.tolist())) == 200
+    assert np.bincount(kept).max() <= 4 * np.bincount(kept).min()
+
+
 def test_one_sample_judges_itself(kernels: AffineKernels) -> None:
     f = np.random.default_rng(0).normal(size=(1, 3, 50))
     result = looked(kernels, f, f - 1).solve(3)
