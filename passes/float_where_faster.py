@@ -22,7 +22,7 @@ from qcompile.program.stretches import Costs, fastest
 from qcompile.progress import track
 from qcompile.qmodel import Arrays, Journal, QModel
 from qcompile.quant.params import ActivationSpec, Quantizer
-from qcompile.quant.plan import WIDE, Form
+from qcompile.quant.plan import WIDE, Edge, Form
 from qcompile.runtime.session import Session
 from qcompile.runtime.timing import take_turns
 
@@ -187,10 +187,11 @@ class Trials:
         plan.biases = {name: bias for name, bias in done.biases.items() if name in placed}
         return backend_of(model.target).writer(model.graph, plan, lower(model.graph, plan), "none").model()
 
-    def quantizer(self, key: str, spec: ActivationSpec) -> Quantizer:
+    def quantizer(self, key: Edge, spec: ActivationSpec) -> Quantizer:
         """Return the quantizer that a tensor had, or any other."""
         plan = self.model.plan
-        before = spec.fixed or plan.quantizers.get(key) or plan.quantizers.get(plan.groups.get(key, ""))
+        named = plan.reads.get(key) if key.reader else Edge(plan.groups.get(key.tensor, ""))
+        before = spec.fixed or (plan.quantizers.get(named) if named else None)
         if before is not None and before.grid == spec.grid:
             return before
         scale = float(np.median([quantizer.scale for quantizer in plan.quantizers.values()]))

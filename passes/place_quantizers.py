@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from qcompile.errors import InputError
 from qcompile.ir import Node, Tensor, is_output, topological
 from qcompile.program.lower import absorbed_bounds, absorbed_end
 from qcompile.program.operands import data_inputs, operands
 from qcompile.program.readers import Readers, reads
 from qcompile.qmodel import QModel
 from qcompile.quant.params import ActivationSpec
-from qcompile.quant.plan import WIDE, Form, narrow_key
+from qcompile.quant.plan import WIDE, Edge, Form
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class PlaceQuantizers:
     def run(self, model: QModel) -> int:
         """Fill `plan.groups` and `plan.specs`; numbers of before are gone. Return how many specs there are."""
         plan = model.plan
-        plan.groups, plan.specs = {}, {}
+        plan.groups, plan.reads, plan.specs = {}, {}, {}
         plan.quantizers, plan.weights, plan.biases = {}, {}, {}
         placement = _Placement(model, self.residual_bits)
         placement.group_tensors()
@@ -69,31 +68,30 @@ class _Placement:
         """Write one spec per group, and one per narrow quantizer in front of compute nodes."""
         tensors = self.graph.tensors()
         asked, shared = self._asked(tensors)
-        for root, bits in asked.items():
-            wide = max(bits, default=WIDE)
+        for root, edges in asked.items():
+            wide = max(edges, default=WIDE)
             if root in shared:
-                wide = max(wide, self.residual_bits) if bits else WIDE
+                wide = max(wide, self.residual_bits) if edges else WIDE
             spec = self._spec(tensors[root], wide)
-            self.plan.specs[root] = spec
-            for narrow in sorted(bits - {spec.bits}):
-                key = narrow_key(root, narrow)
-                if key in tensors:
-                    raise InputError(f"a tensor is named {key!r}, as a quantizer of {root!r} is", remedy="rename it")
-                self.plan.specs[key] = replace(
-                    spec, grid=self.model.target.grid(narrow), even_zero_point=False, fixed=None
-                )
+            self.plan.specs[Edge(root)] = spec
+            for bits in sorted(edges):
+                key = Edge(root) if bits == spec.bits else edges[bits][0]
+                if key.reader:
+                    grid = self.model.target.grid(bits)
+                    self.plan.specs[key] = replace(spec, grid=grid, even_zero_point=False, fixed=None)
+                self.plan.reads.update(dict.fromkeys(edges[bits], key))
 
-    def _asked(self, tensors: dict[str, Tensor]) -> tuple[dict[str, set[int]], set[str]]:
-        """Return the bits that compute nodes ask of each group, and the groups that others read too."""
-        asked: dict[str, set[int]] = {}
+    def _asked(self, tensors: dict[str, Tensor]) -> tuple[dict[str, dict[int, list[Edge]]], set[str]]:
+        """Return the edges to compute nodes by group and the bits they ask for, and the groups that others read too."""
+        asked: dict[str, dict[int, list[Edge]]] = {}
         shared: set[str] = set()
         for name, root in self.plan.groups.items():
             tensor = tensors[name]
-            bits = asked.setdefault(root, set())
+            edges = asked.setdefault(root, {})
             for reader in self.readers.of(tensor):
                 form = self.plan.form(reader.name)
                 if form is Form.COMPUTE and reads(reader, tensor):
-                    bits.add(self.plan.nodes[reader.name].input_bits)
+                    edges.setdefault(self.plan.nodes[reader.name].input_bits, []).append(Edge(name, reader.name))
                 elif form is not Form.CODES:
                     shared.add(root)
             if is_output(self.graph, tensor):

@@ -11,6 +11,7 @@ from qcompile.emission.doubts import Doubt, Quantizers, scales_from
 from qcompile.program.lower import lower
 from qcompile.qmodel import QModel
 from qcompile.quant.params import ActivationSpec, Quantizer
+from qcompile.quant.plan import Edge
 
 ROUNDS = 8  # over all quantizers; a second one finds work only where an output shares its quantizer with an operand
 
@@ -47,7 +48,7 @@ class SettleScales:
         return moved
 
 
-def settle(key: str, group: list[Doubt], quantizers: Quantizers, spec: ActivationSpec) -> Quantizer:
+def settle(key: Edge, group: list[Doubt], quantizers: Quantizers, spec: ActivationSpec) -> Quantizer:
     """Return the quantizer `key` with the nearest scale on which all of a group agree, or as it is if there is none."""
     present = quantizers[key]
     narrowed = [doubt.narrowed(quantizers) for doubt in group]

@@ -15,7 +15,7 @@ from qcompile.ir import Variable
 from qcompile.ir.verify import verify
 from qcompile.memory import peak_memory, release_freed_memory
 from qcompile.qmodel import QModel
-from qcompile.quant.plan import Form
+from qcompile.quant.plan import Edge, Form
 
 PLACES = "place-quantizers"  # the pass that makes quantizers of the bits that the plan says
 
@@ -52,9 +52,9 @@ def verify_bits(model: QModel, *, after: str) -> None:
         placed = plan.nodes.get(node.name)
         if placed is None or placed.form is not Form.COMPUTE:
             continue
-        data = [item.name for item in node.inputs[:2] if isinstance(item, Variable) and item.name in plan.groups]
-        keys = [key for name in data if (key := plan.key(name, placed.input_bits)) in plan.specs]
-        found = [("input", placed.input_bits, plan.specs[key].bits) for key in keys]
+        edges = (Edge(item.name, node.name) for item in node.inputs[:2] if isinstance(item, Variable))
+        keys = [plan.reads[edge] for edge in edges if edge in plan.reads]
+        found = [("input", placed.input_bits, plan.specs[key].bits) for key in keys if key in plan.specs]
         if node.name in plan.weights:
             found.append(("weight", placed.weight_bits, plan.weights[node.name].bits))
         for what, asked, bits in found:

@@ -18,7 +18,7 @@ from qcompile.passes.validate import Validate
 from qcompile.qmodel import QModel
 from qcompile.quant.grid import unsigned
 from qcompile.quant.params import Quantizer
-from qcompile.quant.plan import Form, NodePlan, Plan
+from qcompile.quant.plan import Edge, Form, NodePlan, Plan
 from qcompile.targets.schema import Target
 
 FLOAT = """<ir_version: 8, opset_import: ["": 18]>
@@ -62,9 +62,9 @@ def qmodel(emitted: str = EMITTED, **changes: object) -> QModel:
     plan = Plan(
         nodes={name: NodePlan(form) for name, form in FORMS.items()},
         quantizers={
-            "x": Quantizer(unsigned(8), 0.03125, 128),
-            "a": Quantizer(unsigned(8), 0.03125, 128),
-            "p": Quantizer(unsigned(4), 0.03125, 8),
+            Edge("x"): Quantizer(unsigned(8), 0.03125, 128),
+            Edge("a"): Quantizer(unsigned(8), 0.03125, 128),
+            Edge("p"): Quantizer(unsigned(4), 0.03125, 8),
         },
     )
     model = QModel(

@@ -25,7 +25,9 @@ def forms(plan: Plan) -> dict[str, str]:
 
 
 def bits(plan: Plan) -> dict[str, int]:
-    return {key: spec.bits for key, spec in plan.specs.items()}
+    """Return the bits of each tensor's own quantizer by its name, those in front of readers as tensor@bits."""
+    return {f"{plan.stands_on(key)}@{spec.bits}" if key.reader else key.tensor: spec.bits
+            for key, spec in plan.specs.items()}  # fmt: skip
 
 
 def reason(plan: Plan, node: str) -> str:

@@ -181,7 +181,7 @@ class Narrow:
 
 
 @pytest.mark.parametrize(
-    ("place", "field", "found"), [("place-quantizers", "input_bits", 8), ("calibrate", "weight_bits", 4)]
+    ("place", "field", "found"), [("place-quantizers", "input_bits", 4), ("calibrate", "weight_bits", 4)]
 )
 def test_bits_that_would_have_no_effect_are_an_error(
     residual_model: onnx.ModelProto, residual_data: Data, place: str, field: str, found: int

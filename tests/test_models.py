@@ -184,7 +184,7 @@ def test_a_concat_whose_inputs_are_narrow_elsewhere(model_of: Build) -> None:
         e = Concat<axis = 1>(b, b)  f = GlobalAveragePool(e)  g = Conv(f, U)  h = Add(g, d)  y = Conv(h, V)
     }""")
     result = compiled(model, images(24), w=4, a=4)
-    assert result.plan.specs["b@4"].bits == 4
+    assert result.plan.specs[result.plan.key("b", "c")].bits == 4
 
 
 def test_the_integer_reference_takes_scalars_and_subgraphs(model_of: Build) -> None:

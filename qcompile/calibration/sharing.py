@@ -8,7 +8,7 @@ from dataclasses import replace
 from qcompile.calibration.observers import Histogram, MinMax
 from qcompile.ir import Node
 from qcompile.program.operands import operands
-from qcompile.quant.plan import Form, Plan, narrow_key
+from qcompile.quant.plan import Edge, Form, Plan
 
 ALIKE = 0.8  # least share of the common range that each input takes: at most a third of a bit is lost
 
@@ -40,13 +40,13 @@ def _alike(
 
     An input that only the Concat reads (`alone`) takes whatever bits its readers ask of the output.
     """
-    specs = {root: plan.specs[root] for root in inputs}
-    grid = plan.specs[output].grid
+    specs = {root: plan.specs[Edge(root)] for root in inputs}
+    grid, stacked = plan.specs[Edge(output)].grid, plan.stacked()
     if any(spec.fixed or (spec.grid != grid and root not in alone) for root, spec in specs.items()):
         return False
     if len({(spec.lower, spec.upper) for spec in specs.values()}) > 1:
         return False
-    if any(plan.narrow_keys(root) for root in specs) and not isinstance(observers[output], Histogram):
+    if any(stacked[root][1:] for root in specs) and not isinstance(observers[output], Histogram):
         return False  # the narrow quantizers would search in values that nobody has kept
     low, high = min(observers[output].lo, 0.0), max(observers[output].hi, 0.0)
     widths = [max(observers[root].hi, 0.0) - min(observers[root].lo, 0.0) for root in inputs]
@@ -55,13 +55,15 @@ def _alike(
 
 def _unite(plan: Plan, output: str, inputs: Iterable[str]) -> None:
     """Move the groups `inputs` into the group `output`, with the narrow quantizers in front of their readers."""
-    members = list(inputs)
-    specs = [plan.specs[root] for root in members]
+    members, stacked = list(inputs), plan.stacked()
+    specs = [plan.specs[Edge(root)] for root in members]
     even = any(spec.even_zero_point for spec in specs)
-    plan.specs[output] = replace(specs[0], grid=plan.specs[output].grid, even_zero_point=even)
-    for root in members:
-        for key in plan.narrow_keys(root):
-            narrow = plan.specs.pop(key)
-            plan.specs[narrow_key(output, narrow.bits)] = narrow
-        del plan.specs[root]
+    plan.specs[Edge(output)] = replace(specs[0], grid=plan.specs[Edge(output)].grid, even_zero_point=even)
+    kept = {plan.specs[key].grid: key for key in stacked[output]}
+    for key in (key for root in members for key in stacked[root]):
+        spec = plan.specs.pop(key)
+        same = kept.setdefault(spec.grid, key) if key.reader else Edge(output)
+        if key.reader:
+            plan.specs[same] = spec
+        plan.reads.update({edge: same for edge, seen in plan.reads.items() if seen == key})
     plan.groups.update({tensor: output for tensor, root in plan.groups.items() if root in members})

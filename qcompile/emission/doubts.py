@@ -9,9 +9,10 @@ from typing import Final, Protocol, Self
 import numpy as np
 
 from qcompile.quant.params import Quantizer
+from qcompile.quant.plan import Edge
 
 TRIES: Final = 512  # most scales need fewer than 20; those in simple ratios, whose results are halves, up to 400
-Quantizers = Mapping[str, Quantizer]
+Quantizers = Mapping[Edge, Quantizer]
 
 
 class Operation(Protocol):
@@ -32,12 +33,12 @@ class Doubt:
     """
 
     node: str
-    keys: tuple[str, ...]
+    keys: tuple[Edge, ...]
     operation: Operation
     fixed: Quantizers = field(default_factory=dict)
 
     @property
-    def output(self) -> str:
+    def output(self) -> Edge:
         """The key of the quantizer that may move."""
         return self.keys[-1]
 

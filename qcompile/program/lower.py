@@ -22,7 +22,7 @@ from qcompile.ir import (
 )
 from qcompile.program.operands import clip_bounds, data_inputs, operands
 from qcompile.quant.params import Quantizer
-from qcompile.quant.plan import Form, Plan
+from qcompile.quant.plan import Edge, Form, Plan
 
 
 class Kind(StrEnum):
@@ -38,12 +38,12 @@ class Kind(StrEnum):
 class Value:
     """A value of the program: uint8 codes of a quantizer, or (without one) a tensor of the float graph.
 
-    `key` is that of the quantizer in the plan; "" where no plan has it.
+    `key` is that of the quantizer in the plan; None where no plan has it.
     """
 
     name: str
     quantizer: Quantizer | None = None
-    key: str = ""
+    key: Edge | None = None
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ class _Lowering:
     graph: Graph
     plan: Plan
     steps: list[Step] = field(default_factory=list)
-    coded: dict[tuple[str, str], Value] = field(default_factory=dict)  # (tensor, quantizer key) -> codes
+    coded: dict[tuple[str, Edge], Value] = field(default_factory=dict)  # (tensor, quantizer key) -> codes
     floats: set[str] = field(default_factory=set)  # tensors whose float value exists
 
     def __post_init__(self) -> None:
@@ -192,9 +192,8 @@ class _Lowering:
             outputs = tuple(self._new_codes(tensor, self.plan.key(tensor.name)) for tensor in node.outputs)
             self._run(form, sources, outputs, [node], self._others(node))
         elif form in (Form.COMPUTE, Form.ARITHMETIC):
-            bits = self.plan.nodes[node.name].input_bits if form is Form.COMPUTE else None
-            data = data_inputs(node) if form is Form.COMPUTE else operands(node)
-            inputs = tuple(self.codes(tensor, bits) for tensor in data)
+            data, reader = (data_inputs(node), node.name) if form is Form.COMPUTE else (operands(node), "")
+            inputs = tuple(self.codes(tensor, reader) for tensor in data)
             nodes = [node, *absorbed_clips(self.graph, self.plan, node.outputs[0])]
             end = nodes[-1].outputs[0]
             if end.name in self.plan.groups:
@@ -209,9 +208,9 @@ class _Lowering:
         rest = node.inputs[len(operands(node)) :]
         return tuple(self.real(tensor) for tensor in rest if tensor.name and not isinstance(tensor, Constant))
 
-    def codes(self, tensor: Tensor, bits: int | None = None) -> Value:
-        """Return the codes of `tensor` that a reader sees who asks for `bits` (None: the tensor's own)."""
-        key = self.plan.key(tensor.name, bits)
+    def codes(self, tensor: Tensor, reader: str = "") -> Value:
+        """Return the codes of `tensor` that a compute node sees, or without one the tensor's own."""
+        key = self.plan.key(tensor.name, reader)
         if (tensor.name, key) in self.coded:
             return self.coded[tensor.name, key]
         own = self.plan.key(tensor.name)
@@ -239,7 +238,7 @@ class _Lowering:
             tensor = data_inputs(tensor.inputs[0])[0]
         return tensor, tuple(clips)
 
-    def _new_codes(self, tensor: Tensor, key: str) -> Value:
+    def _new_codes(self, tensor: Tensor, key: Edge) -> Value:
         quantizer = self.plan.quantizers[key]
         name = unique_name(f"{tensor.name}_q{quantizer.bits}", self.taken)
         value = self.coded[tensor.name, key] = Value(name, quantizer, key)

@@ -6,10 +6,12 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from qcompile.errors import QCompileError
 from qcompile.flags import BITS
 from qcompile.quant.params import ActivationSpec, Quantizer, WeightQuantizer
 
@@ -63,23 +65,35 @@ class Boundary:
     inner: bool
 
 
+class Edge(NamedTuple):
+    """A tensor on its way to one reader, a node; without a reader to all that have no quantizer of their own."""
+
+    tensor: str
+    reader: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.tensor!r} in front of {self.reader!r}" if self.reader else repr(self.tensor)
+
+
 @dataclass
 class Plan:
     """All decisions. Passes fill it in order; the emitted file, the simulations and the report are made from it.
 
     `groups` maps each quantized tensor to the tensor whose quantizer it shares (often itself). `specs` and `quantizers`
-    are keyed by that tensor; a second, narrower quantizer in front of compute nodes has the key `narrow_key(tensor,
-    bits)`. `weights` and `biases` are keyed by node name; biases are float32 [C], rounded to int32 only on emission.
-    `capacities` (in bits) and `losses` (squared error after training relative to the squared values) are by unit.
-    `untouched` names the places where rotating or equalising channels was tried and made an error larger.
+    are keyed by the edge that they stand on: that tensor without a reader, or for a second, narrower quantizer the
+    first of the edges to compute nodes that share it. `reads` maps every edge to a compute node to the one whose
+    quantizer it has. `weights` and `biases` are keyed by node name; biases are float32 [C], rounded to int32 only on
+    emission. `capacities` (in bits) and `losses` (squared error after training relative to the squared values) are by
+    unit. `untouched` names the places where rotating or equalising channels was tried and made an error larger.
     `regions` lists the names of the units that are trained together, in order; empty means every unit by itself.
     `recipe` is a hash of the settings that decided.
     """
 
     nodes: dict[str, NodePlan] = field(default_factory=dict)
     groups: dict[str, str] = field(default_factory=dict)
-    specs: dict[str, ActivationSpec] = field(default_factory=dict)
-    quantizers: dict[str, Quantizer] = field(default_factory=dict)
+    reads: dict[Edge, Edge] = field(default_factory=dict)
+    specs: dict[Edge, ActivationSpec] = field(default_factory=dict)
+    quantizers: dict[Edge, Quantizer] = field(default_factory=dict)
     weights: dict[str, WeightQuantizer] = field(default_factory=dict)
     biases: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     units: list[Unit] = field(default_factory=list)
@@ -92,18 +106,25 @@ class Plan:
 
     def unplaced(self) -> Plan:
         """Return the plan as it was before placement: without nodes, quantizers and numbers."""
-        return replace(self, nodes={}, groups={}, specs={}, quantizers={}, weights={}, biases={})
+        return replace(self, nodes={}, groups={}, reads={}, specs={}, quantizers={}, weights={}, biases={})
 
     def form(self, node: str) -> Form:
         """Return the form of a node; a node that no pass has placed is float."""
         placed = self.nodes.get(node)
         return placed.form if placed else Form.FLOAT
 
-    def key(self, tensor: str, bits: int | None = None) -> str:
-        """Return the key of the quantizer that a reader of `tensor` sees; compute nodes say their input bits."""
-        root = self.groups[tensor]
-        narrow = narrow_key(root, bits) if bits is not None else ""
-        return narrow if narrow in self.specs else root
+    def key(self, tensor: str, reader: str = "") -> Edge:
+        """Return the key of the tensor's own quantizer, or of the one that a compute node sees which reads it."""
+        if not reader:
+            return Edge(self.groups[tensor])
+        if (edge := Edge(tensor, reader)) not in self.reads:
+            remedy = "let place-quantizers run behind the pass that made it a compute node"
+            raise QCompileError(f"no quantizer was placed for {edge}", remedy=remedy)
+        return self.reads[edge]
+
+    def stands_on(self, key: Edge) -> str:
+        """Return the tensor whose values the quantizer `key` was made for."""
+        return self.groups[key.tensor]
 
     def precision(self) -> str:
         """Return the bits of the layers as w4a4, of a mixture how many have which; ends at 8 are usual."""
@@ -114,25 +135,18 @@ class Plan:
             return f"mixed ({', '.join(f'{count} {bits}' for bits, count in counts)})"
         return counts[0][0] if counts else "float"
 
-    def roots(self) -> dict[str, str]:
-        """Map the key of every quantizer to the tensor that it stands on."""
-        tensors = dict.fromkeys(self.groups.values())
-        return {key: tensor for tensor in tensors for key in (tensor, *self.narrow_keys(tensor))}
+    def stacked(self) -> dict[str, list[Edge]]:
+        """Map each tensor that others share the quantizer of to the keys of all that stand on it, its own first."""
+        found: dict[str, list[Edge]] = {root: [] for root in self.groups.values()}
+        for key in sorted(self.specs, key=lambda key: bool(key.reader)):
+            found[self.stands_on(key)].append(key)
+        return found
 
     def trained_together(self) -> list[tuple[str, ...]]:
         """Return the regions, each a tuple of names of units; every unit by itself where none are chosen."""
         return self.regions or [(unit.name,) for unit in self.units]
 
-    def narrow_keys(self, tensor: str) -> list[str]:
-        """Return the keys of the narrow quantizers that stand behind the one of `tensor`."""
-        return [key for bits in range(BITS[0], BITS[1] + 1) if (key := narrow_key(tensor, bits)) in self.specs]
-
 
 def region_name(units: Iterable[str]) -> str:
     """Return the name of the region that these units make."""
     return " + ".join(units)
-
-
-def narrow_key(tensor: str, bits: int) -> str:
-    """Return the key of the second quantizer that stands in front of the compute nodes reading `tensor`."""
-    return f"{tensor}@{bits}"

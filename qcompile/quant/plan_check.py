@@ -10,7 +10,7 @@ import numpy as np
 from qcompile.flags import BITS
 from qcompile.quant.grid import WEIGHTS
 from qcompile.quant.params import ActivationSpec, Quantizer, WeightQuantizer, largest_code
-from qcompile.quant.plan import Form, Plan, narrow_key
+from qcompile.quant.plan import Edge, Form, Plan
 
 Problems = Iterator[str]
 LEAST, LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
@@ -42,34 +42,45 @@ def _groups(plan: Plan) -> Problems:
 
 
 def _keys(plan: Plan) -> Problems:
-    """Every group has a spec and a quantizer; others are narrow ones of a group."""
-    roots = set(plan.groups.values())
-    for key in sorted(roots | plan.specs.keys() | plan.quantizers.keys()):
+    """Every group has a spec and a quantizer; others are those that compute nodes read."""
+    own = {Edge(root) for root in plan.groups.values()}
+    for key in sorted(own | plan.specs.keys() | plan.quantizers.keys()):
         if key not in plan.specs or key not in plan.quantizers:
-            yield f"it has no {'spec' if key in plan.quantizers else 'quantizer'} for {key!r}"
-        elif key not in roots:
-            root = key.rpartition("@")[0]
-            if root not in roots or key != narrow_key(root, plan.specs[key].bits):
-                yield f"quantizer {key!r} belongs to no tensor on integers"
+            yield f"it has no {'spec' if key in plan.quantizers else 'quantizer'} for {key}"
+        elif key not in own and plan.reads.get(key) != key:
+            yield f"quantizer {key} belongs to no tensor on integers"
+
+
+def _reads(plan: Plan) -> Problems:
+    """A compute node sees a tensor through a quantizer that stands on it, with as many bits as it asks for."""
+    for edge, key in plan.reads.items():
+        node = plan.nodes.get(edge.reader)
+        if node is None or node.form is not Form.COMPUTE or edge.tensor not in plan.groups:
+            yield f"there is no place for a quantizer on {edge}"
+        elif key not in plan.specs or plan.groups.get(key.tensor) != plan.groups[edge.tensor]:
+            yield f"there is the quantizer {key} on {edge}, which is none of this tensor"
+        elif plan.specs[key].bits != node.input_bits:
+            bits = plan.specs[key].bits
+            yield f"{edge.reader!r} wants inputs of {node.input_bits} bits, the quantizer of {edge.tensor!r} has {bits}"
 
 
 def _specs(plan: Plan) -> Problems:
     """A spec has a grid of so many bits that its container holds, and bounds with 0 between them."""
     for key, spec in plan.specs.items():
         if not _is_width(spec.bits):
-            yield f"quantizer {key!r} is to have {spec.bits} bits"
+            yield f"quantizer {key} is to have {spec.bits} bits"
         if not spec.grid.is_held:
-            yield f"quantizer {key!r} is to have the codes {spec.grid}"
+            yield f"quantizer {key} is to have the codes {spec.grid}"
         if not (spec.lower <= 0 <= spec.upper and spec.lower < spec.upper):
-            yield f"the bounds of quantizer {key!r}, {spec.lower} and {spec.upper}, do not hold 0"
+            yield f"the bounds of quantizer {key}, {spec.lower} and {spec.upper}, do not hold 0"
         if spec.fixed and spec.fixed.grid != spec.grid:
-            yield f"quantizer {key!r} is to have the codes {spec.grid} and fixed ones {spec.fixed.grid}"
+            yield f"quantizer {key} is to have the codes {spec.grid} and fixed ones {spec.fixed.grid}"
 
 
 def _quantizers(plan: Plan) -> Problems:
     for key, found in plan.quantizers.items():
         if text := _quantizer_problem(found, plan.specs[key]):
-            yield f"quantizer {key!r} {text}"
+            yield f"quantizer {key} {text}"
 
 
 def _quantizer_problem(found: Quantizer, spec: ActivationSpec) -> str:
@@ -156,5 +167,5 @@ def _is_width(bits: int) -> bool:
 
 # In this order: a rule may take for granted what those before it have found right.
 RULES: tuple[Callable[[Plan], Problems], ...] = (
-    _bits, _groups, _keys, _specs, _quantizers, _weights, _biases, _units,
+    _bits, _groups, _keys, _reads, _specs, _quantizers, _weights, _biases, _units,
 )  # fmt: skip

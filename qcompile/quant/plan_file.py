@@ -1,7 +1,8 @@
 """Save a plan and read it back: one .npz (JSON inside), or a folder with plan.json beside arrays.npz, for editing.
 
-Decisions are JSON, held against `SCHEMA`; weights' codes, their grids and biases are arrays, each once. What the plan
-was made for (target, fingerprint of the model) is part of the file.
+Decisions are JSON, held against `SCHEMA`; weights' codes, their grids and biases are arrays, each once. What stands on
+edges is by tensor, then by reader ("" is the tensor's own). What the plan was made for (target, fingerprint of the
+model) is part of the file.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
@@ -25,7 +26,7 @@ from qcompile.files import Content, parse_json, read_bytes, write_files
 from qcompile.flags import BITS
 from qcompile.quant.grid import Container, Grid
 from qcompile.quant.params import ActivationSpec, Quantizer, WeightQuantizer
-from qcompile.quant.plan import Boundary, Form, NodePlan, Plan, Unit
+from qcompile.quant.plan import Boundary, Edge, Form, NodePlan, Plan, Unit
 from qcompile.quant.plan_check import plan_problem
 
 VERSION = 3
@@ -56,6 +57,7 @@ _QUANTIZER = record(
     scale={"type": "number", "exclusiveMinimum": 0, "maximum": _LARGEST},
     zero_point=_CODE,
 )
+_EDGE = record(tensor={"type": "string"}, reader={"type": "string"})
 _NODE = record(
     form={"enum": [str(form) for form in Form]},
     reason={"type": "string"},
@@ -84,8 +86,9 @@ SCHEMA = record(
     fingerprint={"type": "string"},
     nodes=_table(_NODE),
     groups=_table({"type": "string"}),
-    specs=_table(_SPEC),
-    quantizers=_table(_QUANTIZER),
+    reads=_table(_table(_EDGE)),
+    specs=_table(_table(_SPEC)),
+    quantizers=_table(_table(_QUANTIZER)),
     weights=_table(record(bits=_BITS, axis={"type": "integer", "minimum": 0})),
     biases=_NAMES,
     units={"type": "array", "items": _UNIT},
@@ -170,8 +173,9 @@ def to_json(plan: Plan, *, target: str, fingerprint: str) -> dict[str, Any]:
         "fingerprint": fingerprint,
         "nodes": {name: asdict(node) for name, node in plan.nodes.items()},
         "groups": plan.groups,
-        "specs": {key: _spec_row(spec) for key, spec in plan.specs.items()},
-        "quantizers": {key: _plain(quantizer) for key, quantizer in plan.quantizers.items()},
+        "reads": _by_tensor({edge: key._asdict() for edge, key in plan.reads.items()}),
+        "specs": _by_tensor({key: _spec_row(spec) for key, spec in plan.specs.items()}),
+        "quantizers": _by_tensor({key: _plain(quantizer) for key, quantizer in plan.quantizers.items()}),
         "weights": {name: {"bits": weight.bits, "axis": weight.axis} for name, weight in plan.weights.items()},
         "biases": list(plan.biases),
         "units": [
@@ -192,8 +196,9 @@ def from_json(document: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -
     return Plan(
         nodes={name: NodePlan(**{**row, "form": Form(row["form"])}) for name, row in document["nodes"].items()},
         groups=dict(document["groups"]),
-        specs={key: _spec(row) for key, row in document["specs"].items()},
-        quantizers={key: _quantizer(row) for key, row in document["quantizers"].items()},
+        reads={edge: Edge(**row) for edge, row in _by_edge(document["reads"])},
+        specs={key: _spec(row) for key, row in _by_edge(document["specs"])},
+        quantizers={key: _quantizer(row) for key, row in _by_edge(document["quantizers"])},
         weights={
             name: WeightQuantizer(row["bits"], row["axis"], *(arrays[f"weights/{index}/{key}"] for key in ARRAYS))
             for index, (name, row) in enumerate(document["weights"].items())
@@ -210,6 +215,18 @@ def from_json(document: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -
         regions=[tuple(region) for region in document["regions"]],
         recipe=document["recipe"],
     )
+
+
+def _by_tensor(rows: Mapping[Edge, dict[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return the rows of edges by tensor, then by reader."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for edge, row in rows.items():
+        found.setdefault(edge.tensor, {})[edge.reader] = row
+    return found
+
+
+def _by_edge(table: Mapping[str, Mapping[str, dict[str, Any]]]) -> Iterator[tuple[Edge, dict[str, Any]]]:
+    return ((Edge(tensor, reader), row) for tensor, rows in table.items() for reader, row in rows.items())
 
 
 def _arrays(plan: Plan) -> Contents:

@@ -118,7 +118,7 @@ def quantizer_rows(model: QModel) -> list[dict[str, Any]]:
     rows = []
     for key, spec in model.plan.specs.items():
         found = model.plan.quantizers.get(key)
-        row: dict[str, Any] = {"tensor": key, "bits": found.bits if found else spec.bits}
+        row: dict[str, Any] = {"tensor": key.tensor, "reader": key.reader, "bits": found.bits if found else spec.bits}
         if found:
             row |= {"scale": float(found.scale), "zero_point": int(found.zero_point)}
             row |= {"low": float(found.low), "high": float(found.high)}

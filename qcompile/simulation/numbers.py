@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -29,8 +29,8 @@ from qcompile.program.lower import absorbed_end
 from qcompile.program.operands import CLIPS, data_inputs, float_bias, told_apart, weight_axis
 from qcompile.program.readers import Readers
 from qcompile.quant.bias import with_room_for_bias
-from qcompile.quant.params import Quantizer
-from qcompile.quant.plan import Form, Plan
+from qcompile.quant.params import ActivationSpec, Quantizer
+from qcompile.quant.plan import Edge, Form, Plan
 from qcompile.quant.scales import quantize_weight
 from qcompile.targets.schema import Target
 
@@ -55,16 +55,17 @@ def choose_numbers(
     """
     nodes = [node for node in topological(graph) if only is None or node.name in only]
     roots = set(plan.groups.values()) if only is None else _roots(graph, plan, nodes)
-    observers = {root: _observer(ranges, plan, root) for root in sorted(roots)}
+    stacked = plan.stacked()
+    observers = {root: _observer(ranges, root, [plan.specs[key] for key in stacked[root]]) for root in sorted(roots)}
     live = _see_constants(graph, observers)
     if live:
         part = to_model(part_before(graph, live))
         observe(part, live.items(), data, batch=batch, threads=threads, label=label)
     check_seen(graph, plan, nodes, observers)
     shared = share_concats(nodes, plan, observers)
-    apart, stands_on = {} if all_values else _told_apart(graph, plan), plan.roots()
+    apart = {} if all_values else _told_apart(graph, plan)
     for key, spec in plan.specs.items():
-        root = stands_on[key]
+        root = plan.stands_on(key)
         if root in observers:
             method = ranges.method_for(spec)
             plan.quantizers[key] = choose(observers[root], spec, method, ranges.percentile, apart.get(root, ANY))
@@ -85,14 +86,14 @@ def _round_weight(plan: Plan, node: Node, *, search: bool) -> None:
     quantized = quantize_weight(weight, bits=placed.weight_bits, axis=weight_axis(node), search=search)
     if bias is not None:
         plan.biases[node.name] = bias
-        given = plan.quantizers[plan.key(node.inputs[0].name, placed.input_bits)]
+        given = plan.quantizers[plan.key(node.inputs[0].name, node.name)]
         quantized = with_room_for_bias(quantized, bias, given.scale)
     plan.weights[node.name] = quantized
 
 
 def check_seen(graph: Graph, plan: Plan, nodes: Iterable[Node], observers: Mapping[str, MinMax]) -> None:
     """Raise InputError where quantizers have to be chosen for tensors of which the samples gave no value."""
-    roots = {root for key, root in plan.roots().items() if plan.specs[key].fixed is None}
+    roots = {plan.stands_on(key) for key, spec in plan.specs.items() if spec.fixed is None}
     unseen = [root for root in observers if root in roots and not observers[root].count]
     if not unseen:
         return
@@ -147,14 +148,13 @@ def _widen_for_kernels(nodes: Iterable[Node], plan: Plan, target: Target) -> Non
     for node in nodes:
         output = plan.groups.get(node.outputs[0].name) if node.outputs else None
         if plan.form(node.name) is Form.ARITHMETIC and output is not None:
-            given, made = plan.quantizers[plan.key(node.inputs[0].name)], plan.quantizers[output]
+            given, made = plan.quantizers[plan.key(node.inputs[0].name)], plan.quantizers[Edge(output)]
             least = float(np.float32(target.least_output_scale.get(node.op, 0.0) * given.scale))
-            plan.quantizers[output] = replace(made, scale=max(made.scale, least))
+            plan.quantizers[Edge(output)] = replace(made, scale=max(made.scale, least))
 
 
-def _observer(ranges: Ranges, plan: Plan, root: str) -> MinMax:
+def _observer(ranges: Ranges, root: str, specs: Sequence[ActivationSpec]) -> MinMax:
     """Return the observer of what the quantizers of a group ask for: all values, the range, or where it ends."""
-    specs = [plan.specs[key] for key in (root, *plan.narrow_keys(root))]
     if any(ranges.method_for(spec) != "max" for spec in specs):
         return Histogram(root)
     return Largest(root) if all(spec.lower >= 0 for spec in specs) else MinMax(root)

@@ -68,17 +68,18 @@ def trial(
 
 def copied(plan: Plan) -> Plan:
     """Return a plan whose decisions about nodes and quantizers may be changed."""
-    return replace(plan, nodes=dict(plan.nodes), groups=dict(plan.groups), specs=dict(plan.specs))
+    nodes, groups = dict(plan.nodes), dict(plan.groups)
+    return replace(plan, nodes=nodes, groups=groups, reads=dict(plan.reads), specs=dict(plan.specs))
 
 
 def at_8_bits(plan: Plan, target: Target) -> Plan:
-    """Return the plan with 8 bits for all that is on integers."""
+    """Return the plan with 8 bits for all that is on integers: no tensor has a second quantizer then."""
     nodes = {
         name: replace(node, weight_bits=8 if node.weight_bits else 0, input_bits=8 if node.input_bits else 0)
         for name, node in plan.nodes.items()
     }
-    specs = {key: replace(spec, grid=target.grid(8)) for key, spec in plan.specs.items()}
-    return replace(plan, nodes=nodes, specs=specs)
+    specs = {key: replace(spec, grid=target.grid(8)) for key, spec in plan.specs.items() if not key.reader}
+    return replace(plan, nodes=nodes, reads={edge: plan.key(edge.tensor) for edge in plan.reads}, specs=specs)
 
 
 def _shares(data: Dataset, seed: int, times: int) -> tuple[Dataset, Dataset]:

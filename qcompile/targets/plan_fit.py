@@ -13,7 +13,7 @@ from qcompile.ir import Graph, Node, Tensor, constant_value, only_consumer, prod
 from qcompile.program.dag import activation_dag
 from qcompile.program.lower import absorbed_bounds, absorbed_end
 from qcompile.program.operands import data_inputs, operands, weight_axis
-from qcompile.quant.plan import Form, Plan
+from qcompile.quant.plan import Edge, Form, Plan
 from qcompile.quant.plan_check import LARGEST, LEAST, plan_problem
 from qcompile.targets.forms import integer_form
 from qcompile.targets.schema import Target
@@ -45,9 +45,9 @@ class _Fit:
         """Yield the nodes of these forms."""
         return (node for name, node in self.nodes.items() if self.plan.nodes[name].form in forms)
 
-    def scale(self, tensor: Tensor, bits: int | None = None) -> float:
-        """Return the scale in which a reader sees `tensor`."""
-        return self.plan.quantizers[self.plan.key(tensor.name, bits)].scale
+    def scale(self, tensor: Tensor, reader: str = "") -> float:
+        """Return the scale in which a compute node sees `tensor`, or that of its own quantizer."""
+        return self.plan.quantizers[self.plan.key(tensor.name, reader)].scale
 
     def output(self, node: Node) -> Tensor | None:
         """Return the tensor whose quantizer stands behind `node`, or None where its kernel gives float32."""
@@ -136,30 +136,29 @@ def _quantized(fit: _Fit) -> Problems:
 
 def _specs(fit: _Fit) -> Problems:
     """Quantizers do the work of the clips they absorb, and suit the kernels in front of them."""
+    stacked = fit.plan.stacked()
     for tensor, root in fit.plan.groups.items():
         lower, upper, node = absorbed_bounds(fit.plan, fit.tensors[tensor])
         arithmetic = node is not None and fit.plan.form(node.name) is Form.ARITHMETIC
-        spec = fit.plan.specs[root]
+        spec = fit.plan.specs[Edge(root)]
         fixed = fit.target.dictated.get(node.op) if node is not None and arithmetic else None
         if spec.fixed != fixed and (fixed or tensor == root):
             yield f"the quantizer of {tensor!r} is {'not ' if fixed else ''}one that an operator dictates"
         if node is not None and arithmetic and node.op in fit.target.even_zero_point and not spec.even_zero_point:
             yield f"the zero point of {tensor!r} need not be even, but {node.op} wants it"
-        for key in (root, *fit.plan.narrow_keys(root)):
+        for key in stacked[root]:
             grid = fit.plan.specs[key].grid
             if grid != fit.target.grid(grid.bits):
-                yield f"quantizer {key!r} has the codes {grid}, the target has {fit.target.grid(grid.bits)}"
+                yield f"quantizer {key} has the codes {grid}, the target has {fit.target.grid(grid.bits)}"
             if fit.plan.specs[key].lower < lower or fit.plan.specs[key].upper > upper:
-                yield f"quantizer {key!r} goes beyond the clip that it stands for, {lower:g} to {upper:g}"
+                yield f"quantizer {key} goes beyond the clip that it stands for, {lower:g} to {upper:g}"
 
 
-def _input_bits(fit: _Fit) -> Problems:
-    for node in fit.of_form(Form.COMPUTE):
-        wanted = fit.plan.nodes[node.name].input_bits
-        for tensor in data_inputs(node):
-            found = fit.plan.specs[fit.plan.key(tensor.name, wanted)].bits
-            if found != wanted:
-                yield f"{node.name!r} wants inputs of {wanted} bits, the quantizer of {tensor.name!r} has {found}"
+def _reads(fit: _Fit) -> Problems:
+    """Compute nodes say through which quantizer they see each of their inputs, and no other edges do."""
+    edges = {Edge(item.name, node.name) for node in fit.of_form(Form.COMPUTE) for item in data_inputs(node)}
+    yield from (f"no quantizer is named for {edge}" for edge in sorted(edges - fit.plan.reads.keys()))
+    yield from (f"there is no place for a quantizer on {edge}" for edge in sorted(fit.plan.reads.keys() - edges))
 
 
 def _weights(fit: _Fit) -> Problems:
@@ -213,8 +212,8 @@ def _scales(fit: _Fit) -> Problems:
 def _products(fit: _Fit, node: Node) -> NDArray[np.float64]:
     """Return the scales of what `node` adds up: by channel of a weight, or of each operand."""
     if fit.plan.form(node.name) is Form.COMPUTE:
-        bits, weight = fit.plan.nodes[node.name].input_bits, fit.plan.weights.get(node.name)
-        data = np.array([fit.scale(tensor, bits) for tensor in data_inputs(node)])
+        weight = fit.plan.weights.get(node.name)
+        data = np.array([fit.scale(tensor, node.name) for tensor in data_inputs(node)])
         channels = np.ones(1) if weight is None else weight.scale.astype(np.float64)
         return np.asarray(data.prod(keepdims=True) * channels)
     scales = np.array([fit.scale(tensor) for tensor in operands(node)])
@@ -227,7 +226,7 @@ RULES: tuple[Callable[[_Fit], Problems], ...] = (
     _forms,
     _quantized,
     _specs,
-    _input_bits,
+    _reads,
     _weights,
     _scales,
 )

@@ -45,7 +45,7 @@ class _State:
 
     what: str
     error: float
-    decisions: tuple[dict[str, Any], ...]
+    decisions: tuple[dict[Any, Any], ...]
 
 
 def memory_of(training: Training) -> int:
@@ -169,7 +169,7 @@ class _Run:
         error = self.sides.error(numbers, self.judged_by)
         return _State(what, error, self.decisions()) if error < best.error else best
 
-    def decisions(self) -> tuple[dict[str, Any], ...]:
+    def decisions(self) -> tuple[dict[Any, Any], ...]:
         """Return what training decides, as it stands in the plan."""
         plan = self.model.plan
         return dict(plan.weights), dict(plan.biases), dict(plan.quantizers)
@@ -223,11 +223,11 @@ def store(model: QModel, region: Region, state: Mapping[str, Array]) -> None:
         if item.kind is ParameterKind.WEIGHT_SCALE:
             weight, factor = plan.weights[item.owner], np.exp(state[name].reshape(-1))
             plan.weights[item.owner] = replace(weight, scale=(weight.scale * factor).astype(np.float32))
-        elif item.kind is ParameterKind.ACTIVATION_SCALE:
-            old, factor = plan.quantizers[item.owner], np.exp(state[name].reshape(()))
-            plan.quantizers[item.owner] = replace(old, scale=float(np.float32(old.scale * factor)))
+        elif item.key is not None:
+            old, factor = plan.quantizers[item.key], np.exp(state[name].reshape(()))
+            plan.quantizers[item.key] = replace(old, scale=float(np.float32(old.scale * factor)))
         elif item.kind is ParameterKind.BIAS:
             plan.biases[item.owner] = state[name]
     for owner in {item.owner for item in region.parameters.values() if item.kind is ParameterKind.BIAS}:
-        data = plan.quantizers[plan.key(nodes[owner].inputs[0].name, plan.nodes[owner].input_bits)]
+        data = plan.quantizers[plan.key(nodes[owner].inputs[0].name, owner)]
         plan.weights[owner] = with_room_for_bias(plan.weights[owner], plan.biases[owner], data.scale)

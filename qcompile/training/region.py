@@ -22,7 +22,7 @@ from qcompile.program.lower import Kind, Step, Value
 from qcompile.program.operands import operands
 from qcompile.quant.arithmetic import fake_quantize
 from qcompile.quant.params import Quantizer, WeightQuantizer
-from qcompile.quant.plan import Form, Plan
+from qcompile.quant.plan import Edge, Form, Plan
 from qcompile.training.recipe import PULL, VALUES_PER_WEIGHT, ParameterKind
 from qcompile.training.rounding import soft_code, soft_start
 
@@ -38,11 +38,12 @@ class UntrainableError(Exception):
 
 @dataclass(frozen=True)
 class Parameter:
-    """A trained tensor: its start value and what it belongs to (a node's name, or the key of a quantizer)."""
+    """A trained tensor: its start value and what it belongs to, a node by name or a quantizer by its key."""
 
     kind: ParameterKind
     start: NDArray[np.float32]
-    owner: str
+    owner: str = ""
+    key: Edge | None = None
     highest: float = np.inf  # of a scale in the log domain: what an absorbed clip allows
 
 
@@ -221,7 +222,7 @@ class RegionBuilder:
             inputs.append(self._weight(node, weight))
             bias = self.plan.biases.get(node.name)
             if bias is not None:
-                inputs.append(self._parameter(f"{node.name}/bias", ParameterKind.BIAS, bias, node.name))
+                inputs.append(self._parameter_of(f"{node.name}/bias", ParameterKind.BIAS, bias, node.name))
         self._operator(step, inputs)
 
     def arithmetic(self, step: Step) -> None:
@@ -260,19 +261,22 @@ class RegionBuilder:
     def _fake_quantize(self, source: str, target: Value) -> None:
         quantizer = target.quantizer
         assert quantizer is not None
+        assert target.key is not None
         inputs = [source, self._activation_scale(target.key, quantizer), *self._masks(target.name)]
         facts = asdict(quantizer.grid) | {"zero_point": quantizer.zero_point}
         self._own("FakeQuantActivation", inputs, target.name, **facts)
 
-    def _activation_scale(self, key: str, quantizer: Quantizer) -> str:
+    def _activation_scale(self, key: Edge, quantizer: Quantizer) -> str:
         start = self._constant(np.float32(quantizer.scale))
         spec = self.plan.specs[key]
         if spec.fixed is not None:
             return start
-        name = f"{key}/log_scale"
+        name = f"{key}/log_scale"  # the text of a key has quotes: no two are alike
         limit = [np.log(spec.upper / quantizer.high)] if np.isfinite(spec.upper) and spec.upper > 0 else []
         limit += [np.log(spec.lower / quantizer.low)] if np.isfinite(spec.lower) and quantizer.low < 0 else []
-        self._parameter(name, ParameterKind.ACTIVATION_SCALE, np.zeros((), np.float32), key, min(limit, default=np.inf))
+        highest = float(min(limit, default=np.inf))
+        zero = np.zeros((), np.float32)
+        self._parameter(name, Parameter(ParameterKind.ACTIVATION_SCALE, zero, key=key, highest=highest))
         return self._node("Mul", [start, self._node("Exp", [name])])
 
     def _weight(self, node: Node, weight: WeightQuantizer) -> str:
@@ -286,17 +290,20 @@ class RegionBuilder:
         if as_rows:
             step, start, base = (array.reshape(len(array), -1) for array in (step, start, base))
         log_scale = np.zeros(step.shape, np.float32)
-        factor = self._parameter(f"{node.name}/weight_log_scale", ParameterKind.WEIGHT_SCALE, log_scale, node.name)
+        factor = self._parameter_of(f"{node.name}/weight_log_scale", ParameterKind.WEIGHT_SCALE, log_scale, node.name)
         scale = self._node("Mul", [self._constant(step), self._node("Exp", [factor])])
-        variable = self._parameter(f"{node.name}/rounding", ParameterKind.ROUNDING, start, node.name)
+        variable = self._parameter_of(f"{node.name}/rounding", ParameterKind.ROUNDING, start, node.name)
         inputs = [variable, scale, self._constant(base), STRETCH]
         filters = self._own("FakeQuantWeight", inputs, f"{node.name}/weight", rounding="adaround")
         return self._node("Reshape", [filters, self._constant(np.array(exact.shape))]) if as_rows else filters
 
-    def _parameter(self, name: str, kind: ParameterKind, start: Array, owner: str, highest: float = np.inf) -> str:
+    def _parameter_of(self, name: str, kind: ParameterKind, start: Array, owner: str) -> str:
+        return self._parameter(name, Parameter(kind, start.astype(np.float32), owner))
+
+    def _parameter(self, name: str, parameter: Parameter) -> str:
         if name not in self.parameters:
-            self.parameters[name] = Parameter(kind, start.astype(np.float32), owner, float(highest))
-            self.inputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, start.shape))
+            self.parameters[name] = parameter
+            self.inputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, parameter.start.shape))
         return name
 
     def _masks(self, of: str) -> list[str]:

@@ -22,7 +22,7 @@ from qcompile.program.dag import SHAPE_SOURCES
 from qcompile.program.lower import Kind, Program, Step, Value, lower
 from qcompile.quant.arithmetic import dequantize
 from qcompile.quant.params import Quantizer
-from qcompile.quant.plan import Plan
+from qcompile.quant.plan import Edge, Plan
 from qcompile.runtime.session import Session
 from qcompile.training.rows import NO_ARRAY, NO_ROWS, apart, sample_axes, stacked, together
 
@@ -76,7 +76,7 @@ class Sides:
         self.axes: dict[Key, int] = {}
         self.batch = 1 if self.data.alone else None
         self.lost: dict[Key, str] = {}
-        self.lowered: tuple[dict[str, Quantizer], Program] | None = None
+        self.lowered: tuple[dict[Edge, Quantizer], Program] | None = None
         self._take_in()
 
     def _by_sample(self) -> tuple[set[str], set[str]]:
@@ -169,11 +169,11 @@ class Sides:
     def _kept_of(self, step: Step) -> tuple[Value, ...]:
         return () if self._is_same_for_all(step) else step.outputs
 
-    def settled(self) -> set[str]:
+    def settled(self) -> set[Edge]:
         """Return the keys of the quantizers whose codes have been made: to change them now would make those wrong."""
         steps = self.program().steps
         used = {value.key for k in self.steps_done for value in (*steps[k].reads, *steps[k].outputs)}
-        return used & self.plan.quantizers.keys()
+        return {key for key in used if key is not None}
 
     def float_steps(self, nodes: Collection[str]) -> list[Step]:
         """Return these nodes as steps of the float side, with the shape arithmetic that they read."""

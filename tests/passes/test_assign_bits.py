@@ -24,6 +24,7 @@ from qcompile.passes.calibrate import Calibrate
 from qcompile.passes.place_quantizers import PlaceQuantizers
 from qcompile.quant.grid import unsigned
 from qcompile.quant.params import ActivationSpec
+from qcompile.quant.plan import Edge
 
 # bits
 
@@ -37,10 +38,10 @@ def test_chain_has_asked_bits_inside_and_8_at_both_ends() -> None:
         "conv1": (8, 8), "conv2": (4, 4), "conv3": (8, 8),
     }  # fmt: skip
     assert plan.specs == {
-        "image": ActivationSpec(unsigned(8)),
-        "b": ActivationSpec(unsigned(4), 0.0, np.inf),
-        "d": ActivationSpec(unsigned(8), 0.0, np.inf),
-        "y": ActivationSpec(unsigned(8)),
+        Edge("image"): ActivationSpec(unsigned(8)),
+        Edge("b"): ActivationSpec(unsigned(4), 0.0, np.inf),
+        Edge("d"): ActivationSpec(unsigned(8), 0.0, np.inf),
+        Edge("y"): ActivationSpec(unsigned(8)),
     }
     assert plan.nodes["conv1"].reason == "first or last" == plan.nodes["conv3"].reason
 

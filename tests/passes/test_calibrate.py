@@ -35,7 +35,7 @@ from qcompile.program.operands import weight_axis
 from qcompile.quant.bias import LARGEST, integer_bias
 from qcompile.quant.grid import unsigned
 from qcompile.quant.params import ActivationSpec, Quantizer
-from qcompile.quant.plan import Form
+from qcompile.quant.plan import Edge, Form
 from qcompile.quant.scales import quantize_weight
 from qcompile.runtime.session import Session
 from qcompile.targets.ort_cpu.forms import HARD_SIGMOID
@@ -58,20 +58,20 @@ def seen(model: QModel, tensors: list[str]) -> Arrays:
 def test_8_bit_ranges_are_the_minimum_and_maximum_of_the_samples(name: str) -> None:
     model = compiled(NETWORKS[name], CALIBRATE)
     plan = model.plan
-    values = seen(model, list(plan.specs))
+    values = seen(model, list(plan.groups))
     for key, spec in plan.specs.items():
-        quantizer = plan.quantizers[key]
-        scale, zero_point = grids(np.array([values[key].min()], float), np.array([values[key].max()], float), spec)
-        np.testing.assert_allclose(quantizer.scale, scale[0], rtol=1e-5, err_msg=key)  # sums in another order
+        quantizer, lo, hi = plan.quantizers[key], values[key.tensor].min(), values[key.tensor].max()
+        scale, zero_point = grids(np.array([lo], float), np.array([hi], float), spec)
+        np.testing.assert_allclose(quantizer.scale, scale[0], rtol=1e-5, err_msg=str(key))  # sums in another order
         assert abs(quantizer.zero_point - zero_point[0]) <= (2 if spec.even_zero_point else 1), key
         step = quantizer.scale
-        assert quantizer.low <= max(values[key].min(), spec.lower) + step, key
-        assert quantizer.high >= min(values[key].max(), spec.upper) - step, key
+        assert quantizer.low <= max(lo, spec.lower) + step, key
+        assert quantizer.high >= min(hi, spec.upper) - step, key
 
 
 def test_absorbed_bounds_hold_for_what_is_observed_before_or_behind_them() -> None:
     plan = compiled(RELU6, CALIBRATE, w=4, a=4).plan
-    for key in ("b", "d"):
+    for key in (Edge("b"), Edge("d")):
         assert plan.quantizers[key].zero_point == 0 and plan.quantizers[key].high <= np.float32(6)
 
 
@@ -80,19 +80,19 @@ def test_methods(method: str) -> None:
     """Each quantizer is what `choose` makes of all the values at once; the method is that of the configuration."""
     percentile = {"percentile": 99.0} if method == "percentile" else {}
     model = compiled(CHAIN, CALIBRATE, w=4, a=4, calibration_method=method, **percentile)
-    values = seen(model, list(model.plan.specs))
+    values = seen(model, list(model.plan.groups))
     for key, spec in model.plan.specs.items():
-        observed = Histogram(key)
-        observed.update(values[key])
+        observed = Histogram(key.tensor)
+        observed.update(values[key.tensor])
         expected = choose(observed, spec, method, 99.0)  # type: ignore[arg-type]
         found = model.plan.quantizers[key]
-        np.testing.assert_allclose(found.scale, expected.scale, rtol=1e-5, err_msg=key)
+        np.testing.assert_allclose(found.scale, expected.scale, rtol=1e-5, err_msg=str(key))
         assert abs(found.zero_point - expected.zero_point) <= 1
 
 
 def test_percentile_is_the_one_asked_for() -> None:
     scales = [
-        compiled(CHAIN, CALIBRATE, calibration_method="percentile", percentile=p).plan.quantizers["b"].scale
+        compiled(CHAIN, CALIBRATE, calibration_method="percentile", percentile=p).plan.quantizers[Edge("b")].scale
         for p in (90.0, 99.0, 100.0)
     ]
     assert scales == sorted(set(scales))
@@ -106,24 +106,24 @@ def test_method_by_bits(bits: int, method: str) -> None:
 
 def test_wide_and_narrow_quantizer_of_one_tensor() -> None:
     plan = compiled(RESIDUAL, CALIBRATE, w=4, a=4).plan
-    wide, narrow = plan.quantizers["trunk"], plan.quantizers["trunk@4"]
+    wide, narrow = plan.quantizers[Edge("trunk")], plan.quantizers[Edge("trunk", "first")]
     assert (wide.bits, narrow.bits) == (8, 4)
     assert 0.2 * wide.high < narrow.high <= wide.high * 1.2  # mse clips, or reaches a little beyond
 
 
 def test_quantizer_that_the_operator_dictates() -> None:
-    assert compiled(SQUEEZE_EXCITE, CALIBRATE, w=4, a=4).plan.quantizers["h"] == HARD_SIGMOID
+    assert compiled(SQUEEZE_EXCITE, CALIBRATE, w=4, a=4).plan.quantizers[Edge("h")] == HARD_SIGMOID
 
 
 def test_even_zero_points() -> None:
     plan = compiled(ELEMENTWISE, CALIBRATE).plan
-    assert [plan.quantizers[key].zero_point % 2 for key in ("b", "d", "f")] == [0, 0, 0]
+    assert [plan.quantizers[Edge(name)].zero_point % 2 for name in ("b", "d", "f")] == [0, 0, 0]
 
 
 def test_constant_operand_is_calibrated_on_itself() -> None:
     model = compiled(ELEMENTWISE, CALIBRATE)
     constant = next(numpy_helper.to_array(t) for t in model.source.graph.initializer if t.name == "K")
-    quantizer = model.plan.quantizers["K"]
+    quantizer = model.plan.quantizers[Edge("K")]
     assert quantizer.low <= constant.min() + quantizer.scale / 2
     assert quantizer.high >= constant.max() - quantizer.scale / 2
     span = max(constant.max(), 0) - min(constant.min(), 0)
@@ -140,8 +140,8 @@ def test_constant_of_one_value(value: float) -> None:
     model = compiled(text, CALIBRATE)
     for key, quantizer in model.plan.quantizers.items():
         assert quantizer.scale > 0, key
-    if value and "k" in model.plan.quantizers:
-        quantizer = model.plan.quantizers["k"]
+    if value and Edge("k") in model.plan.quantizers:
+        quantizer = model.plan.quantizers[Edge("k")]
         assert min(abs(quantizer.low - value), abs(quantizer.high - value)) < 1e-5 * abs(value)
 
 
@@ -151,7 +151,7 @@ def test_tensor_of_zeros() -> None:
         if tensor.name in ("W1", "B1"):
             tensor.CopyFrom(numpy_helper.from_array(np.zeros(list(tensor.dims), np.float32), tensor.name))
     model = compiled(source, CALIBRATE, w=4, a=4)
-    assert model.plan.quantizers["b"] == Quantizer(unsigned(4), 1.0, 0)
+    assert model.plan.quantizers[Edge("b")] == Quantizer(unsigned(4), 1.0, 0)
     assert not model.plan.weights["conv1"].dequantize().any()
 
 
@@ -184,7 +184,7 @@ def test_dead_channel_leaves_room_for_its_bias() -> None:
         if tensor.name == "B2":
             tensor.CopyFrom(numpy_helper.from_array(np.full(16, 50, np.float32), "B2"))
     plan = compiled(source, CALIBRATE, w=4, a=4).plan
-    data = plan.quantizers[plan.key("b", 4)]
+    data = plan.quantizers[plan.key("b", "conv2")]
     codes, scale = integer_bias(plan.biases["conv2"], data.scale, plan.weights["conv2"].scale)
     assert np.abs(codes.astype(np.int64)).max() <= 1.001 * LARGEST
     np.testing.assert_allclose(codes * scale, 50, rtol=1e-3)
@@ -203,7 +203,7 @@ def test_nan_that_arises_inside_is_named() -> None:
     }"""
     with pytest.raises(InputError, match=r"tensor 'roots' holds NaN or infinity .*keep the node that makes it"):
         compiled(text, CALIBRATE)
-    assert compiled(text, CALIBRATE, keep_float=("last",)).plan.quantizers.keys() == {"x", "a"}
+    assert compiled(text, CALIBRATE, keep_float=("last",)).plan.quantizers.keys() == {Edge("x"), Edge("a")}
 
 
 def test_without_data_it_says_so() -> None:
@@ -234,7 +234,7 @@ def test_every_placed_quantizer_and_weight_has_numbers(name: str, settings: dict
 def test_numbers_do_not_depend_on_the_batch(batch: int | None) -> None:
     """Ranges of inputs and first layers exactly; deeper ones to the last bits of a convolution."""
     one, other = (compiled(CHAIN, CALIBRATE, w=4, a=4, batch=size).plan.quantizers for size in (16, batch))
-    assert one["image"] == other["image"]
+    assert one[Edge("image")] == other[Edge("image")]
     for key in one:
         np.testing.assert_allclose(one[key].scale, other[key].scale, rtol=1e-5)
 
@@ -247,7 +247,7 @@ SWISH_AND = HARD_SWISH.replace("[conv2]", "[other] o = OTHER  [sum] s = Add(b, o
 @pytest.mark.parametrize("method", [None, "mse"])
 def test_no_levels_below_what_hard_swish_tells_apart(method: str | None) -> None:
     model = compiled(HARD_SWISH, CALIBRATE, calibration_method=method)
-    quantizer = model.plan.quantizers[model.graph.nodes[0].outputs[0].name]
+    quantizer = model.plan.quantizers[Edge(model.graph.nodes[0].outputs[0].name)]
     values = seen(model, ["a"])["a"]
     assert values.min() < -3.3 and abs(quantizer.low + 3) <= 2.5 * quantizer.scale
     assert quantizer.high == pytest.approx(values.max(), rel=0.3)
@@ -256,7 +256,7 @@ def test_no_levels_below_what_hard_swish_tells_apart(method: str | None) -> None
 @pytest.mark.parametrize(("other", "low"), [("Relu(a)", -3.0), ("Neg(a)", None), ("LeakyRelu(a)", None)])
 def test_all_readers_of_a_tensor_count(other: str, low: float | None) -> None:
     model = compiled(SWISH_AND.replace("OTHER", other), CALIBRATE)
-    quantizer, values = model.plan.quantizers["a"], seen(model, ["a"])["a"]
+    quantizer, values = model.plan.quantizers[Edge("a")], seen(model, ["a"])["a"]
     expected = values.min() if low is None else low
     assert abs(quantizer.low - expected) <= quantizer.scale
 

@@ -33,7 +33,7 @@ from qcompile.passes.correct_bias import CorrectBias
 from qcompile.passes.insert_qdq import InsertQDQ
 from qcompile.quant.grid import unsigned
 from qcompile.quant.params import Quantizer, WeightQuantizer
-from qcompile.quant.plan import Plan
+from qcompile.quant.plan import Edge, Plan
 from qcompile.runtime.session import Session
 from qcompile.simulation import simulate
 
@@ -85,7 +85,9 @@ def on_the_grid() -> tuple[QModel, np.ndarray, np.ndarray]:
     slope, shift = np.array([0.8, 1.25, 1.0]), np.array([3.0, -1.0, 0.0])
     codes = (np.array([2, -1, 4, 3, -4, 2]) + 64).astype(np.uint8).reshape(3, 2, 1, 1)
     lattice = (np.ones(3, np.int8), np.full(3, -64, np.int8))
-    model.plan.quantizers.update({"x": Quantizer(unsigned(8), 1.0, 0), "a": Quantizer(unsigned(8), 3.0, 128)})
+    model.plan.quantizers.update(
+        {Edge("x"): Quantizer(unsigned(8), 1.0, 0), Edge("a"): Quantizer(unsigned(8), 3.0, 128)}
+    )
     model.plan.weights["only"] = WeightQuantizer(7, 0, codes, (0.25 / slope).astype(np.float32), *lattice)
     model.plan.biases["only"] = (np.array([1, -2, 0]) / slope - shift / slope).astype(np.float32)
     return model, slope, shift
@@ -149,8 +151,8 @@ def test_an_artificial_affine_error_leaves_no_trace(node: str) -> None:
 def test_mean_error_of_the_skip_goes_into_the_bias() -> None:
     """The trunk's quantizer clips most of its range: what it loses in the mean is added in front of the sum."""
     model = compiled(RESIDUAL, CALIBRATE, **W4A4)
-    trunk = model.plan.quantizers["trunk"]
-    model.plan.quantizers["trunk"] = replace(trunk, scale=float(np.float32(trunk.scale / 6)))
+    trunk = model.plan.quantizers[Edge("trunk")]
+    model.plan.quantizers[Edge("trunk")] = replace(trunk, scale=float(np.float32(trunk.scale / 6)))
     assert model.data is not None
     (feeds,) = model.data.batches(model.data.count)
     exact = inner_values(model.source, feeds, ("trunk", "d"))
@@ -160,13 +162,13 @@ def test_mean_error_of_the_skip_goes_into_the_bias() -> None:
         codes = simulate(model.graph, model.plan, "integer").run(feeds)
         total = np.zeros(4)
         for name in ("trunk", "d"):
-            quantizer = model.plan.quantizers[name]
+            quantizer = model.plan.quantizers[Edge(name)]
             values = (codes[f"{name}_q8"].astype(float) - quantizer.zero_point) * quantizer.scale
             total += (values - exact[name]).mean((0, 2, 3))
         return np.abs(total)
 
-    model.plan.quantizers["d"] = Quantizer(
-        unsigned(8), float(np.float32(2 * model.plan.quantizers["d"].scale)), 128
+    model.plan.quantizers[Edge("d")] = Quantizer(
+        unsigned(8), float(np.float32(2 * model.plan.quantizers[Edge("d")].scale)), 128
     )  # no clip
     before = means()
     CorrectBias().run(model)
@@ -277,8 +279,8 @@ def outlier(clipped: bool) -> QModel:
     data[:, 0] = np.where(np.arange(256) // 4 % 8 == 0, 60, 0)
     model = open_model(source, Config(threads=1, w=8, a=4, bits=(("down", 8, 4),), samples=None), {"x": data})
     run(model, CALIBRATE)
-    hidden = model.plan.quantizers["g"]
-    model.plan.quantizers["g"] = replace(hidden, scale=float(np.float32(3 / 15 if clipped else 66 / 15)))
+    hidden = model.plan.quantizers[Edge("g")]
+    model.plan.quantizers[Edge("g")] = replace(hidden, scale=float(np.float32(3 / 15 if clipped else 66 / 15)))
     return model
 
 

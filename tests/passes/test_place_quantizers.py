@@ -23,9 +23,10 @@ from networks import (
 from placed import W4A4, between, bits, forms, placed, reason
 
 from qcompile import Config, open_model
+from qcompile.program.operands import data_inputs
 from qcompile.quant.grid import unsigned
 from qcompile.quant.params import ActivationSpec
-from qcompile.quant.plan import Form
+from qcompile.quant.plan import Edge, Form
 from qcompile.targets.ort_cpu.forms import HARD_SIGMOID
 
 # the trunk of a residual network
@@ -34,10 +35,11 @@ from qcompile.targets.ort_cpu.forms import HARD_SIGMOID
 def test_trunk_is_wide_with_a_second_narrow_quantizer() -> None:
     plan = placed(RESIDUAL, **W4A4)
     assert bits(plan) == {"image": 8, "trunk": 8, "trunk@4": 4, "c": 4, "d": 8, "t": 8, "y": 8}
-    assert plan.specs["trunk"] == ActivationSpec(unsigned(8), 0.0, np.inf)
-    assert plan.specs["trunk@4"] == ActivationSpec(unsigned(4), 0.0, np.inf)
-    assert (plan.key("trunk"), plan.key("trunk", 4), plan.key("trunk", 8)) == ("trunk", "trunk@4", "trunk")
-    assert plan.specs["t"].even_zero_point and not plan.specs["d"].even_zero_point  # QLinearAdd rounds late
+    assert plan.specs[Edge("trunk")] == ActivationSpec(unsigned(8), 0.0, np.inf)
+    assert plan.specs[Edge("trunk", "first")] == ActivationSpec(unsigned(4), 0.0, np.inf)
+    assert plan.key("trunk") == Edge("trunk") and plan.key("trunk", "first") == Edge("trunk", "first")
+    assert plan.key("c", "second") == Edge("c")  # nobody else reads it
+    assert plan.specs[Edge("t")].even_zero_point and not plan.specs[Edge("d")].even_zero_point  # QLinearAdd rounds late
 
 
 @pytest.mark.parametrize("residual, expected", [(4, {"trunk": 4}), (3, {"trunk": 4}), (6, {"trunk": 6, "trunk@4": 4})])
@@ -54,13 +56,14 @@ def test_a_narrow_quantizer_behind_a_sum_needs_no_even_zero_point() -> None:
         **W4A4,
         first_last_bits=4,
     )
-    assert plan.specs["b"].even_zero_point and not plan.specs["b@4"].even_zero_point
+    assert plan.specs[Edge("b")].even_zero_point and not plan.specs[plan.key("b", "last")].even_zero_point
 
 
 def test_readers_of_different_bits_get_the_widest_and_a_narrow_one() -> None:
     plan = placed(CONCAT, w=4, a=4, bits=(("left", 4, 3), ("right", 4, 6)))
     assert bits(plan)["b"] == 6 and bits(plan)["b@3"] == 3
-    assert plan.narrow_keys("b") == ["b@3"]
+    assert plan.stacked()["b"] == [Edge("b"), Edge("b", "left")]
+    assert plan.key("b", "left") == Edge("b", "left") and plan.key("b", "right") == Edge("b")
 
 
 def test_graph_output_inside_is_wide() -> None:
@@ -84,19 +87,19 @@ def test_graph_output_inside_is_wide() -> None:
 def test_clip_is_absorbed_with_its_bounds(clip: str, constants: str, bounds: tuple[float, float]) -> None:
     plan = between(f"[clip] b = {clip}", constants=constants)
     assert plan.form("clip") is Form.ABSORBED
-    assert plan.specs["b"] == ActivationSpec(unsigned(8), *bounds)
+    assert plan.specs[Edge("b")] == ActivationSpec(unsigned(8), *bounds)
     assert "a" not in plan.groups
 
 
 def test_bounds_of_two_clips_in_a_row_are_intersected() -> None:
     constants = "float lo = {-1}, float hi = {4}"
     plan = between("[relu] r = Relu(a) [clip] b = Clip(r, lo, hi)", constants=constants)
-    assert plan.specs["b"] == ActivationSpec(unsigned(8), 0, 4)
+    assert plan.specs[Edge("b")] == ActivationSpec(unsigned(8), 0, 4)
 
 
 def test_clip_behind_an_addition_keeps_the_even_zero_point() -> None:
     plan = between("[add] s = Add(a, a) [clip] b = Clip(s, lo, hi)", constants="float lo = {-1}, float hi = {4}")
-    assert plan.specs["b"] == ActivationSpec(unsigned(8), -1, 4, even_zero_point=True)
+    assert plan.specs[Edge("b")] == ActivationSpec(unsigned(8), -1, 4, even_zero_point=True)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +114,7 @@ def test_clip_that_is_not_alone_clips_codes(nodes: str, outputs: str) -> None:
     plan = between(nodes, outputs=outputs)
     assert plan.form("relu") is Form.CODES
     clipped = "b" if "b = Relu" in nodes else "r"
-    assert plan.groups[clipped] == "a" and plan.specs["a"].lower == -np.inf
+    assert plan.groups[clipped] == "a" and plan.specs[Edge("a")].lower == -np.inf
 
 
 @pytest.mark.parametrize("lower, upper", [(1, 6), (-6, -1), (0, 0)])
@@ -128,14 +131,14 @@ def test_clip_whose_bounds_are_computed_stays_float() -> None:
 def test_clip_behind_a_float_node_is_absorbed_by_the_quantizer_behind_it() -> None:
     plan = between("[tanh] t = Tanh(a)  [relu] b = Relu(t)")
     assert plan.form("relu") is Form.ABSORBED
-    assert plan.specs["b"] == ActivationSpec(unsigned(8), 0, np.inf) and "t" not in plan.groups
+    assert plan.specs[Edge("b")] == ActivationSpec(unsigned(8), 0, np.inf) and "t" not in plan.groups
 
 
 def test_clip_behind_hard_sigmoid_keeps_its_bounds() -> None:
     plan = between(
         "[gate] g = HardSigmoid(a)  [clip] b = Clip(g, lo, hi)", constants="float lo = {0}, float hi = {0.5}"
     )
-    assert plan.form("clip") is not Form.ABSORBED or plan.specs["b"].fixed is None
+    assert plan.form("clip") is not Form.ABSORBED or plan.specs[Edge("b")].fixed is None
 
 
 # light nodes
@@ -159,33 +162,33 @@ def test_concat_inputs_have_quantizers_of_their_own() -> None:
     plan = placed(CONCAT, **W4A4)
     assert plan.form("join") is Form.ARITHMETIC
     assert {name: plan.groups[name] for name in "cef"} == {"c": "c", "e": "e", "f": "f"}
-    assert plan.specs["e"] == ActivationSpec(unsigned(8), 0.0, np.inf)
+    assert plan.specs[Edge("e")] == ActivationSpec(unsigned(8), 0.0, np.inf)
 
 
 def test_product_with_a_constant() -> None:
     plan = placed(ELEMENTWISE, **W4A4)
     assert set(forms(plan).values()) == {"compute", "arithmetic"}
     assert bits(plan) == {"image": 8, "a": 8, "K": 8, "b": 8, "c": 8, "d": 8, "e": 8, "f": 8, "y": 8}
-    even = {name for name, spec in plan.specs.items() if spec.even_zero_point}
+    even = {key.tensor for key, spec in plan.specs.items() if spec.even_zero_point}
     assert even == {"b", "d", "f"}  # Mul, AveragePool, Mul
 
 
 def test_squeeze_and_excite() -> None:
     plan = placed(SQUEEZE_EXCITE, **W4A4)
     assert Form.FLOAT not in {node.form for node in plan.nodes.values()}
-    assert plan.specs["h"].fixed == HARD_SIGMOID and plan.specs["h"].bits == HARD_SIGMOID.bits
+    assert plan.specs[Edge("h")].fixed == HARD_SIGMOID and plan.specs[Edge("h")].bits == HARD_SIGMOID.bits
     assert bits(plan)["c"] == 4 and bits(plan)["i"] == 8
 
 
 def test_hard_swish() -> None:
     plan = placed(HARD_SWISH, **W4A4)
     assert plan.form("swish") is Form.ARITHMETIC
-    assert plan.specs["b"] == ActivationSpec(unsigned(8), even_zero_point=True)
+    assert plan.specs[Edge("b")] == ActivationSpec(unsigned(8), even_zero_point=True)
 
 
 def test_narrow_quantizer_behind_hard_sigmoid_is_calibrated() -> None:
     plan = between("[gate] b = HardSigmoid(a)", **W4A4, first_last_bits=4)
-    assert plan.specs["b"].fixed == HARD_SIGMOID and plan.specs["b@4"] == ActivationSpec(unsigned(4))
+    assert plan.specs[Edge("b")].fixed == HARD_SIGMOID and plan.specs[Edge("b", "last")] == ActivationSpec(unsigned(4))
 
 
 def test_movers_share_the_quantizer_of_what_they_move() -> None:
@@ -213,8 +216,10 @@ def test_every_plan_is_complete(name: str, settings: dict[str, int]) -> None:
     plan = model.plan
     assert plan.nodes.keys() == {node.name for node in model.graph.nodes}
     assert all(node.reason for node in plan.nodes.values() if node.form is Form.FLOAT)
-    assert set(plan.groups.values()) <= plan.specs.keys()
-    assert {key.split("@")[0] for key in plan.specs} == set(plan.groups.values())  # no quantizer that nobody reads
+    assert {key.tensor for key in plan.specs if not key.reader} == set(plan.groups.values())
+    assert {key for key in plan.specs if key.reader} <= set(plan.reads.values())  # no quantizer that nobody reads
+    compute = [node for node in model.graph.nodes if plan.form(node.name) is Form.COMPUTE]
+    assert plan.reads.keys() == {Edge(tensor.name, node.name) for node in compute for tensor in data_inputs(node)}
     assert all(plan.groups[root] == root for root in plan.groups.values())
 
 

@@ -89,11 +89,11 @@ def test_a_settled_plan_stays() -> None:
 
 def test_a_grid_stays_within_its_bounds() -> None:
     model = compiled(BOUNDED, CALIBRATE, w=8, a=8)
-    key = model.plan.groups["d"]
+    key = model.plan.key("d")
     quantizer = model.plan.quantizers[key]
     assert quantizer.high == pytest.approx(0.5, rel=1e-6)
     for other in ("a", "b"):  # halves in every fourth sum
-        root = model.plan.groups[other]
+        root = model.plan.key(other)
         model.plan.quantizers[root] = replace(model.plan.quantizers[root], scale=quantizer.scale / 2)
     assert in_doubt(model) == ["sum"]
     assert SettleScales().run(model) == 1

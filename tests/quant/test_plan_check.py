@@ -12,10 +12,11 @@ from plans import small_weight
 
 from qcompile.quant.grid import unsigned
 from qcompile.quant.params import ActivationSpec, Quantizer
-from qcompile.quant.plan import Boundary, Form, NodePlan, Plan, Unit
+from qcompile.quant.plan import Boundary, Edge, Form, NodePlan, Plan, Unit
 from qcompile.quant.plan_check import plan_problem
 
 HALF = Quantizer(unsigned(8), 1 / 256, 0)
+FRONT, Q = Edge("x", "conv"), Edge("q")
 
 
 def example() -> Plan:
@@ -28,17 +29,18 @@ def example() -> Plan:
             "tail": NodePlan(Form.FLOAT),
         },
         groups={"x": "x", "moved": "x", "y": "y", "g": "g"},
+        reads={FRONT: FRONT, Edge("moved", "conv"): FRONT},
         specs={
-            "x": ActivationSpec(unsigned(8), lower=0.0, upper=6.0),
-            "x@4": ActivationSpec(unsigned(4), lower=0.0, upper=6.0),
-            "y": ActivationSpec(unsigned(8), even_zero_point=True),
-            "g": ActivationSpec(unsigned(8), fixed=HALF),
+            Edge("x"): ActivationSpec(unsigned(8), lower=0.0, upper=6.0),
+            FRONT: ActivationSpec(unsigned(4), lower=0.0, upper=6.0),
+            Edge("y"): ActivationSpec(unsigned(8), even_zero_point=True),
+            Edge("g"): ActivationSpec(unsigned(8), fixed=HALF),
         },
         quantizers={
-            "x": Quantizer(unsigned(8), float(np.float32(6 / 255)), 0),
-            "x@4": Quantizer(unsigned(4), 0.25, 0),
-            "y": Quantizer(unsigned(8), 0.5, 128),
-            "g": HALF,
+            Edge("x"): Quantizer(unsigned(8), float(np.float32(6 / 255)), 0),
+            FRONT: Quantizer(unsigned(4), 0.25, 0),
+            Edge("y"): Quantizer(unsigned(8), 0.5, 128),
+            Edge("g"): HALF,
         },
         weights={"conv": weight},
         biases={"conv": np.array([1.5, -2], np.float32)},
@@ -71,11 +73,11 @@ def node(name: str, **change: Any) -> Callable[[Plan], None]:
     return lambda plan: plan.nodes.update({name: replace(plan.nodes[name], **change)})
 
 
-def spec(key: str, **change: Any) -> Callable[[Plan], None]:
+def spec(key: Edge, **change: Any) -> Callable[[Plan], None]:
     return lambda plan: plan.specs.update({key: replace(plan.specs[key], **change)})
 
 
-def quantizer(key: str, **change: Any) -> Callable[[Plan], None]:
+def quantizer(key: Edge, **change: Any) -> Callable[[Plan], None]:
     return lambda plan: plan.quantizers.update({key: replace(plan.quantizers[key], **change)})
 
 
@@ -102,29 +104,35 @@ BROKEN: list[tuple[Callable[[Plan], Any], str]] = [
     (lambda plan: plan.groups.update(moved="none"), "'moved' shares the quantizer of 'none'"),
     (lambda plan: plan.groups.update(x="y", y="x"), "which has none of its own"),
     (lambda plan: plan.groups.update(more="more"), "no quantizer for 'more'"),
-    (lambda plan: plan.quantizers.pop("x@4"), "no quantizer for 'x@4'"),
-    (lambda plan: plan.specs.pop("y"), "no spec for 'y'"),
-    (lambda plan: [plan.specs.update(q=plan.specs["y"]), plan.quantizers.update(q=HALF)], "'q' belongs to no tensor"),
-    (spec("x@4", grid=unsigned(3)), "'x@4' belongs to no tensor"),
-    (spec("y", grid=replace(unsigned(8), high=511)), "is to have 9 bits"),
-    (spec("y", grid=replace(unsigned(8), low=-1, high=254)), "is to have the codes -1 .. 254 in uint8"),
-    (spec("y", lower=1.0), "do not hold 0"),
-    (spec("y", lower=0.0, upper=0.0), "do not hold 0"),
-    (spec("y", lower=float("nan")), "do not hold 0"),
-    (spec("g", fixed=Quantizer(unsigned(4), 0.1, 0)), "fixed ones 0 .. 15 in uint8"),
-    (quantizer("y", grid=unsigned(4), zero_point=2), "'y' has the codes 0 .. 15 in uint8, its spec 0 .. 255"),
-    (quantizer("y", scale=0.0), "'y' has the scale 0.0"),
-    (quantizer("y", scale=-0.5), "has the scale -0.5"),
-    (quantizer("y", scale=float("nan")), "has the scale nan"),
-    (quantizer("y", scale=float("inf")), "has the scale inf"),
-    (quantizer("y", scale=1e-46), "has the scale 1e-46"),
-    (quantizer("y", scale=1e38), r"has the scale 1e\+38"),
-    (quantizer("y", zero_point=256), "zero point 256: not one of 0 .. 255"),
-    (quantizer("x@4", zero_point=-1), "zero point -1: not one of 0 .. 15"),
-    (quantizer("y", zero_point=127), "its kernel wants an even one"),
-    (quantizer("x", scale=0.03), "beyond its bounds, 0 and 6"),
-    (quantizer("x@4", zero_point=1), "beyond its bounds"),
-    (quantizer("g", zero_point=1), "differs from the one that the operator dictates"),
+    (lambda plan: plan.quantizers.pop(FRONT), "no quantizer for 'x' in front of 'conv'"),
+    (lambda plan: plan.specs.pop(Edge("y")), "no spec for 'y'"),
+    (
+        lambda plan: [plan.specs.update({Q: plan.specs[Edge("y")]}), plan.quantizers.update({Q: HALF})],
+        "'q' belongs to no tensor",
+    ),
+    (spec(FRONT, grid=unsigned(3)), "'conv' wants inputs of 4 bits, the quantizer of 'x' has 3"),
+    (lambda plan: plan.reads.update({FRONT: Edge("x")}), "'x' in front of 'conv' belongs to no tensor"),
+    (lambda plan: plan.reads.update({Edge("y", "conv"): FRONT}), "on 'y' in front of 'conv', which is none of this"),
+    (lambda plan: plan.reads.update({Edge("x", "tail"): FRONT}), "no place for a quantizer on 'x' in front of 'tail'"),
+    (spec(Edge("y"), grid=replace(unsigned(8), high=511)), "is to have 9 bits"),
+    (spec(Edge("y"), grid=replace(unsigned(8), low=-1, high=254)), "is to have the codes -1 .. 254 in uint8"),
+    (spec(Edge("y"), lower=1.0), "do not hold 0"),
+    (spec(Edge("y"), lower=0.0, upper=0.0), "do not hold 0"),
+    (spec(Edge("y"), lower=float("nan")), "do not hold 0"),
+    (spec(Edge("g"), fixed=Quantizer(unsigned(4), 0.1, 0)), "fixed ones 0 .. 15 in uint8"),
+    (quantizer(Edge("y"), grid=unsigned(4), zero_point=2), "'y' has the codes 0 .. 15 in uint8, its spec 0 .. 255"),
+    (quantizer(Edge("y"), scale=0.0), "'y' has the scale 0.0"),
+    (quantizer(Edge("y"), scale=-0.5), "has the scale -0.5"),
+    (quantizer(Edge("y"), scale=float("nan")), "has the scale nan"),
+    (quantizer(Edge("y"), scale=float("inf")), "has the scale inf"),
+    (quantizer(Edge("y"), scale=1e-46), "has the scale 1e-46"),
+    (quantizer(Edge("y"), scale=1e38), r"has the scale 1e\+38"),
+    (quantizer(Edge("y"), zero_point=256), "zero point 256: not one of 0 .. 255"),
+    (quantizer(FRONT, zero_point=-1), "zero point -1: not one of 0 .. 15"),
+    (quantizer(Edge("y"), zero_point=127), "its kernel wants an even one"),
+    (quantizer(Edge("x"), scale=0.03), "beyond its bounds, 0 and 6"),
+    (quantizer(FRONT, zero_point=1), "beyond its bounds"),
+    (quantizer(Edge("g"), zero_point=1), "differs from the one that the operator dictates"),
     (lambda plan: plan.weights.update(other=plan.weights["conv"]), "weight 'other' belongs to no node"),
     (weight(bits=3), "weight 'conv' has 3 bits, its node 4"),
     (weight(axis=2), "has no axis 2"),

@@ -10,9 +10,10 @@ from plans import small_weight
 from qcompile.errors import InputError
 from qcompile.quant.grid import unsigned
 from qcompile.quant.params import ActivationSpec, Quantizer
-from qcompile.quant.plan import Boundary, Form, NodePlan, Plan, Unit
+from qcompile.quant.plan import Boundary, Edge, Form, NodePlan, Plan, Unit
 from qcompile.quant.plan_file import load_plan, save_plan
 
+FRONT = Edge("/x", "/layer1/conv")
 MADE_FOR = {"target": "ort-cpu", "fingerprint": "f"}
 
 
@@ -20,13 +21,17 @@ def example() -> Plan:
     """A plan that uses every field, with names as exporters make them and bounds that JSON has no number for."""
     weight = small_weight()
     return Plan(
-        nodes={"/layer1/conv": NodePlan(Form.COMPUTE, "", 4, 4), "soft max": NodePlan(Form.FLOAT, "no integer kernel")},
+        nodes={"/layer1/conv": NodePlan(Form.COMPUTE, "", 4, 2), "soft max": NodePlan(Form.FLOAT, "no integer kernel")},
         groups={"/x": "/x"},
+        reads={FRONT: FRONT},
         specs={
-            "/x": ActivationSpec(unsigned(4), upper=10.0),
-            "/x@2": ActivationSpec(unsigned(2), fixed=Quantizer(unsigned(2), 1 / 3, 1)),
+            Edge("/x"): ActivationSpec(unsigned(4), upper=10.0),
+            FRONT: ActivationSpec(unsigned(2), fixed=Quantizer(unsigned(2), 1 / 3, 1)),
         },
-        quantizers={"/x": Quantizer(unsigned(4), float(np.float32(0.1)), 3), "/x@2": Quantizer(unsigned(2), 1 / 3, 1)},
+        quantizers={
+            Edge("/x"): Quantizer(unsigned(4), float(np.float32(0.1)), 3),
+            FRONT: Quantizer(unsigned(2), 1 / 3, 1),
+        },
         weights={"/layer1/conv": weight},
         biases={"/layer1/conv": np.array([1.5, -2], np.float32)},
         units=[Unit("stem", ("/layer1/conv",), ("/x",), ("/y",), "a note"), Unit("head", ("soft max",), ("/y",), ())],
@@ -46,6 +51,7 @@ def test_a_plan_comes_back_whole(tmp_path: Path, name: str) -> None:
     for field in (
         "nodes",
         "groups",
+        "reads",
         "specs",
         "quantizers",
         "units",
@@ -72,15 +78,15 @@ def test_the_same_plan_gives_the_same_bytes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("keys", "value", "where"),
     [
-        (("quantizers", "/x", "scale"), -1, "quantizers//x/scale"),
+        (("quantizers", "/x", "", "scale"), -1, "quantizers//x//scale"),
         (("nodes", "soft max", "form"), "flaot", "nodes/soft max/form"),
         (("weights", "/layer1/conv", "bits"), 4.5, "weights//layer1/conv/bits"),
-        (("quantizers", "/x", "grid", "high"), 15.0, "quantizers//x/grid/high"),
-        (("specs", "/x", "grid", "container"), "int16", "specs//x/grid/container"),
-        (("quantizers", "/x", "zero_point"), True, "quantizers//x/zero_point"),
-        (("quantizers", "/x", "zero_point"), 16, "has the zero point 16"),
+        (("quantizers", "/x", "", "grid", "high"), 15.0, "quantizers//x//grid/high"),
+        (("specs", "/x", "", "grid", "container"), "int16", "specs//x//grid/container"),
+        (("quantizers", "/x", "", "zero_point"), True, "quantizers//x//zero_point"),
+        (("quantizers", "/x", "", "zero_point"), 16, "has the zero point 16"),
         (("nodes", "soft max", "input_bits"), 1, "nodes/soft max/input_bits"),
-        (("specs", "/x", "upper"), 10**400, "specs//x/upper"),
+        (("specs", "/x", "", "upper"), 10**400, "specs//x//upper"),
         (("extra",), 1, "extra"),
     ],
 )

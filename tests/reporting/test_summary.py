@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 import qcompile
 from qcompile.outcomes import Audit, FloatNode, Fused, Judged, LayerError, MissingKernel, Outcome, Size, Speed, Top1
+from qcompile.quant.plan import Edge
 from qcompile.reporting.summary import (
     SCHEMA_VERSION,
     advice,
@@ -57,7 +58,7 @@ def test_weights_and_quantizers_are_those_of_the_plan(result: qcompile.Result) -
     assert (branch["bits"], branch["shape"]) == (4, [8, 8, 3, 3])
     assert branch["largest_scale"] == float(weight.scale.max())
     for row in result.report["quantizers"]:
-        quantizer = result.plan.quantizers[row["tensor"]]
+        quantizer = result.plan.quantizers[Edge(row["tensor"], row["reader"])]
         assert row["high"] == pytest.approx(quantizer.scale * (quantizer.grid.high - quantizer.zero_point), rel=1e-12)
 
 

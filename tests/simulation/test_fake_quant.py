@@ -95,7 +95,7 @@ def test_weights_and_biases_are_what_the_integers_stand_for() -> None:
     arrays = initializers(simulate(model.graph, model.plan, "float"))
     for node, stem in (("stem", "W1"), ("first", "W2"), ("second", "W3"), ("head", "W4")):
         np.testing.assert_array_equal(arrays[stem], model.plan.weights[node].dequantize())
-    data = model.plan.quantizers[model.plan.key("c", 4)]
+    data = model.plan.quantizers[model.plan.key("c", "second")]
     codes, scale = integer_bias(model.plan.biases["second"], data.scale, model.plan.weights["second"].scale)
     np.testing.assert_array_equal(arrays["B3"], codes.astype(np.float32) * scale)
 

@@ -25,7 +25,7 @@ from qcompile.passes.insert_qdq import InsertQDQ
 from qcompile.passes.normalize_graph import NormalizeGraph
 from qcompile.passes.rotate_channels import RotateChannels
 from qcompile.passmanager import Pass
-from qcompile.quant.plan import Plan
+from qcompile.quant.plan import Edge, Plan
 from qcompile.runtime.session import Session
 from qcompile.simulation import trial as trials
 from qcompile.simulation.numbers import choose_numbers
@@ -243,7 +243,7 @@ def test_what_no_reader_tells_apart_is_no_error() -> None:
     ((found,),) = trial(model, [["conv1", "shift"]], at_8_bits(model.plan, model.target)) or []
     assert found.share < SERVED
     Calibrate().run(model)
-    assert model.plan.quantizers["b"].low > -4
+    assert model.plan.quantizers[Edge("b")].low > -4
 
 
 @pytest.mark.parametrize(("times", "count"), [(1, 16), (2, 24)])

@@ -81,4 +81,4 @@ def test_training_and_correction_keep_to_the_grid() -> None:
 def test_the_plan_file_says_which_grid() -> None:
     plan = compiled(CHAIN, CALIBRATE, w=4, a=4).plan
     document = to_json(plan, target="", fingerprint="")
-    assert document["quantizers"]["b"]["grid"] == {"low": -8, "high": 7, "container": "int8"}
+    assert document["quantizers"]["b"][""]["grid"] == {"low": -8, "high": 7, "container": "int8"}

@@ -15,7 +15,7 @@ from onnx import ModelProto
 from qcompile import Config, QModel, compile
 from qcompile.quant.grid import Grid, unsigned
 from qcompile.quant.params import ActivationSpec, Quantizer
-from qcompile.quant.plan import Form, NodePlan, Plan
+from qcompile.quant.plan import Edge, Form, NodePlan, Plan
 from qcompile.targets.plan_fit import plan_misfit
 
 MIXED = """net (float[N,3,8,8] image, float[6,3,3,3] W1, float[6] B1, float[2,6,1,1] W2, float[6,2,1,1] W3,
@@ -58,26 +58,34 @@ def node(name: str, form: Form) -> Callable[[Plan], None]:
 SIGNED = Grid(-128, 127, "int8")
 
 
-def quantizer(key: str, **change: Any) -> Callable[[Plan], None]:
+def quantizer(tensor: str, **change: Any) -> Callable[[Plan], None]:
+    key = Edge(tensor)
     return lambda plan: plan.quantizers.update({key: replace(plan.quantizers[key], **change)})
 
 
-def spec(key: str, **change: Any) -> Callable[[Plan], None]:
+def spec(tensor: str, **change: Any) -> Callable[[Plan], None]:
+    key = Edge(tensor)
     return lambda plan: plan.specs.update({key: replace(plan.specs[key], **change)})
 
 
-def with_quantizer(key: str) -> Callable[[Plan], None]:
+def with_quantizer(tensor: str, bits: int = 8) -> Callable[[Plan], None]:
     def change(plan: Plan) -> None:
-        spec = ActivationSpec(unsigned(8))
-        plan.groups[key], plan.specs[key], plan.quantizers[key] = key, spec, Quantizer(spec.grid, 0.1, 128)
+        plan.groups[tensor], plan.specs[Edge(tensor)] = tensor, ActivationSpec(unsigned(bits))
+        plan.quantizers[Edge(tensor)] = Quantizer(unsigned(bits), 0.1, 1 << bits - 1)
 
     return change
 
 
-def without_quantizer(key: str) -> Callable[[Plan], None]:
+def seen_as(tensor: str, reader: str) -> Callable[[Plan], None]:
+    return lambda plan: plan.reads.update({Edge(tensor, reader): Edge(tensor)})
+
+
+def without_quantizer(tensor: str) -> Callable[[Plan], None]:
     def change(plan: Plan) -> None:
-        for part in (plan.groups, plan.specs, plan.quantizers):
-            part.pop(key)
+        plan.groups.pop(tensor)
+        for part in (plan.specs, plan.quantizers):
+            part.pop(Edge(tensor))  # type: ignore[attr-defined]
+        plan.reads = {edge: key for edge, key in plan.reads.items() if edge.tensor != tensor}
 
     return change
 
@@ -113,7 +121,7 @@ BROKEN: list[tuple[Callable[[Plan], Any], str]] = [
     (node("relu6", Form.CODES), "'relu6' reads 'a' without a quantizer"),
     (without_quantizer("image"), "'stem' reads 'image' without a quantizer"),
     (with_quantizer("y"), "no node on integers reads or makes 'y'"),
-    (both(with_quantizer("i"), lambda plan: plan.groups.update(h="h")), "'flat' moves codes"),
+    (both(with_quantizer("i", 4), seen_as("i", "head")), "'flat' moves codes"),
     (spec("b", upper=np.inf), "quantizer 'b' goes beyond the clip that it stands for, 0 to 6"),
     (both(spec("b", grid=SIGNED), quantizer("b", grid=SIGNED, zero_point=-128)), "the codes -128 .. 127 in int8, the"),
     (spec("g", even_zero_point=False), "the zero point of 'g' need not be even, but Mul wants it"),
@@ -121,6 +129,11 @@ BROKEN: list[tuple[Callable[[Plan], Any], str]] = [
     (
         both(spec("h", fixed=Quantizer(unsigned(4), 0.5, 0)), quantizer("h", scale=0.5, zero_point=0)),
         "'h' is one that an operator",
+    ),
+    (lambda plan: plan.reads.pop(Edge("image", "stem")), "no quantizer is named for 'image' in front of 'stem'"),
+    (
+        lambda plan: plan.reads.update({Edge("image", "last"): Edge("image")}),
+        "no place for a quantizer on 'image' in front of 'last'",
     ),
     (lambda plan: plan.nodes.update(squeeze=replace(plan.nodes["squeeze"], input_bits=6)), "wants inputs of 6 bits"),
     (weight("squeeze", codes=np.zeros((2, 6, 1), np.uint8)), r"'squeeze' has shape \(2, 6, 1\) and axis 0, not \(2, 6"),

@@ -109,7 +109,7 @@ def test_decided_and_fully_quantized_it_is_what_the_plan_then_computes(spool: Sp
         plan.weights[item.owner] = hardened(exact, plan.weights[item.owner], drawn[key].reshape(exact.shape))
     for key, item in graph.region.parameters.items():
         if item.kind is ParameterKind.BIAS:
-            data = plan.quantizers[plan.key(nodes[item.owner].inputs[0].name, plan.nodes[item.owner].input_bits)]
+            data = plan.quantizers[plan.key(nodes[item.owner].inputs[0].name, item.owner)]
             codes, scale = integer_bias(plan.biases[item.owner], data.scale, plan.weights[item.owner].scale)
             drawn[key] = codes * scale
     seen = decided_error(graph, sides, drawn)

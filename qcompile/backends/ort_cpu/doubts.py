@@ -14,10 +14,10 @@ from qcompile.emission.doubts import Doubt
 from qcompile.ir import Constant
 from qcompile.program.lower import Program, Step
 from qcompile.quant.arithmetic import quantize
-from qcompile.quant.plan import Form
+from qcompile.quant.plan import Edge, Form
 from qcompile.targets.ort_cpu.forms import HARD_SIGMOID
 
-GATE, SLOPES = "(gate of a HardSwish)", "(slopes of a PRelu)"  # keys of their quantizers
+GATE, SLOPES = Edge("(gate of a HardSwish)"), Edge("(slopes of a PRelu)")  # keys of their quantizers
 
 
 def doubtful_nodes(program: Program) -> Iterator[Doubt]:
@@ -25,7 +25,7 @@ def doubtful_nodes(program: Program) -> Iterator[Doubt]:
     for step in program.steps:
         if step.form is not Form.ARITHMETIC or step.node is None:
             continue
-        keys = [value.key for value in (*step.inputs, *step.outputs)]
+        keys = [value.key for value in (*step.inputs, *step.outputs) if value.key is not None]
         name, op = step.node.name, step.node.op
         if op == "Sigmoid":
             yield Doubt(name, tuple(keys), SigmoidTable())
@@ -38,7 +38,7 @@ def doubtful_nodes(program: Program) -> Iterator[Doubt]:
             yield from doubts_of_prelu(step, *keys)
 
 
-def doubts_of_prelu(step: Step, source: str, target: str) -> Iterator[Doubt]:
+def doubts_of_prelu(step: Step, source: Edge, target: Edge) -> Iterator[Doubt]:
     """Yield the product of what is below 0 with the slopes, and the sum of that with what is above 0."""
     node, given, made = step.node, step.inputs[0].quantizer, step.outputs[0].quantizer
     assert node is not None and given is not None and made is not None

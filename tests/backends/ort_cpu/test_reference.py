@@ -33,6 +33,7 @@ from qcompile.calibration.collect import tap
 from qcompile.program.lower import lower
 from qcompile.quant.grid import unsigned
 from qcompile.quant.params import Quantizer, WeightQuantizer
+from qcompile.quant.plan import Edge
 from qcompile.runtime.session import Session
 from qcompile.simulation import IntegerReference, simulate
 
@@ -40,7 +41,7 @@ from qcompile.simulation import IntegerReference, simulate
 def with_numbers(text: str, quantizers: dict[str, Quantizer], weights: dict[str, Any], biases: Arrays) -> QModel:
     """Place a network and give its plan numbers by hand; weights are (int8 integers, scale per channel)."""
     model = compiled(text, PLACE)
-    model.plan.quantizers.update(quantizers)
+    model.plan.quantizers.update({Edge(tensor): quantizer for tensor, quantizer in quantizers.items()})
     for node, (integers, scale) in weights.items():
         codes = (np.asarray(integers) + 127).astype(np.uint8)
         count = len(scale)
