@@ -119,7 +119,7 @@ class TorchRegion(ABC):
     def _layer(self, node: NodeProto) -> Layer:
         given = {item.name: helper.get_attribute_value(item) for item in node.attribute}
         if node.op_type == "FakeQuantActivation":
-            return self.activation(given["bits"], given["zero_point"])
+            return self.activation(*(given[end] - given["zero_point"] for end in ("low", "high")))
         return self.weight(node) if node.op_type == "FakeQuantWeight" else LAYERS[node.op_type](given)
 
     def _exact(self, name: str, values: Array) -> Tensor:
@@ -171,8 +171,8 @@ class TorchRegion(ABC):
         """Take each element from the one or the other, by `mask` or by chance."""
 
     @abstractmethod
-    def activation(self, bits: int, zero_point: int) -> Layer:
-        """Return a quantizer: (x, scale, mask or None) -> y."""
+    def activation(self, low: int, high: int) -> Layer:
+        """Return a quantizer of so many steps below and above 0: (x, scale, mask or None) -> y."""
 
     @abstractmethod
     def weight(self, node: NodeProto) -> Layer:
@@ -199,9 +199,7 @@ class Plain(TorchRegion):
     def mix(self, exact: Tensor, quantized: Tensor, mask: Tensor | None) -> Tensor:
         return torch.where(torch.rand_like(exact) < QUANTIZED if mask is None else mask, quantized, exact)
 
-    def activation(self, bits: int, zero_point: int) -> Layer:
-        low, high = -zero_point, (1 << bits) - 1 - zero_point
-
+    def activation(self, low: int, high: int) -> Layer:
         def quantize(x: Tensor, scale: Tensor, mask: Tensor | None) -> Tensor:
             place = x / scale
             rounded = (place.round() - place).detach() + place

@@ -102,8 +102,7 @@ class Tuned(TorchRegion):
     def mix(self, exact: Tensor, quantized: Tensor, mask: Tensor | None) -> Tensor:
         return torch.lerp(exact, quantized, self.draw(exact) if mask is None else mask)
 
-    def activation(self, bits: int, zero_point: int) -> Layer:
-        low, high = -zero_point, (1 << bits) - 1 - zero_point
+    def activation(self, low: int, high: int) -> Layer:
         return lambda x, scale, mask: quantized(x, scale, self.draw(x) if mask is None else mask, low, high)
 
     def weight(self, node: NodeProto) -> Layer:

@@ -15,7 +15,7 @@ TRIES: Final = 512  # most scales need fewer than 20; those in simple ratios, wh
 Quantizers = Mapping[Edge, Quantizer]
 
 
-class Operation(Protocol):
+class Computation(Protocol):
     """What a node computes, on the codes of quantizers that are given in the order operands, output."""
 
     def doubtful(self, quantizers: Sequence[Quantizer]) -> Self:
@@ -34,7 +34,7 @@ class Doubt:
 
     node: str
     keys: tuple[Edge, ...]
-    operation: Operation
+    operation: Computation
     fixed: Quantizers = field(default_factory=dict)
 
     @property

@@ -241,7 +241,7 @@ class Writer:
             return self.add("Cast", [nibbles], stem, to=TensorProto.INT8)
         if self.packing != "none" and pack.worth_packing(weight):
             return pack.unpack_planes(weight, stem, self.constants, self.add)
-        return self.constants.own(weight.integers(), f"{stem}_int8")
+        return self.constants.own(weight.integers(), f"{stem}_{WEIGHTS.container}")
 
     def _bias(self, node: Node, data: Value, weight: WeightQuantizer) -> list[str]:
         bias = self.plan.biases.get(node.name)

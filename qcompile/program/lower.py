@@ -36,7 +36,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class Value:
-    """A value of the program: uint8 codes of a quantizer, or (without one) a tensor of the float graph.
+    """A value of the program: codes of a quantizer, or (without one) a tensor of the float graph.
 
     `key` is that of the quantizer in the plan; None where no plan has it.
     """

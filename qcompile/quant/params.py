@@ -101,7 +101,8 @@ class WeightQuantizer:
 
     def integers(self) -> NDArray[np.int8]:
         """Return the int8 weight the kernel reads, the weight's shape."""
-        return self.lattice().astype(np.int8)
+        integers: NDArray[np.int8] = self.lattice().astype(WEIGHTS.container)
+        return integers
 
     def dequantize(self) -> NDArray[np.float32]:
         """Return the float32 weight that the integers stand for."""

@@ -41,7 +41,6 @@ class Target:
     runtime: str
     activations: Container
     opset: int
-    ir_version: int
     compute: frozenset[str]
     arithmetic: frozenset[str]
     codes: frozenset[str]
@@ -75,7 +74,10 @@ class Target:
             raise InputError(f"--runtime-version {runtime} is too old", remedy=f"give {oldest} or a later one")
         late = {op: since for op, since in table["codes_since"].items() if release(since) > release(runtime)}
         table["codes"] |= table["codes_since"].keys() - late.keys()
-        reasons = {op: f"on uint8 only from ONNX Runtime {since} (--runtime-version)" for op, since in late.items()}
+        reasons = {
+            op: f"on {table['activations']} only from ONNX Runtime {since} (--runtime-version)"
+            for op, since in late.items()
+        }
         own = {"checks": forms.CHECKS, "dictated": forms.DICTATED}
         return cls(**table | own | {"runtime": runtime, "float_reasons": table["float_reasons"] | reasons})
 

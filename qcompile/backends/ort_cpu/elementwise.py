@@ -1,6 +1,6 @@
 """QLinearAdd and QLinearMul as ONNX Runtime computes them on x86-64, on Arm and in WebAssembly, code for code.
 
-Each rule takes codes (uint8, shapes that broadcast) with their quantizers and returns rounded values with the zero
+Each formula takes codes (uint8, shapes that broadcast) with their quantizers and returns rounded values with the zero
 point added, before clamping. All compute the same real number; they differ where it lies so near to a half that float32
 errors, or on Arm those of 22-bit multipliers, decide. One code that differs early becomes 28 to 42 dB at the end.
 """
@@ -20,7 +20,7 @@ Codes = NDArray[np.uint8]
 Array = NDArray[Any]
 MARGIN: Final = 0.02  # of a step: more than 256 steps move within so many units of float32, and all errors together
 SIGMOID_MARGIN: Final = 1e-4  # of a step: ten times what float32 errors of the function come to
-Rule = Callable[[Codes, Quantizer, Codes, Quantizer, Quantizer], Array]
+Formula = Callable[[Codes, Quantizer, Codes, Quantizer, Quantizer], Array]
 
 
 def add(a: Codes, qa: Quantizer, b: Codes, qb: Quantizer, output: Quantizer) -> Array:
@@ -74,7 +74,7 @@ def multiply_in_steps(a: Codes, qa: Quantizer, b: Codes, qb: Quantizer, output: 
     return result
 
 
-RULES: Final[dict[str, tuple[Rule, ...]]] = {
+FORMULAS: Final[dict[str, tuple[Formula, ...]]] = {
     "Add": (add, add_swapped, add_in_integers, add_in_steps),
     "Mul": (multiply, multiply_fused, multiply_in_steps),
 }
@@ -82,7 +82,7 @@ RULES: Final[dict[str, tuple[Rule, ...]]] = {
 
 @dataclass(frozen=True)
 class Operation:
-    """An addition or a multiplication (`op` of `RULES`) of pairs of codes; `a` and `b` [K], uint8.
+    """An addition or a multiplication (`op` of `FORMULAS`) of pairs of codes; `a` and `b` [K], uint8.
 
     Quantizers are given in the order first operand, second operand, output.
     """
@@ -98,7 +98,7 @@ class Operation:
         return cls(op, first.reshape(-1), second.reshape(-1))
 
     def doubtful(self, quantizers: Sequence[Quantizer]) -> Operation:
-        """Return the pairs on which the rules could differ, also where a scale moves by `TRIES` units."""
+        """Return the pairs on which the formulas could differ, also where a scale moves by `TRIES` units."""
         qa, qb, output = quantizers
         real = [_centred(codes, q) * np.float64(np.float32(q.scale)) for codes, q in ((self.a, qa), (self.b, qb))]
         steps = (real[0] + real[1] if self.op == "Add" else real[0] * real[1]) / np.float32(output.scale)
@@ -107,10 +107,10 @@ class Operation:
         return Operation(self.op, self.a[some], self.b[some])
 
     def is_settled(self, quantizers: Sequence[Quantizer]) -> bool:
-        """Say whether all rules give the same codes."""
+        """Say whether all formulas give the same codes."""
         qa, qb, output = quantizers
-        rules = RULES[self.op]
-        found = [output.grid.clip(rule(self.a, qa, self.b, qb, output)) for rule in rules]
+        formulas = FORMULAS[self.op]
+        found = [output.grid.clip(formula(self.a, qa, self.b, qb, output)) for formula in formulas]
         return all(np.array_equal(found[0], other) for other in found[1:])
 
 
