@@ -38,7 +38,8 @@ def _alike(
 ) -> bool:
     """Say whether the inputs can have the output's bits, have the same bounds, and nearly its range.
 
-    An input that only the Concat reads (`alone`) takes whatever bits its readers ask of the output.
+    An input that only the Concat reads (`alone`) takes whatever bits its readers ask of the output. One without any
+    value, as an empty cache is, has nothing against the output's range.
     """
     specs = {root: plan.specs[Edge(root)] for root in inputs}
     grid, stacked = plan.specs[Edge(output)].grid, plan.stacked()
@@ -49,8 +50,9 @@ def _alike(
     if any(stacked[root][1:] for root in specs) and not isinstance(observers[output], Histogram):
         return False  # the narrow quantizers would search in values that nobody has kept
     low, high = min(observers[output].lo, 0.0), max(observers[output].hi, 0.0)
-    widths = [max(observers[root].hi, 0.0) - min(observers[root].lo, 0.0) for root in inputs]
-    return min(widths) >= ALIKE * (high - low)
+    seen = [observers[root] for root in inputs if observers[root].count]
+    widths = [max(observer.hi, 0.0) - min(observer.lo, 0.0) for observer in seen]
+    return min(widths, default=0.0) >= ALIKE * (high - low)
 
 
 def _unite(plan: Plan, output: str, inputs: Iterable[str]) -> None:

@@ -32,12 +32,20 @@ def prepare(model: ModelProto, oldest: int, newest: int | None = None, store: St
         light = raised(light, oldest)
     elif newest is not None and opset(light) > newest:
         light = lowered(light, newest)
+    _spell_defaults(light)
     _forget_stale_shapes(light)
     with suppress(Exception):  # a model of custom operators keeps the shapes it came with
         light = onnx.shape_inference.infer_shapes(light, data_prop=True)
     graph = import_graph(light, weights, store)
     graph.notes = notes
     return graph
+
+
+def _spell_defaults(light: ModelProto) -> None:
+    """Write out what the shape inference of onnx takes for 0 where it is left out."""
+    for node in all_nodes(light.graph.node):
+        if node.op_type == "STFT" and not any(item.name == "onesided" for item in node.attribute):
+            node.attribute.append(onnx.helper.make_attribute("onesided", 1))
 
 
 def _forget_stale_shapes(light: ModelProto) -> None:

@@ -61,8 +61,8 @@ def choose_numbers(
     if live:
         part = to_model(part_before(graph, live))
         observe(part, live.items(), data, batch=batch, threads=threads, label=label)
-    check_seen(graph, plan, nodes, observers)
     shared = share_concats(nodes, plan, observers)
+    check_seen(graph, plan, nodes, observers)
     apart = {} if all_values else _told_apart(graph, plan)
     for key, spec in plan.specs.items():
         root = plan.stands_on(key)

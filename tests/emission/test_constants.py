@@ -41,6 +41,13 @@ def test_type_shape_and_sign_of_zero_tell_arrays_apart() -> None:
         np.testing.assert_array_equal(stored, array)
 
 
+def test_equal_texts_are_stored_once() -> None:
+    constants = Constants(set())
+    texts = [["cat", "dog"], ["catd", "og"], ["cat", "dog"]]
+    assert [constants.add(np.array(words, object), "c") for words in texts] == ["c", "c_2", "c"]
+    assert [numpy_helper.to_array(tensor).tolist() for tensor in constants.protos] == texts[:2]
+
+
 def test_changing_an_array_later_changes_nothing() -> None:
     constants = Constants(set())
     array = np.array([1.0, 2.0], np.float32)

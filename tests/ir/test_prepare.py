@@ -252,3 +252,13 @@ def test_a_size_below_zero_is_open(model_of: Build) -> None:
     graph = prepare(model, 18)
     assert list(graph.inputs[0].shape) == [None, 3]
     assert outputs(to_model(graph), x=ROWS)["y"].shape == (4, 3)
+
+
+@pytest.mark.parametrize(("written", "bins"), [("", 5), ("<onesided=1>", 5), ("<onesided=0>", 8)])
+def test_a_spectrum_has_one_side_unless_it_says_otherwise(written: str, bins: int, model_of: Build) -> None:
+    model = model_of(f"""g (float[N,32,1] x) => (float[N,4,K,2] y) <int64 step = {{8}}, int64 size = {{8}}> {{
+        s = STFT{written}(x, step, , size)  y = Neg(s) }}""")
+    graph = prepare(model, 18)
+    (spectrum,) = graph.nodes[0].outputs
+    assert list(spectrum.shape)[1:] == [4, bins, 2]
+    assert outputs(to_model(graph), x=ROWS[:1, :1].repeat(32, 0)[None])["y"].shape == (1, 4, bins, 2)

@@ -23,6 +23,7 @@ from networks import (
     compiled,
     network,
     run,
+    samples,
 )
 from onnx import numpy_helper
 
@@ -195,6 +196,17 @@ def test_concat_of_inputs_alike_becomes_a_copy_of_codes() -> None:
     assert plan.form("join") is Form.ARITHMETIC and len({plan.groups[name] for name in "cde"}) == 3
     plan = compiled(JOINED, CALIBRATE).plan
     assert plan.form("join") is Form.CODES and {plan.groups[name] for name in "cde"} == {"e"}
+
+
+def test_an_empty_cache_has_the_quantizer_of_what_it_is_joined_with() -> None:
+    model = network("""net (float[N,1,8] x, float[N,P,8] past, float[8,8] W1, float[8,8] W2) => (float[N,Q,8] y) {
+      [key] k = MatMul(x, W1)  [join] all = Concat<axis = 1>(past, k)  [head] y = MatMul(all, W2)
+    }""")
+    data = {"x": samples(model)["x"], "past": np.zeros((16, 0, 8), np.float32)}
+    opened = open_model(model, Config(threads=1), data)
+    run(opened, CALIBRATE)
+    assert opened.plan.form("join") is Form.CODES and {opened.plan.groups[name] for name in ("past", "k")} == {"all"}
+    assert {edge.tensor for edge in opened.plan.quantizers} == {"x", "all"}
 
 
 def test_nan_that_arises_inside_is_named() -> None:
