@@ -26,6 +26,7 @@ from qcompile.runtime.unpack import unpacked
 class Validate:
     """Check the emitted model against the rules of its target, look up its kernels, run it and compare it with float.
 
+    Where the target has no integer kernels, none are claimed, and nothing is timed.
     Fills `model.audit`. Raises EmissionError for a broken rule or NaN in an output of the emitted model.
     """
 
@@ -53,7 +54,7 @@ class Validate:
             bits=bit_counts(model.plan),
             float_nodes=float_nodes(model.graph, model.plan),
             kernels=kernel_counts(nodes),
-            fused=fused(model.plan, model.target, model.emitted, dict(nodes)),
+            fused=fused(model.plan, model.target, model.emitted, dict(nodes)) if model.target.integer_kernels else None,
             size=Size(byte_size(model.source), byte_size(model.emitted)),
             agreement=agreement,
             unoptimized=found.unoptimized if found else None,
@@ -78,7 +79,8 @@ def _compared(model: QModel, emitted: onnx.ModelProto, loaded: onnx.ModelProto) 
     if data is None:
         return None
     described = describe_outputs(model.graph, labelled=model.evaluation is not None)
-    found = compared(model.source, emitted, data, described, loaded=loaded)
+    timed = model.target.integer_kernels  # a float graph with quantizers is slower than one without
+    found = compared(model.source, emitted, data, described, loaded=loaded, timed=timed)
     for name, times in found.unlike.items():
         text = f"output {name!r} has another shape than the float model's in {times} batches: not compared there"
         model.journal.warn(Validate.name, text)

@@ -20,7 +20,7 @@ from qcompile.data.dataset import Dataset
 from qcompile.emission.pack import INT4_OPSET
 from qcompile.errors import InputError, QCompileError, expect
 from qcompile.files import Content, check_outputs, write_files
-from qcompile.flags import parse_fix
+from qcompile.flags import flag_name, parse_fix
 from qcompile.ir.fingerprint import fingerprint
 from qcompile.ir.freeze import freeze
 from qcompile.ir.load import check_model, load_model, model_files
@@ -218,7 +218,7 @@ def open_model(model: Source, config: Config | None = None, data: Any = None, *,
                 opened.evaluation_as = lambda text: open_evaluation(evaluation, inputs, text, alone=alone)
 
     identity = "" if reference is source else fingerprint(source)
-    plan = Plan(recipe=recipe_hash(config))
+    plan = Plan(recipe=recipe_hash(config), target=target.name)
     opened = QModel(
         graph, reference, target, config, feed_alone=open_samples, plan=plan, identity=identity, store=store
     )
@@ -239,7 +239,17 @@ def open_target(config: Config) -> Target:
     if asked and release(asked) > release(installed):
         what = f"--runtime-version {asked} is newer than what is installed, so the file could not be run here"
         raise InputError(what, where=f"ONNX Runtime {installed}", remedy="install it, or give an older version")
+    if not target.integer_kernels:
+        _check_integers(config)
     return Target.load(config.target, asked or needed)
+
+
+def _check_integers(config: Config) -> None:
+    """Raise InputError where something is asked for that integer kernels alone have; the target has none."""
+    for name in ("pack", "placement"):
+        if (value := getattr(config, name)) != getattr(Config, name):
+            what = f"{flag_name(name)} {value} has no effect: {config.target} has no integer kernels"
+            raise InputError(what, remedy="leave it out")
 
 
 def _reference(source: onnx.ModelProto, notes: list[str]) -> onnx.ModelProto:

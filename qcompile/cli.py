@@ -185,8 +185,9 @@ MISSING = {  # what click says where the argument of a command is missing
 
 def usage_text(error: click.UsageError) -> str:
     """Return click's error as one line that says what to do."""
-    command = error.ctx.info_name if error.ctx and error.ctx.info_name in MISSING else "compile"
-    see = f"see qcompile {'plot ' if command == 'plot' else ''}--help"
+    named = error.ctx.info_name or "" if error.ctx else ""
+    command = named if named in main.commands else "compile"
+    see = f"see qcompile {'' if command == 'compile' else f'{command} '}--help"
     if isinstance(error, click.NoSuchOption) and error.ctx is not None:
         known = [name for item in error.ctx.command.params for name in item.opts if name.startswith("--")]
         close = near(error.option_name, known)
@@ -196,7 +197,8 @@ def usage_text(error: click.UsageError) -> str:
     else:
         text = error.format_message().rstrip(".")
         text = f"{text[:1].lower()}{text[1:]}; {see}"
-    return f"{text}; a model of the name plot is ./plot" if command == "plot" and Path("plot").exists() else text
+    is_model = command != "compile" and Path(command).exists()
+    return f"{text}; a model of the name {command} is ./{command}" if is_model else text
 
 
 @click.group(cls=Main, add_help_option=False)
@@ -282,3 +284,11 @@ def plot_command(report: str, out: str | None) -> None:
     from qcompile import commands
 
     commands.plot_report(Path(report), Path(out))
+
+
+@main.command("targets", context_settings=HELP)
+def targets_command() -> None:
+    """List what --target can be: what each is for, and what was proven where."""
+    from qcompile import commands
+
+    commands.list_targets()

@@ -17,9 +17,10 @@ from qcompile.errors import InputError, QualityError
 from qcompile.files import check_outputs, write_files
 from qcompile.ir.load import external_files
 from qcompile.quant.plan_file import plan_folders, plan_places
-from qcompile.reporting import plot
+from qcompile.reporting import plot, tables
 from qcompile.reporting.screen import Screen
 from qcompile.signals import hand_over, interrupt
+from qcompile.targets.schema import Target, known
 from qcompile.training.work_dir import has_state
 
 SEPARATORS = tuple(filter(None, (os.sep, os.altsep)))
@@ -103,6 +104,11 @@ def resumable(config: Config, arguments: Sequence[str]) -> Iterator[None]:
             raise
         command = shlex.join(["qcompile", *arguments, *([] if config.resume else ["--resume"])])
         raise KeyboardInterrupt(f"; go on with: {command}") from None
+
+
+def list_targets() -> None:
+    """Print what `--target` can be."""
+    Screen().show(tables.targets_view(map(Target.load, known())))
 
 
 def plot_report(report: Path, figure: Path) -> None:

@@ -100,14 +100,15 @@ class Audit:
     `onnxruntime` is the version that it ran on. `bits` counts weights and activation quantizers by their bits, as text;
     `kernels` the nodes of ONNX Runtime's optimized graph by operator. `agreement` is with the float model,
     `unoptimized` of the run with all optimizations off with the optimized one; both and `speed` are None without
-    samples, `top1` is without labels. Where an output differs much, `worst_layers` has those that err most alone.
+    samples, `top1` is without labels. `fused` and `speed` are None where the target has no integer kernels. Where an
+    output differs much, `worst_layers` has those that err most alone.
     """
 
     onnxruntime: str
     bits: dict[str, dict[str, int]]
     float_nodes: list[FloatNode]
     kernels: dict[str, int]
-    fused: Fused
+    fused: Fused | None
     size: Size
     agreement: Judged | None = None
     unoptimized: Compared | None = None

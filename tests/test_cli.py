@@ -18,6 +18,7 @@ from qcompile import api
 from qcompile.cli import main
 from qcompile.config import Config, Files
 from qcompile.errors import QCompileError
+from qcompile.targets.schema import Target, known
 
 Run = Callable[..., "Ended"]
 
@@ -58,6 +59,7 @@ def run(folder: Path, capsys: pytest.CaptureFixture[str]) -> Run:
 
 
 DATA = ("--data", "calib.npz", "--threads", "1")
+ACADEMIC = ("--target", "academic")
 COMPILE = ("in.onnx", "-o", "out.onnx", *DATA)
 PLAIN = ("in.onnx", "-o", "out.onnx")
 
@@ -198,6 +200,38 @@ def test_plot_draws_a_report(run: Run, folder: Path) -> None:
     ended = run("plot", "plot", "-o", "figure.svg")
     assert (ended.code, ended.out, ended.err) == (0, "", "")
     assert (folder / "figure.svg").read_text().startswith("<?xml")
+
+
+def test_targets_are_listed_with_what_was_proven(run: Run) -> None:
+    code, text, err = run("targets")
+    assert (code, err) == (0, "")
+    lines = [line for line in text.splitlines() if line.strip()]
+    assert lines[0].split("  ")[0] == "--target" and max(map(len, lines)) <= 120
+    for name in known():
+        target = Target.load(name)
+        assert target.purpose and target.proven
+        assert any(line.startswith(f"{name}  ") for line in lines[1:])
+    assert run("targets", "-h").out.startswith("Usage: qcompile targets")
+
+
+def test_a_float_graph_for_papers(run: Run, folder: Path) -> None:
+    ended = run(*COMPILE, "--target", "academic", "--w", "4", "--a", "4", "--method", "rtn", "--report", "r.json")
+    assert ended.code == 0
+    verdict = ended.out.splitlines()[-1]
+    assert verdict.startswith("out.onnx: w4a4 for academic, a float graph, ") and "speed" not in verdict
+    assert "Plan for academic" in ended.out and "integer kernel" not in ended.out
+    report = json.loads((folder / "r.json").read_text())
+    assert report["target"]["name"] == "academic"
+    assert report["audit"]["fused"] is None and report["audit"]["speed"] is None
+    operators = {node.op_type for node in onnx.load("out.onnx").graph.node}
+    assert {"Div", "Round", "Mul", "Clip"} <= operators and not any("Quantize" in op for op in operators)
+
+
+def test_a_plan_is_for_one_target(run: Run) -> None:
+    assert run(*COMPILE, "--save-plan", "p.npz", "--target", "academic").code == 0
+    ended = run(*COMPILE, "--load-plan", "p.npz")
+    assert (ended.code, "the plan was made for target 'academic' (p.npz)" in ended.err) == (2, True)
+    assert run(*COMPILE, "--load-plan", "p.npz", "--target", "academic").code == 0
 
 
 def test_a_model_called_plot_is_compiled(run: Run, folder: Path) -> None:
@@ -415,6 +449,14 @@ BAD: dict[str, tuple[Callable[[], object], tuple[str, ...], str]] = {
         "--w 9 is out of range; give 2 to 8",
     ),
     "broken recipe": (lambda: Path("r.toml").write_text("w = "), (*COMPILE, "--config", "r.toml"), "not TOML"),
+    "no such target": (NOTHING, (*COMPILE, "--target", "nonsense"), "is unknown; known: academic, ort-cpu"),
+    "packing of float weights": (NOTHING, (*COMPILE, *ACADEMIC, "--pack", "int4"), "academic has no integer kernels"),
+    "placing by speed in float": (NOTHING, (*COMPILE, *ACADEMIC, "--placement", "fast"), "--placement fast has no eff"),
+    "no arguments": (
+        NOTHING,
+        ("targets", "academic"),
+        "unexpected extra argument (academic); see qcompile targets --h",
+    ),
     "no recipe": (NOTHING, (*COMPILE, "--config", "r.toml"), "cannot read the recipe"),
     "broken expression": (NOTHING, (*COMPILE, "--keep-float", "("), "not a regular expression"),
     "--keep-float matches nothing": (NOTHING, (*COMPILE, "--keep-float", "brnch"), "did you mean 'branch'?"),

@@ -41,13 +41,13 @@ SIDE_BY_SIDE = 1 << 30  # bytes of weights: of larger models, memory holds one a
 class Comparison:
     """The emitted file beside the float model on `data`, and beside itself without optimizations.
 
-    `unlike` counts, by output, the batches in which both models give other shapes.
+    `unlike` counts, by output, the batches in which both models give other shapes. `speed` is None if none was timed.
     """
 
     agreement: Compared
     data: Dataset
     unoptimized: Compared
-    speed: Speed
+    speed: Speed | None
     unlike: Mapping[str, int]
 
 
@@ -58,8 +58,9 @@ def compared(
     described: Mapping[str, Output],
     *,
     loaded: onnx.ModelProto | None = None,
+    timed: bool = True,
 ) -> Comparison:
-    """Run both models on the same samples, some of `data`: agreement, speed, and what optimizations change.
+    """Run both models on the same samples, some of `data`: agreement, speed if `timed`, and what optimizations change.
 
     `loaded` is `emitted` with its packed weights taken apart, where that was done before.
     """
@@ -76,13 +77,14 @@ def compared(
         if len(first) < UNOPTIMIZED_BATCHES:
             first.append((feeds, outputs))
     one = data.first_of(first[0][0])
-    timing = None if apart else compare(reference, optimized, one, seconds=TIMING_SECONDS)
+    timing = compare(reference, optimized, one, seconds=TIMING_SECONDS) if timed and not apart else None
     del reference, optimized  # before the next one is loaded
-    timing = timing or compare_apart(source, loaded, one, seconds=TIMING_SECONDS)
+    if timed and apart:
+        timing = compare_apart(source, loaded, one, seconds=TIMING_SECONDS)
     plain = Session(emitted, level="off", threads=1)
     for feeds, outputs in first:
         unoptimized.add(feeds, outputs, plain.run(feeds), data.samples_in(feeds))
-    speed = speed_of(timing, data.samples_in(one))
+    speed = speed_of(timing, data.samples_in(one)) if timing else None
     return Comparison(agreement.summary(), data, unoptimized.summary(), speed, agreement.unlike)
 
 

@@ -8,33 +8,50 @@ from typing import Final
 
 import onnx
 
-from qcompile.backends import ort_cpu
+from qcompile.backends import academic, ort_cpu
 from qcompile.emission.doubts import Doubt
 from qcompile.emission.emitted import Emitted, Rule, Violation
 from qcompile.emission.writer import Writer
+from qcompile.ir import Graph
+from qcompile.ir.store import Store
 from qcompile.program.lower import Program
+from qcompile.quant.plan import Plan
 from qcompile.targets.schema import Target
 
 
 @dataclass(frozen=True)
 class Backend:
-    """What is known of the files of one runtime.
+    """What is known of the files of one target.
 
-    `writer` writes a program; `rules` look at the file and yield where it breaks them; `doubts` finds in a program the
-    nodes that the runtime rounds differently on different processors.
+    `writer` writes a program; `simulation` its fake form, of which layer-by-layer passes run pieces; `rules` look at
+    the file and yield where it breaks them; `doubts` finds in a program the nodes that the runtime rounds differently
+    on different processors.
     """
 
     writer: type[Writer]
+    simulation: type[Writer]
     rules: Mapping[str, Rule]
     doubts: Callable[[Program], Iterable[Doubt]]
 
 
-BACKENDS: Final[Mapping[str, Backend]] = {"ort-cpu": Backend(ort_cpu.OrtWriter, ort_cpu.RULES, ort_cpu.doubtful_nodes)}
+BACKENDS: Final[Mapping[str, Backend]] = {
+    "ort-cpu": Backend(ort_cpu.OrtWriter, ort_cpu.OrtWriter, ort_cpu.RULES, ort_cpu.doubtful_nodes),
+    "academic": Backend(academic.AcademicWriter, academic.Simulation, academic.RULES, lambda program: ()),
+}
 
 
 def backend_of(target: Target) -> Backend:
     """Return the backend of a target."""
     return BACKENDS[target.name]
+
+
+def fake_writer(graph: Graph, plan: Plan, program: Program, store: Store | None = None) -> Writer:
+    """Return what writes `program` in float arithmetic, as the target of `plan` has it rounded.
+
+    That is fake-quant weights, and QuantizeLinear and DequantizeLinear around float operators: to be run in ONNX
+    Runtime without Q/DQ fusion.
+    """
+    return BACKENDS[plan.target].simulation(graph, plan, program, packing="none", fake=True, store=store)
 
 
 def check(model: onnx.ModelProto, target: Target, planned: Collection[str] = ()) -> list[Violation]:

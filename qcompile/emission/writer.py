@@ -128,13 +128,13 @@ class Writer:
         weight = self.plan.weights.get(step.node.name)
         if weight is not None:
             inputs.append(self._weight(step.node, weight))
-            inputs += self._bias(step.node, step.inputs[0], weight)
+            inputs += self.bias(step.node, step.inputs[0], weight)
         self.operator(step, inputs)
 
     def arithmetic(self, step: Step) -> None:
         """An operator between DequantizeLinear and QuantizeLinear."""
         assert step.node is not None
-        self.operator(step, [self.float_of(value) for value in step.inputs] + self._rest(step.node))
+        self.operator(step, [self.float_of(value) for value in step.inputs] + self.rest(step.node))
 
     def codes(self, step: Step) -> None:
         """An operator on codes: no float in between, nothing to fuse."""
@@ -150,7 +150,7 @@ class Writer:
             zero = self.constants.scalar(source.quantizer.zero_point, source.quantizer.grid.dtype)
             rest = [self._input(node.inputs[1]), zero, *map(self._input, node.inputs[3:])]  # not the float 0
         else:
-            rest = self._rest(node)
+            rest = self.rest(node)
         others = [value.name for value in step.inputs[1:]]
         self.nodes.append(node_proto(node, [self.in_front(node, source.name), *others, *rest], outputs))
 
@@ -243,20 +243,21 @@ class Writer:
             return pack.unpack_planes(weight, stem, self.constants, self.add)
         return self.constants.own(weight.integers(), f"{stem}_{WEIGHTS.container}")
 
-    def _bias(self, node: Node, data: Value, weight: WeightQuantizer) -> list[str]:
+    def bias(self, node: Node, data: Value, weight: WeightQuantizer) -> list[str]:
+        """Return the float reading of a layer's bias, or nothing where it has none."""
         bias = self.plan.biases.get(node.name)
         if bias is None:
             return []
         assert data.quantizer is not None
         codes, scale = integer_bias(bias, data.quantizer.scale, weight.scale)
-        stem = node.inputs[2].name if float_bias(node) is not None else f"{node.name}_bias"
+        stem = bias_name(node)
         if self.fake:
             return [self.constants.add(codes.astype(np.float32) * scale, stem)]
         inputs = [self.constants.add(codes, f"{stem}_int32"), self.constants.add(scale, f"{stem}_scale")]
         output = self.constants.unique(f"{stem}_dq")
         return [self.add("DequantizeLinear", inputs, output, axis=0, output=output)]
 
-    def _rest(self, node: Node) -> list[str]:
+    def rest(self, node: Node) -> list[str]:
         """Return the inputs behind the operands: shapes, indices, bounds."""
         return [self._input(tensor) for tensor in node.inputs[len(operands(node)) :]]
 
@@ -278,3 +279,8 @@ class Writer:
     def name(self, stem: str) -> str:
         """Return a node name of its own."""
         return unique_name(stem, self.names)
+
+
+def bias_name(node: Node) -> str:
+    """Return the name of a layer's bias: that of the model's own, or one for a bias that it did not have."""
+    return str(node.inputs[2].name) if float_bias(node) is not None else f"{node.name}_bias"

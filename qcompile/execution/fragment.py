@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import onnx
 from onnx import helper
 
-from qcompile.backends.ort_cpu.writer import OrtWriter
+from qcompile.backends import fake_writer
 from qcompile.ir import Graph
 from qcompile.ir.graph import element_type
 from qcompile.ir.store import Store
@@ -29,7 +29,7 @@ def fragment(
     `inputs` are values made before the fragment: codes in their container, tensors of the graph with their own type.
     Large weights go to `store`, if there is one.
     """
-    writer = OrtWriter(graph, plan, Program(graph, tuple(steps)), packing="none", fake=True, store=store)
+    writer = fake_writer(graph, plan, Program(graph, tuple(steps)), store)
 
     def kind(value: Value) -> int:
         if value.quantizer is None:

@@ -86,7 +86,7 @@ class Plan:
     emission. `capacities` (in bits) and `losses` (squared error after training relative to the squared values) are by
     unit. `untouched` names the places where rotating or equalising channels was tried and made an error larger.
     `regions` lists the names of the units that are trained together, in order; empty means every unit by itself.
-    `recipe` is a hash of the settings that decided.
+    `recipe` is a hash of the settings that decided; `target` the name of the target that they decided for.
     """
 
     nodes: dict[str, NodePlan] = field(default_factory=dict)
@@ -103,6 +103,7 @@ class Plan:
     untouched: list[str] = field(default_factory=list)
     regions: list[tuple[str, ...]] = field(default_factory=list)
     recipe: str = ""
+    target: str = "ort-cpu"
 
     def unplaced(self) -> Plan:
         """Return the plan as it was before placement: without nodes, quantizers and numbers."""

@@ -214,6 +214,7 @@ def from_json(document: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -
         untouched=list(document["untouched"]),
         regions=[tuple(region) for region in document["regions"]],
         recipe=document["recipe"],
+        target=document["target"],
     )
 
 

@@ -65,7 +65,8 @@ class Screen:
             nodes = node_rows(model)
             self.shown = tables.float_view(nodes)
             target = f"{model.target.name}, ONNX Runtime {model.target.runtime} or later"
-            self.show(tables.plan_view(nodes, quantizer_rows(model), target))
+            forms = tables.FORMS if model.target.integer_kernels else tables.IN_FLOAT
+            self.show(tables.plan_view(nodes, quantizer_rows(model), target, forms))
         if not self.quiet and run.name == "check-data":
             for line in model.first_batch:
                 self.out.print(f"first batch  {line}", markup=False, soft_wrap=True)

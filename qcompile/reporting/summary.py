@@ -152,7 +152,7 @@ def warnings(model: QModel, found: Audit | None) -> list[str]:
     if found and (text := difference_text(found.outputs)):
         texts.append(f"{text}{worst_text(found.worst_layers)}; {advice(model, found.worst_layers)}")
     texts += training_warnings(model.outcomes)
-    for row in found.fused.missing if found else ():
+    for row in found.fused.missing if found and found.fused else ():
         texts.append(f"node {row.node!r} should run on an integer kernel, but does not: {row.rule}")
     return texts
 
@@ -229,7 +229,10 @@ def verdict(model: QModel, found: Audit | None) -> str:
 
 
 def _findings(found: Audit) -> Iterator[str]:
-    yield f"{100 * found.size.emitted / found.size.float:.0f} % of the float size"
+    if found.fused:
+        yield f"{100 * found.size.emitted / found.size.float:.0f} % of the float size"
+    else:
+        yield "a float graph"
     if found.speed:
         text = speed_text(found.speed)
         yield f"{text} the float speed" if found.speed.speedup >= 1 else f"SLOWER than float: {text}"

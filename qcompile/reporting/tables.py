@@ -13,6 +13,7 @@ from qcompile.outcomes import Judged, Outcome, Speed
 from qcompile.passmanager import PassRun
 from qcompile.quant.plan import Form
 from qcompile.reporting.summary import agreement_text, samples_text, shortened, speed_text
+from qcompile.targets.schema import Target
 
 Row = Mapping[str, Any]
 View = list[Table | str]
@@ -23,12 +24,17 @@ FORMS = {
     Form.ABSORBED: "absorbed by a quantizer",
     Form.FLOAT: "float",
 }
+IN_FLOAT = FORMS | {
+    Form.COMPUTE: "reads quantized, weights",
+    Form.ARITHMETIC: "reads and gives quantized",
+    Form.CODES: "moves quantized",
+}  # of a target without integer kernels
 
 
-def plan_view(nodes: Sequence[Row], quantizers: Sequence[Row], target: str) -> View:
-    """Return the plan: nodes by form, bits, exceptions, and the float nodes with reasons."""
+def plan_view(nodes: Sequence[Row], quantizers: Sequence[Row], target: str, forms: Mapping[Form, str] = FORMS) -> View:
+    """Return the plan: nodes by form, in the words of `forms`, bits, exceptions, and the float nodes with reasons."""
     table = _table(f"Plan for {target}", "form", "nodes", "operators", "bits", numbers=(1,))
-    for form, text in FORMS.items():
+    for form, text in forms.items():
         rows = [row for row in nodes if row["form"] == form]
         if rows:
             bits = _counts(_bits(row) for row in rows if row["form"] == Form.COMPUTE)
@@ -62,7 +68,9 @@ def audit_view(report: Mapping[str, Any], shown: Collection[str] = ()) -> View:
     lines = [
         f"weights      {_bit_counts(audit['bits']['weights'])}",
         f"activations  {_bit_counts(audit['bits']['activations'])}",
-        f"kernels      {fused['integer']} of {fused['planned']} planned nodes run on integer kernels",
+        f"kernels      {fused['integer']} of {fused['planned']} planned nodes run on integer kernels"
+        if fused
+        else "kernels      float, on quantized values",
         f"             {escape(kernels)}",
         *training_view(report),
         *(line for line in float_view(report["nodes"]) if line not in shown),
@@ -105,6 +113,14 @@ def before_after(audit: Mapping[str, Any]) -> Table:
         for name, figures in agreement["outputs"].items():
             table.add_row(f"{escape(name)}, {samples}", "", "", agreement_text(figures))
     return table
+
+
+def targets_view(targets: Iterable[Target]) -> View:
+    """Return the targets: what each is for, and what was proven where."""
+    table = _table("", "--target", "what for", "proven")
+    for target in targets:
+        table.add_row(*map(escape, (target.name, target.purpose, target.proven)))
+    return [table]
 
 
 def pass_line(run: PassRun) -> str:

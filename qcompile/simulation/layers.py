@@ -11,7 +11,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
-from qcompile.backends.ort_cpu.writer import OrtWriter
+from qcompile.backends import fake_writer
 from qcompile.execution.twins import as_float
 from qcompile.ir import Constant, Graph, topological, value_info
 from qcompile.ir.store import Store, scratch_beside
@@ -65,7 +65,7 @@ def beside(graph: Graph, plan: Plan, store: Store | None = None) -> tuple[onnx.M
     program = lower(graph, plan)
     steps, layers = _steps(graph, program)
     part = Program(graph, tuple(steps.values()), program.tensors)
-    writer = OrtWriter(graph, plan, part, packing="none", fake=True, store=store)
+    writer = fake_writer(graph, plan, part, store)
     rounded = [onnx.ValueInfoProto(name=layer.rounded) for layer in layers]  # kept by being given out
     model = writer.fragment([value_info(tensor) for tensor in graph.inputs], rounded)
     _give_sums(model.graph, layers)

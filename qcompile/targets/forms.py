@@ -30,7 +30,7 @@ def integer_form(node: Node, target: Target) -> tuple[Form, str]:
     elif node.op in target.codes | target.clips:
         form = Form.CODES
     else:
-        return Form.FLOAT, target.float_reasons.get(node.op, "no integer kernel")
+        return Form.FLOAT, target.float_reasons.get(node.op, target.float_reason)
     reason = next((text for check in _checks(node, target) if (text := check(node))), "")
     return (Form.FLOAT, reason) if reason else (form, "")
 

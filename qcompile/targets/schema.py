@@ -10,6 +10,7 @@ import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module, resources
+from importlib.resources.abc import Traversable
 from typing import Any, Final
 
 from qcompile.errors import InputError, nearest
@@ -27,8 +28,12 @@ class Target:
     Operator names by the form in which they run on integers: `compute` with weights, `arithmetic` with
     DequantizeLinear in and QuantizeLinear out, `codes` directly on codes; `clips` can be absorbed by a quantizer.
     `even_zero_point` names the operators that round after adding the zero point; `float_output` those whose integer
-    kernel can give float32; `float_reasons` says why an operator stays float. `checks` return the reason why a node of
-    an operator does, or ""; `dictated` are output quantizers that the integer form of an operator has.
+    kernel can give float32; `float_reasons` says why an operator stays float, `float_reason` why any other does.
+    `checks` return the reason why a node of an operator does, or ""; `dictated` are output quantizers that the integer
+    form of an operator has.
+
+    `purpose` says in a line what it is for, `proven` what was proven and where. `integer_kernels`: nodes in these forms
+    run on integers; else in float, on values that are rounded to the same grids.
 
     `activations` is the type of the codes of activations; `least_output_scale` the smallest scale of an output that a
     kernel takes, as a share of that of its input.
@@ -38,15 +43,19 @@ class Target:
     """
 
     name: str
+    purpose: str
+    proven: str
     runtime: str
     activations: Container
     opset: int
+    integer_kernels: bool
     compute: frozenset[str]
     arithmetic: frozenset[str]
     codes: frozenset[str]
     clips: frozenset[str]
     even_zero_point: frozenset[str]
     float_output: frozenset[str]
+    float_reason: str
     float_reasons: dict[str, str]
     least_output_scale: dict[str, float]
     checks: Mapping[str, Callable[[Node], str]]
@@ -61,8 +70,7 @@ class Target:
     @classmethod
     def load(cls, name: str, runtime: str | None = None) -> Target:
         """Read what is known of a target by name, for files that run on version `runtime` and later ones."""
-        folders = {item.name.replace("_", "-"): item / "facts.toml" for item in resources.files(__package__).iterdir()}
-        facts = {target: path for target, path in folders.items() if path.is_file()}
+        facts = known()
         if name not in facts:
             raise InputError(f"--target {name} is unknown", remedy=nearest(name, facts))
         table: dict[str, Any] = tomllib.loads(facts[name].read_text())
@@ -80,6 +88,12 @@ class Target:
         }
         own = {"checks": forms.CHECKS, "dictated": forms.DICTATED}
         return cls(**table | own | {"runtime": runtime, "float_reasons": table["float_reasons"] | reasons})
+
+
+def known() -> dict[str, Traversable]:
+    """Return the files of facts of all targets, by name."""
+    folders = {item.name.replace("_", "-"): item / "facts.toml" for item in resources.files(__package__).iterdir()}
+    return {target: path for target, path in sorted(folders.items()) if path.is_file()}
 
 
 def release(version: str) -> tuple[int, ...]:

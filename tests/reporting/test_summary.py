@@ -68,6 +68,16 @@ def test_every_float_node_has_its_reason(result: qcompile.Result) -> None:
     assert rows[0]["reason"]
 
 
+def test_a_report_about_a_float_graph(residual_model: onnx.ModelProto, residual_data: Data) -> None:
+    result = qcompile.compile(residual_model, qcompile.Config(target="academic", threads=1), residual_data)
+    report = json.loads(result.report_text())
+    jsonschema.validate(report, SCHEMA)
+    assert report["verdict"].startswith("w8a8 for academic, a float graph, ")
+    assert report["audit"]["fused"] is report["audit"]["speed"] is None and report["warnings"] == []
+    (unoptimized,) = report["audit"]["unoptimized"]["outputs"].values()
+    assert unoptimized["sqnr_db"] is None or unoptimized["sqnr_db"] > 60  # the same values, or nearly
+
+
 def test_a_plan_without_numbers_is_a_report_too(residual_model: onnx.ModelProto) -> None:
     report = json.loads(qcompile.plan_only(residual_model).report_text())
     jsonschema.validate(report, SCHEMA)

@@ -7,8 +7,7 @@ Each rule yields (node, detail) for every place where it is broken.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
@@ -17,6 +16,7 @@ from onnx import TensorProto
 
 from qcompile.backends.ort_cpu.composites import COMPOSITES
 from qcompile.emission.emitted import CODES, Emitted, Finding, Rule, attribute, same_parameters, type_name
+from qcompile.emission.rules import no_unused_initializer, unique_names
 from qcompile.quant.grid import WEIGHTS
 
 
@@ -192,26 +192,6 @@ def guards_float_layer(emitted: Emitted, node: onnx.NodeProto) -> bool:
         reader.op_type in ("Conv", "ConvTranspose", "Gemm") and reader.input[1] in emitted.constants
         for reader in readers
     )
-
-
-def no_unused_initializer(emitted: Emitted) -> Iterator[Finding]:
-    """Every initializer is read: ONNX Runtime warns of each one that is not."""
-    for name in emitted.initializers:
-        if name not in emitted.readers and name not in emitted.outputs:
-            yield name, "nothing reads this initializer"
-
-
-def unique_names(emitted: Emitted) -> Iterator[Finding]:
-    """Every node has a name of its own: kernels are found again by it."""
-    yield from repeated((node.name for node in emitted.nodes), "node")
-    yield from repeated((name for node in emitted.nodes for name in node.output if name), "output")
-
-
-def repeated(names: Iterable[str], what: str) -> Iterator[Finding]:
-    """Yield a finding for every name that is empty or not unique."""
-    for name, count in Counter(names).items():
-        if not name or count > 1:
-            yield name or "(no name)", f"{count} {what}s have this name" if name else f"{count} {what}s have no name"
 
 
 def output_axes(node: onnx.NodeProto) -> tuple[int, ...]:
