@@ -8,7 +8,7 @@ from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, defs, helper
 
 from qcompile.errors import InputError
 from qcompile.ir.opsets import converted, reason
-from qcompile.ir.protos import ONNX_DOMAINS, opset, set_nodes, subgraphs
+from qcompile.ir.protos import ONNX_DOMAINS, all_nodes, opset, set_nodes, subgraphs
 
 
 def inline(light: ModelProto) -> ModelProto:
@@ -19,7 +19,18 @@ def inline(light: ModelProto) -> ModelProto:
             if item.domain in ONNX_DOMAINS and item.version != own:
                 _convert(function, function, item.version, own)
                 item.version = own
+    _write_defaults(light)
     return onnx.inliner.inline_local_functions(light) if light.functions else light
+
+
+def _write_defaults(light: ModelProto) -> None:
+    """Let every call name the attributes that have a default in its function: the inliner leaves those out."""
+    defaults = {(item.domain, item.name, item.overload): item.attribute_proto for item in light.functions}
+    bodies = [light.graph.node, *(function.node for function in light.functions)]
+    for node in (node for body in bodies for node in all_nodes(body)):
+        given = {item.name for item in node.attribute}
+        wanted = defaults.get((node.domain, node.op_type, node.overload), ())
+        node.attribute.extend(item for item in wanted if item.name not in given)
 
 
 def _convert(function: FunctionProto, body: FunctionProto | GraphProto, version: int, target: int) -> None:

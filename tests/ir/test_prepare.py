@@ -212,6 +212,17 @@ def test_nested_functions_of_an_older_opset(opset: int) -> None:
         np.testing.assert_allclose(outputs(made, x=x, c=which)["y"], outputs(old, x=x, c=which)["y"], rtol=1e-6)
 
 
+@pytest.mark.parametrize(("call", "expected"), [("", 1.5), ("<by=3.0>", 4.5)])
+def test_attributes_of_functions_have_defaults(call: str, expected: float) -> None:
+    model = parser.parse_model(f"""<ir_version: 9, opset_import: ["": 18, "own": 1]>
+        g (float[N,3] x) => (float[N,3] y) {{ y = own.outer{call} (x) }}
+        <domain: "own", opset_import: ["": 18, "own": 1]>
+        outer <by: float = 0.0> (v) => (r) {{ a = own.plus<by: float = @by> (v)  r = own.plus (a) }}
+        <domain: "own", opset_import: ["": 18]>
+        plus <by: float = 1.5> (v) => (r) {{ c = Constant<value_float: float = @by> ()  r = Add (v, c) }}""")
+    np.testing.assert_allclose(outputs(prepared(model), x=ROWS)["y"], ROWS + expected, rtol=1e-6)
+
+
 def test_a_function_that_cannot_be_converted_is_named() -> None:
     text = """<ir_version: 9, opset_import: ["": 20, "own": 1]>
         g (float[N,3] x) => (float[N,1] y) { y = own.most <axes=[1]> (x) }
