@@ -1,4 +1,4 @@
-"""MatMul with constants that are no matrix, brought to matrices: integer kernels take nothing else."""
+"""MatMul with constants brought to one with a matrix on its right: integer kernels take no other weight."""
 
 from __future__ import annotations
 
@@ -78,6 +78,21 @@ def _stack_apart(graph: Graph, node: Node) -> bool:
     return True
 
 
+def _constant_on_the_left(graph: Graph, node: Node) -> bool:
+    """A constant matrix times x is x turned times the matrix turned, turned back: a weight stands on the right."""
+    matrix, data = node.inputs
+    rank = rank_of(data)
+    if not isinstance(matrix, Constant) or isinstance(data, Constant) or kind_of(matrix) != "f":
+        return False
+    if len(matrix.shape) != 2 or rank is None or rank < 2:
+        return False
+    turn = [*range(rank - 2), rank - 1, rank - 2]
+    turned = new_constant(graph, f"{matrix.name}_turned", np.asarray(matrix.values).T)
+    node.inputs = [insert_before(graph, node, data, "Transpose", perm=turn), turned]
+    insert_behind(graph, node, "Transpose", perm=turn)
+    return True
+
+
 def _weight(node: Node) -> Constant | None:
     """Return the constant right operand of a product of floats whose left operand is a tensor of rank 2 or more."""
     left, right = node.inputs
@@ -92,4 +107,5 @@ MATRICES = (
     rule("MatMul with leading ones", "MatMul", _leading_ones),
     rule("MatMul with a stack of matrices side by side", "MatMul", _stack_side_by_side),
     rule("MatMul with a stack of matrices taken apart", "MatMul", _stack_apart),
+    rule("MatMul with a constant on its left", "MatMul", _constant_on_the_left),
 )

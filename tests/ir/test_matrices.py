@@ -1,10 +1,11 @@
-"""MatMul with vectors and stacks of matrices becomes MatMul with matrices."""
+"""MatMul with vectors, stacks of matrices and constants on its left becomes MatMul with a matrix on its right."""
 
 from __future__ import annotations
 
 import pytest
 from layer_graphs import AsQModel, Build, Same
 
+from qcompile.ir import Constant
 from qcompile.passes.normalize_graph import NormalizeGraph
 
 # shape of the data, shape of the weight, operators afterwards
@@ -40,3 +41,25 @@ def test_products(
         source, model.graph, [{"x": [int(dim.replace("N", str(n))) for dim in data.split(",")]} for n in sizes]
     )
     assert NormalizeGraph().run(model) == 0
+
+
+@pytest.mark.parametrize(
+    "data, operators",
+    {
+        "6,N": "MatMul Transpose Transpose",
+        "N,6,3": "MatMul Transpose Transpose",
+        "N,2,6,3": "MatMul Transpose Transpose",
+        "6": "MatMul",
+    }.items(),
+)
+def test_a_constant_on_the_left(
+    data: str, operators: str, model_of: Build, as_qmodel: AsQModel, same_outputs: Same
+) -> None:
+    source = model_of(f"g (float[{data}] x, float[5,6] W) => (float y) {{ y = MatMul(W, x) }}")
+    source.graph.output[0].type.tensor_type.ClearField("shape")
+    model = as_qmodel(source)
+    NormalizeGraph().run(model)
+    assert sorted(node.op for node in model.graph.nodes) == operators.split()
+    same_outputs(source, model.graph, [{"x": [int(dim.replace("N", "4")) for dim in data.split(",")]}])
+    product = next(node for node in model.graph.nodes if node.op == "MatMul")
+    assert isinstance(product.inputs[1], Constant) == (operators != "MatMul")

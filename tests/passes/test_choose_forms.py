@@ -133,7 +133,7 @@ def test_layer_without_constants_stays_float(node: str, inputs: str, why: str) -
     "node, why",
     [
         ("Gemm<transA = 1>(x, A)", "Gemm with transA, alpha or beta"),
-        ("MatMul(A, x)", "its first operand is constant"),
+        ("MatMul(D, x)", "its first operand is constant"),
         ("MatMul(stack, D)", "its weight is not a matrix"),
     ],
 )
