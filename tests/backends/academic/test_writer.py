@@ -17,6 +17,7 @@ from networks import (
     ELEMENTWISE,
     EMIT,
     NETWORKS,
+    PLACE,
     RESIDUAL,
     Arrays,
     compiled,
@@ -126,6 +127,29 @@ def test_it_computes_what_the_simulation_does(name: str, precision: str, academi
 def test_it_computes_what_graph_and_plan_say(name: str, precision: str, academic: Academic) -> None:
     model = academic(name, precision)
     feeds = samples(model.source, 16, seed=6)
+    assert_float32_apart(Session(file_of(model), threads=1).run(feeds), by_node(model, feeds))
+
+
+NO_KERNEL = {  # nodes "light" between two convolutions that ort-cpu's integer kernels do not take as they stand
+    "AveragePool": "[light] b = AveragePool<kernel_shape = [2,2], strides = [3,3], ceil_mode = 1>(a)",
+    "HardSigmoid": "[light] b = HardSigmoid<alpha = 0.3, beta = 0.3>(a)",
+    "PRelu": "[slopes] s = Sigmoid(a)  [light] b = PRelu(a, s)",
+    "DepthToSpace": "[light] t = DepthToSpace<blocksize = 2>(a)  [back] b = SpaceToDepth<blocksize = 2>(t)",
+}
+
+
+@pytest.mark.parametrize("op", NO_KERNEL)
+def test_what_a_kernel_forbids_is_quantized(op: str) -> None:
+    text = f"""net (float[N,3,8,8] x, float[4,3,1,1] A, float[4,4,1,1] B) => (float[N,4,P,Q] y) {{
+      [first] a = Conv(x, A)  {NO_KERNEL[op]}  [last] y = Conv(b, B)
+    }}"""
+    model = compiled(text, EMIT, target="academic", w=4, a=4, first_last_bits=4)
+    assert model.plan.form("light") in (Form.ARITHMETIC, Form.CODES)
+    assert compiled(text, PLACE).plan.form("light") is Form.FLOAT
+    feeds = samples(model.source, 16, seed=5)
+    np.testing.assert_array_equal(
+        Session(file_of(model), level="off", threads=1).run(feeds)["y"], simulated(model, feeds)["y"]
+    )
     assert_float32_apart(Session(file_of(model), threads=1).run(feeds), by_node(model, feeds))
 
 
