@@ -119,7 +119,8 @@ def grids(lo: Reals, hi: Reals, spec: ActivationSpec) -> tuple[Reals, NDArray[np
 
     stride = 2 if spec.even_zero_point else 1
     below = np.floor(-lo / scale / stride) * stride
-    highest = np.full_like(below, steps) if upper == 0 else below  # nothing above 0 is allowed, whatever the scale
+    # Where nothing above 0 is allowed, or less than any scale, the highest code is 0.
+    highest = np.full_like(below, steps) if upper < LEAST_SCALE else below
     zero_point = np.clip(np.stack([below, below + stride, highest]), 0, steps - steps % stride)
     above = steps - zero_point
     scale = np.maximum(scale, np.maximum(-lo / (zero_point + 0.5), hi / (above + 0.5)))

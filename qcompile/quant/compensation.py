@@ -50,7 +50,7 @@ def compensate(
     before, _ = _error(rows, others, step * codes.reshape(rows.shape) + offset)
     after, _ = _error(rows, others, step * found + offset)
     scale = _error(rows, _with_ridge(covariance), step * found + offset)[1]
-    better = (after < before) & (scale > LEAST_SCALE)
+    better = (found != codes.reshape(rows.shape)).any(1) & (after < before) & (scale > LEAST_SCALE)
     chosen = np.where(better[:, None], found, codes.reshape(rows.shape)).astype(np.uint8).reshape(codes.shape)
     scales = np.where(better, scale, quantized.scale).astype(np.float32)
     return replace(quantized, codes=np.ascontiguousarray(np.moveaxis(chosen, 0, axis)), scale=scales), int(better.sum())

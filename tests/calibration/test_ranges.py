@@ -95,6 +95,7 @@ def test_every_quantizer_obeys_its_spec(
     st.lists(NUMBERS, min_size=1, max_size=9),
 )
 @example(-5.960464477539063e-08, 0.0, 3, False, [0.0])
+@example(-1.0, 1.401298464324817e-45, 3, False, [0.0, -1.0])
 def test_any_bounds_hold(lower: float, upper: float, bits: int, even: bool, values: list[float]) -> None:
     assume(upper > 1e-20 or lower < -1e-20)
     assume(upper > 1e-20 or not even)  # an all-negative grid has an odd zero point
