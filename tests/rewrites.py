@@ -66,6 +66,9 @@ REWRITES = {
         "g (float[N,6] x, float[6] W) => (float[N] y) { y = MatMul(x, W) }", ROWS, "MatMul Squeeze"),
     "MatMul with leading ones": (
         "g (float[N,6] x, float[1,6,3] W) => (float[1,N,3] y) { y = MatMul(x, W) }", ROWS, "MatMul Unsqueeze"),
+    "MatMul with a constant on its left": (
+        "g (float[5,6] x, float[3,5] W) => (float[3,6] y) { y = MatMul(W, x) }", [{"x": (5, 6)}],
+        "Transpose MatMul Transpose"),
     "MatMul with a stack for the same rows": (
         "g (float[N,6] x, float[2,6,3] W) => (float[2,N,3] y) { y = MatMul(x, W) }", ROWS, "MatMul Reshape Transpose"),
     "MatMul with a stack for its own rows": (
