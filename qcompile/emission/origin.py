@@ -10,6 +10,7 @@ from qcompile.versions import version_of
 
 Noted = GraphProto | NodeProto | ValueInfoProto
 PREFIX = "qcompile."  # of our keys
+NOTE = "qcompile: "  # begins our notes of nodes, which mean nothing in a file that is made of ours
 
 
 def tell_origin(emitted: ModelProto, model: QModel) -> None:
@@ -47,7 +48,7 @@ def _is_declared(item: ValueInfoProto) -> bool:
 
 
 def _copy_notes(old: Noted, new: Noted) -> None:
-    if old.doc_string:
+    if old.doc_string and not old.doc_string.startswith(NOTE):
         new.doc_string = old.doc_string
     for item in getattr(old, "metadata_props", ()):  # which older versions of onnx do not know
         new.metadata_props.add(key=item.key, value=item.value)

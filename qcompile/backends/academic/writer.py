@@ -13,6 +13,7 @@ import numpy as np
 from onnx import helper
 
 from qcompile.backends.academic.reference import Simulation
+from qcompile.emission.origin import NOTE
 from qcompile.ir import Constant, node_proto
 from qcompile.program.lower import Step, Value
 from qcompile.program.operands import CLIPS, clip_bounds
@@ -20,7 +21,7 @@ from qcompile.quant.arithmetic import dequantize, fake_quantize
 from qcompile.quant.params import Quantizer
 
 ROW = ("Div", "Round", "Mul", "Clip")  # the nodes of a quantizer
-MARK = "fake-quant: "  # begins the note of its Clip: codes and zero point, which a float graph does not tell
+MARK = f"{NOTE}fake-quant, "  # begins the note of its Clip: codes and zero point, which a float graph does not tell
 
 
 @dataclass

@@ -8,6 +8,7 @@ from onnx import parser
 
 from qcompile.backends import check
 from qcompile.backends.academic.rules import RULES
+from qcompile.backends.academic.writer import MARK
 from qcompile.targets.schema import Target
 
 TARGET = Target.load("academic")
@@ -24,7 +25,7 @@ def model(text: str = GOOD) -> onnx.ModelProto:
     parsed = parser.parse_model(text)
     for node in parsed.graph.node:
         if node.name == "clip":
-            node.doc_string = "fake-quant: 0 .. 15 in uint8, zero point 2"
+            node.doc_string = f"{MARK}0 .. 15 in uint8, zero point 2"
     return parsed
 
 

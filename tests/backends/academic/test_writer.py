@@ -208,6 +208,15 @@ def test_the_clip_of_a_quantizer_tells_bits_and_zero_point(academic: Academic) -
     )
 
 
+def test_a_file_can_be_compiled_again() -> None:
+    """It is a float model like any other: what its notes say of its own quantizers is not said of the new file's."""
+    model = compiled(RESIDUAL, (*CORRECT, InsertQDQ()), w=4, a=4, target="academic")
+    again = compiled(file_of(model), (*CORRECT, InsertQDQ()), target="academic")
+    assert check(file_of(again), again.target) == []
+    noted = [node for node in file_of(again).graph.node if node.doc_string]
+    assert len(noted) == len(again.plan.quantizers) and len(noted) < len(again.graph.nodes)
+
+
 def test_what_only_float_nodes_read_is_not_rounded() -> None:
     model = compiled(RESIDUAL, (*CORRECT, InsertQDQ()), target="academic")
     assert "y" not in model.plan.groups and "y" in compiled(RESIDUAL, CORRECT).plan.groups
