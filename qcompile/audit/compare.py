@@ -72,7 +72,7 @@ def compared(
     unoptimized = Outputs("the emitted model without optimizations", described)
     first: list[tuple[Arrays, Arrays]] = []
     for feeds in track(data.batches(size), "validate"):
-        expected, outputs = reference.run(feeds), optimized.run(feeds)
+        expected, outputs = reference.run_all(feeds), optimized.run_all(feeds)
         agreement.add(feeds, expected, outputs, data.samples_in(feeds))
         if len(first) < UNOPTIMIZED_BATCHES:
             first.append((feeds, outputs))
@@ -83,7 +83,7 @@ def compared(
         timing = compare_apart(source, loaded, one, seconds=TIMING_SECONDS)
     plain = Session(emitted, level="off", threads=1)
     for feeds, outputs in first:
-        unoptimized.add(feeds, outputs, plain.run(feeds), data.samples_in(feeds))
+        unoptimized.add(feeds, outputs, plain.run_all(feeds), data.samples_in(feeds))
     speed = speed_of(timing, data.samples_in(one)) if timing else None
     return Comparison(agreement.summary(), data, unoptimized.summary(), speed, agreement.unlike)
 

@@ -23,7 +23,7 @@ class OutputKind(StrEnum):
 
     CLASSES = "classes"  # scores of classes along an axis
     HEAD = "head"  # made like scores [N, C]: the values decide between CLASSES and VALUES
-    DECISIONS = "decisions"  # numbers of classes, as an ArgMax gives them
+    DECISIONS = "decisions"  # numbers of classes, as an ArgMax gives them, or their names
     WHOLE = "whole"  # booleans and integers: indices, counts
     VALUES = "values"  # anything else: coordinates, embeddings, pixels and sound, these in 8 or 16 bits too
 
@@ -76,6 +76,8 @@ def describe_outputs(graph: Graph, *, labelled: bool = False) -> dict[str, Outpu
 
 def describe(tensor: Tensor) -> Output:
     """Return what one output is."""
+    if is_text(tensor):
+        return Output(OutputKind.DECISIONS)
     if not holds_floats(tensor):
         made = next((node for item in spine(tensor) if (node := producer(item)) and node.op == "ArgMax"), None)
         return Output(OutputKind.DECISIONS if made else OutputKind.VALUES if is_narrow(tensor) else OutputKind.WHOLE)
@@ -216,6 +218,11 @@ def with_mask(output: Output, tensor: Tensor, masks: Sequence[Tensor]) -> Output
 def holds_floats(tensor: Tensor) -> bool:
     """Say whether a tensor holds floats, as far as is known."""
     return kind_of(tensor) not in ("i", "u", "b")
+
+
+def is_text(tensor: Tensor) -> bool:
+    """Say whether a tensor holds texts."""
+    return bool(tensor.dtype == np.dtype(object))
 
 
 def is_narrow(tensor: Tensor) -> bool:

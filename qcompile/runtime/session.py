@@ -106,6 +106,7 @@ class Session:
             raise InputError(f"onnxruntime cannot start its {provider.upper()} provider", remedy=NO_DEVICE)
         self.inputs = {item.name: item for item in self._session.get_inputs()}
         self.outputs = [item.name for item in self._session.get_outputs() if is_numeric(item.type)]
+        self._others = [item.name for item in self._session.get_outputs() if not is_numeric(item.type)]
         ports = [*self._session.get_inputs(), *self._session.get_outputs()]
         self._bfloat16 = any(item.type == BFLOAT16 for item in ports)
 
@@ -117,6 +118,11 @@ class Session:
             return dict(zip(names, run(names, dict(feeds))))
         except Exception as error:
             raise self._failure(error) from error
+
+    def run_all(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
+        """Run once; return all outputs, as arrays those too that are sequences, maps or texts (`as_array`)."""
+        others = [] if self._bfloat16 else self._others
+        return {name: as_array(value) for name, value in self.run(feeds, [*self.outputs, *others]).items()}
 
     def _failure(self, error: Exception) -> QCompileError:
         if self.fault is InputError:
@@ -210,6 +216,17 @@ def from_bfloat16(value: Any) -> NDArray[np.float32]:
 def is_numeric(kind: str) -> bool:
     """Say whether a type, as ONNX Runtime writes it, is an array of numbers."""
     return kind.startswith("tensor(") and kind != "tensor(string)"
+
+
+def as_array(value: Any) -> NDArray[Any]:
+    """Return what an output holds as one array: the parts of a sequence, of maps their values, nothing as no values."""
+    if isinstance(value, np.ndarray):
+        return value
+    if not isinstance(value, list | dict):
+        return np.asarray(value if value is not None else [])
+    parts = [as_array(part) for part in (value.values() if isinstance(value, dict) else value)]
+    alike = len({part.shape for part in parts}) == 1
+    return np.stack(parts) if alike else np.concatenate([np.zeros(0, np.float32), *map(np.ravel, parts)])
 
 
 def first_line(error: Exception) -> str:

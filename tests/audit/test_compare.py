@@ -5,14 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from audited import EMITTED, audit, dataset, qmodel
-from onnx import numpy_helper
+from onnx import numpy_helper, parser
 
 from qcompile.audit import compare
-from qcompile.audit.compare import BATCH_ELEMENTS, ELEMENTS, SAMPLES, some, worst_layers
+from qcompile.audit.compare import BATCH_ELEMENTS, ELEMENTS, SAMPLES, compared, some, worst_layers
 from qcompile.data.dataset import Dataset
 from qcompile.errors import EmissionError, InputError
+from qcompile.ir.prepare import prepare
 from qcompile.outcomes import LayerError
 from qcompile.passes.validate import Validate
+from qcompile.runtime.outputs import describe_outputs
 
 
 @pytest.fixture(autouse=True)
@@ -22,14 +24,14 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compare, "layer_errors", lambda *_, **__: errors)
 
 
-@pytest.mark.parametrize("held_back, compared", [(1, 12), (7, 12), (8, 8)])
-def test_few_held_back_samples_do_not_judge_alone(held_back: int, compared: int) -> None:
+@pytest.mark.parametrize("held_back, judging", [(1, 12), (7, 12), (8, 8)])
+def test_few_held_back_samples_do_not_judge_alone(held_back: int, judging: int) -> None:
     whole = dataset(12)
     spared = whole.spread(held_back)
     rest = whole.select(np.flatnonzero(~np.isin(whole.numbers, spared.numbers)))
     agreement = audit(qmodel(data=rest, held_back=spared)).agreement
-    assert agreement is not None and (agreement.samples, agreement.held_back) == (compared, held_back)
-    alone = audit(qmodel(held_back=whole if compared == 12 else spared))
+    assert agreement is not None and (agreement.samples, agreement.held_back) == (judging, held_back)
+    alone = audit(qmodel(held_back=whole if judging == 12 else spared))
     assert agreement.outputs == alone.outputs
 
 
@@ -38,6 +40,18 @@ def test_agreement_is_with_the_float_model() -> None:
     found = audit(qmodel(EMITTED.replace("float[2] ws = {0.25, 0.25}", "float[2] ws = {0.25, 0.125}")))
     assert found.fused.missing == []
     assert found.outputs["logits"]["sqnr_db"] < 10
+
+
+def test_sequences_and_texts_are_compared_too() -> None:
+    text = """<ir_version: 8, opset_import: ["": 18]> g (float[N,2,4,4] x) => (seq(float) parts, string[4] label)
+      <float by = {BY}, string[2] names = {"cat", "NAME"}, int64[4] classes = {0, 1, 0, 0}> {
+      less = Mul(x, by)  parts = SequenceConstruct(x, less)  label = Gather(names, classes) }"""
+    source, emitted = (
+        parser.parse_model(text.replace("BY", by).replace("NAME", name)) for by, name in (("1", "dog"), ("0.9", "ant"))
+    )
+    found = compared(source, emitted, dataset(8), describe_outputs(prepare(source, 18)), timed=False)
+    assert found.agreement.outputs["label"]["same"] == 0.75 and found.agreement.outputs["label"]["sqnr_db"] is None
+    assert found.agreement.outputs["parts"]["sqnr_db"] == pytest.approx(10 * np.log10(2 / 0.1**2), abs=1e-4)
 
 
 def test_layers_are_measured_where_an_output_differs_much() -> None:
