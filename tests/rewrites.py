@@ -7,6 +7,7 @@ from layer_graphs import ROWS
 IMAGE = [{"x": (1, 4, 8, 8)}, {"x": (3, 4, 8, 8)}]  # two batch sizes
 DYNAMIC = [{"x": (1, 4, 8, 8)}, {"x": (2, 4, 9, 12)}]  # and two spatial sizes
 
+OPSETS = {"Swish": 24, "Swish with a slope": 24}  # of operators that are newer than the others
 LINE = "g (float[N,6] x) => (float[N,6] y)"
 CONV = "g (float[N,4,H,W2] x, float[5,4,3,3] W) => (float[N,5,P,Q] y)"
 POOL = "g (float[N,4,H,W2] x) => (float[N,4,P,Q] y)"
@@ -276,6 +277,8 @@ REWRITES = {
     "Mish": (
         "g (float[N,6] x) => (float[N,6] y) { a = Softplus(x) b = Tanh(a) y = Mul(x, b) }", ROWS,
         "Clip Exp Add Mul Add Div Mul"),
+    "Swish": (LINE + "{ y = Swish(x) }", ROWS, "Sigmoid Mul"),
+    "Swish with a slope": (LINE + "{ y = Swish<alpha = 1.702>(x) }", ROWS, "Mul Sigmoid Mul"),
     "power of a half": (LINE + "<float h = {0.5}> { a = Abs(x) y = Pow(a, h) }", ROWS, "Abs Sqrt"),
     "Gelu with a product in front of Erf": (
         LINE + "<float s = {0.70710678}, float o = {1}, float h = {0.5}> {"

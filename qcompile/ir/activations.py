@@ -199,6 +199,19 @@ def _softplus_gate(node: Node) -> Tensor | None:
     return None
 
 
+def _swish(graph: Graph, node: Node) -> bool:
+    """Swish is x times the sigmoid of alpha x: ONNX Runtime writes it out itself, but behind all fusions."""
+    source = node.inputs[0]
+    if kind_of(source) != "f":
+        return False
+    alpha = float(node.attrs.get("alpha", 1.0))
+    steep = source
+    if alpha != 1:
+        steep = insert_before(graph, node, source, "Mul", [_number(graph, node, alpha, source)])
+    node.op, node.attrs, node.inputs = "Mul", {}, [source, insert_before(graph, node, steep, "Sigmoid")]
+    return True
+
+
 def _sqrt(graph: Graph, node: Node) -> bool:
     """The power 1/2 is the square root."""
     if kind_of(node.inputs[0]) != "f" or scalar(node.inputs[1]) != 0.5 or rank_of(node.inputs[1]):
@@ -239,6 +252,7 @@ ACTIVATIONS = (
     rule("PRelu recognised", "Add Sub", _prelu),
     rule("PRelu recognised in a maximum", "Max", _prelu_of_max),
     rule("Mish in its fastest form", "Mish Mul", _mish),
+    rule("Swish written out", "Swish", _swish),
     rule("power to square root", "Pow", _sqrt),
     rule("Div in front of Erf", "Mul", _div_for_erf),
     rule("Gelu in one order", "Mul", _gelu_order),

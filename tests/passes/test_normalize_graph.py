@@ -9,7 +9,7 @@ import onnx
 import pytest
 from layer_graphs import ROWS, AsQModel, Build, Same
 from onnx import ModelProto
-from rewrites import DYNAMIC, REWRITES
+from rewrites import DYNAMIC, OPSETS, REWRITES
 
 from qcompile.ir.canonical import CANONICAL
 from qcompile.ir.load import load_model, to_model
@@ -23,7 +23,7 @@ from qcompile.runtime.session import Session
 @pytest.mark.parametrize("name", REWRITES)
 def test_rewrites(name: str, model_of: Build, as_qmodel: AsQModel, same_outputs: Same) -> None:
     text, shapes, expected = REWRITES[name]
-    source = model_of(text)
+    source = model_of(text, opset=OPSETS.get(name, 18))
     model = as_qmodel(source)
     NormalizeGraph().run(model)
     assert [node.op for node in model.graph.nodes] == expected.split()
@@ -34,8 +34,8 @@ def test_rewrites(name: str, model_of: Build, as_qmodel: AsQModel, same_outputs:
 
 def test_every_rule_is_seen_at_work(model_of: Build, as_qmodel: AsQModel) -> None:
     seen: set[str] = set()
-    for text, _, _ in REWRITES.values():
-        model = as_qmodel(model_of(text))
+    for name, (text, _, _) in REWRITES.items():
+        model = as_qmodel(model_of(text, opset=OPSETS.get(name, 18)))
         NormalizeGraph().run(model)
         seen |= {entry["what"] for entry in model.journal.by("normalize-graph")}
     assert {item.name for item in (*SIMPLIFY, *CANONICAL)} <= seen
