@@ -60,6 +60,11 @@ class Speed:
     batch: int
     threads: int
 
+    @property
+    def slower(self) -> bool:
+        """Whether the emitted file is slower, in the two decimals that are printed: 1.00x is no loss."""
+        return round(self.speedup, 2) < 1
+
 
 @dataclass(frozen=True)
 class Compared:

@@ -146,7 +146,7 @@ def warnings(model: QModel, found: Audit | None) -> list[str]:
     texts = model.journal.warnings
     if model.config.random_data:
         texts.append("calibrated on random data: the ranges, and with them the accuracy, mean nothing")
-    if found and found.speed and found.speed.speedup < 1:
+    if found and found.speed and found.speed.slower:
         why = "; see the float nodes for why" if found.float_nodes else ""
         texts.append(f"the file is slower than its float model: {speed_text(found.speed)}{why}")
     if found and (text := difference_text(found.outputs)):
@@ -235,7 +235,7 @@ def _findings(found: Audit) -> Iterator[str]:
         yield "a float graph"
     if found.speed:
         text = speed_text(found.speed)
-        yield f"{text} the float speed" if found.speed.speedup >= 1 else f"SLOWER than float: {text}"
+        yield f"SLOWER than float: {text}" if found.speed.slower else f"{text} the float speed"
     if top1 := found.top1:
         yield f"top-1 {top1.emitted:.2f} % (float {top1.float:.2f} %, {top1.samples} samples)"
     elif found.agreement and (outputs := found.outputs):

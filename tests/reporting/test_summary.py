@@ -136,6 +136,12 @@ def test_a_slower_file_is_said_to_be_slower(result: qcompile.Result) -> None:
     assert not any("slower" in text for text in warnings(result.qmodel, AUDIT))
 
 
+def test_a_file_that_is_as_fast_is_not_said_to_be_slower(result: qcompile.Result) -> None:
+    even = replace(AUDIT, speed=replace(SPEED, speedup=0.996, low=0.99, high=1.0))
+    assert "1.00x the float speed" in verdict(result.qmodel, even)
+    assert not any("slower" in text for text in warnings(result.qmodel, even))
+
+
 def test_a_wide_spread_of_speeds_is_told() -> None:
     assert speed_text(replace(SPEED, speedup=1.6, low=1.4, high=1.65)) == "1.60x"
     assert speed_text(replace(SPEED, speedup=1.6, low=1.2, high=2.1)) == "1.60x (half of the runs 1.20x to 2.10x)"
