@@ -61,6 +61,9 @@ REWRITES = {
     "Einsum that is a product": (
         "g (float[N,6] x, float[6,2,3] W) => (float[2,N,3] y) { y = Einsum<equation = \"nd,dhk->hnk\">(x, W) }",
         ROWS, "MatMul Reshape Transpose"),
+    "Einsum that sums in one operand": (
+        "g (float[N,6] x, float[6,2,3] W) => (float[N,2] y) { y = Einsum<equation = \"nd,dhk->nh\">(x, W) }", ROWS,
+        "MatMul"),
     "Einsum that turns": (
         "g (float[N,6] x) => (float[6,N] y) { y = Einsum<equation = \"ab->ba\">(x) }", ROWS, "Transpose"),
     "MatMul with a vector": (

@@ -2,7 +2,8 @@
 
 Every letter of an equation of two operands does one of four things: it counts batches (in both operands and the
 output), rows (in the left operand and the output), columns (in the right one and the output), or it is summed over (in
-both operands). Equations with other letters (summed in one operand, twice in one) stay as they are.
+both operands). What is in one operand alone and summed over is summed in front. Equations with other letters (twice in
+one operand) stay as they are.
 """
 
 from __future__ import annotations
@@ -161,6 +162,24 @@ def _transposed(graph: Graph, node: Node, tensor: Tensor, old: str, new: str) ->
     return insert_before(graph, node, tensor, "Transpose", perm=[old.index(c) for c in new])
 
 
+def _sum_alone(graph: Graph, node: Node) -> bool:
+    """What is summed over in one operand alone is summed before, where that makes a product of the rest."""
+    found = letters(str(node.attrs["equation"]), [rank_of(tensor) for tensor in node.inputs])
+    if found is None or len(node.inputs) != 2 or any(kind_of(tensor) != "f" for tensor in node.inputs):
+        return False
+    operands, output = found
+    alone = {c for c in "".join(operands) if "".join(operands).count(c) == 1 and c not in output}
+    left, right = ("".join(c for c in part if c not in alone) for part in operands)
+    if not alone or not Product(left, right, output).is_product:
+        return False
+    for place, (tensor, part) in enumerate(zip(node.inputs, operands)):
+        if axes := [axis for axis, c in enumerate(part) if c in alone]:
+            axes_of = [integers(graph, f"{node.name}_summed", *axes)]
+            node.inputs[place] = insert_before(graph, node, tensor, "ReduceSum", axes_of, keepdims=0)
+    node.attrs["equation"] = f"{left},{right}->{output}"
+    return True
+
+
 def _einsum_of_one(graph: Graph, node: Node) -> bool:
     """An equation of one operand that sums nothing is Transpose, that of a number nothing at all."""
     found = letters(str(node.attrs["equation"]), [rank_of(tensor) for tensor in node.inputs])
@@ -175,6 +194,7 @@ def _einsum_of_one(graph: Graph, node: Node) -> bool:
 
 
 EINSUM = (
+    rule("Einsum that sums in one operand", "Einsum", _sum_alone),
     rule("Einsum to MatMul", "Einsum", _einsum),
     rule("Einsum to Transpose", "Einsum", _einsum_of_one),
 )

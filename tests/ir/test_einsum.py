@@ -39,8 +39,10 @@ PRODUCTS = {
     "...td,dk->...tk": "MatMul",
     "...d,...dk->...k": "Unsqueeze MatMul Squeeze",
     "ibtd,bdk->ibtk": "MatMul",
+    "btd,dk->bk": "ReduceSum MatMul",
+    "bd,tkd->bk": "ReduceSum Transpose MatMul",
 }
-OTHERS = ("btd,d->bd", "btd,dk->bk", "bd,k->bdk", "btt,tk->bk")
+OTHERS = ("btd,d->bd", "bd,k->bdk", "btt,tk->bk")
 RANKS = {"...td,dk->...tk": (4, 2), "...d,...dk->...k": (3, 4)}
 
 
@@ -118,14 +120,14 @@ def test_a_number(as_qmodel: AsQModel) -> None:
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_equation(as_qmodel: AsQModel, data: st.DataObject) -> None:
-    """Letters drawn for batches, rows, columns and sums, in any order."""
-    groups = [data.draw(st.integers(least, 2)) for least in (0, 0, 0, 1)]
+    """Letters drawn for batches, rows, columns and sums over both operands or one, in any order."""
+    groups = [data.draw(st.integers(least, 2)) for least in (0, 0, 0, 1, 0)]
     assume(sum(groups) <= 6)
     pool = iter("bhtsdkefij")
-    batch, rows, columns, inner = ([next(pool) for _ in range(count)] for count in groups)
+    batch, rows, columns, inner, alone = ([next(pool) for _ in range(count)] for count in groups)
     left, right, output = (
         "".join(data.draw(st.permutations(part)))
-        for part in (batch + rows + inner, batch + inner + columns, batch + rows + columns)
+        for part in (batch + rows + inner + alone, batch + inner + columns, batch + rows + columns)
     )
     assume(left and right)
     constants = data.draw(st.sampled_from([[], [0], [1]]))
