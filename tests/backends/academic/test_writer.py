@@ -134,7 +134,7 @@ NO_KERNEL = {  # nodes "light" between two convolutions that ort-cpu's integer k
     "AveragePool": "[light] b = AveragePool<kernel_shape = [2,2], strides = [3,3], ceil_mode = 1>(a)",
     "HardSigmoid": "[light] b = HardSigmoid<alpha = 0.3, beta = 0.3>(a)",
     "PRelu": "[slopes] s = Sigmoid(a)  [light] b = PRelu(a, s)",
-    "DepthToSpace": "[light] t = DepthToSpace<blocksize = 2>(a)  [back] b = SpaceToDepth<blocksize = 2>(t)",
+    "DepthToSpace": "[light] t = DepthToSpace<blocksize = 2>(a)  [four] b = Concat<axis = 1>(t, t, t, t)",
 }
 
 
