@@ -10,11 +10,10 @@ from pathlib import Path
 
 
 def constraints(project: dict[str, object]) -> list[str]:
-    """Return one line, NAME==VERSION, for every requirement NAME>=VERSION."""
+    """Return one line, NAME==VERSION, for every requirement NAME>=VERSION, with what it says of Python behind it."""
     extras = project["optional-dependencies"]
     assert isinstance(extras, dict) and isinstance(project["dependencies"], list)
-    pairs = (requirement.split(">=") for requirement in [*project["dependencies"], *extras["plot"]])
-    return [f"{name}=={version}" for name, version in pairs]
+    return [requirement.replace(">=", "==", 1) for requirement in [*project["dependencies"], *extras["plot"]]]
 
 
 if __name__ == "__main__":

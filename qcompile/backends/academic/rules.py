@@ -12,8 +12,13 @@ from qcompile.backends.academic.writer import MARK, ROW
 from qcompile.emission.emitted import Emitted, Finding, Rule
 from qcompile.emission.rules import no_unused_initializer, unique_names
 
-INTEGER: Final = (
-    *("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger", "QLinear"),
+INTEGER: Final = (  # beginnings of names
+    "QuantizeLinear",
+    "DequantizeLinear",
+    "DynamicQuantizeLinear",
+    "ConvInteger",
+    "MatMulInteger",
+    "QLinear",
 )
 
 
