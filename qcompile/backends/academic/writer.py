@@ -1,8 +1,8 @@
 """Programs as float graphs: every quantizer is Div, Round, Mul, Clip, every value a float32 on its grid.
 
 QuantizeLinear and DequantizeLinear would say the same, but ONNX Runtime makes integer kernels of them, which round
-sums too (docs/deployment.md says how far that is). Of these four it makes nothing else. Clip comes last, since a product
-with a scale would be drawn into the MatMul behind it.
+sums too (docs/deployment.md says how far that is). Of these four it makes nothing else. Clip comes last, since a
+product with a scale would be drawn into the MatMul behind it.
 """
 
 from __future__ import annotations

@@ -135,6 +135,7 @@ NO_KERNEL = {  # nodes "light" between two convolutions that ort-cpu's integer k
     "HardSigmoid": "[light] b = HardSigmoid<alpha = 0.3, beta = 0.3>(a)",
     "PRelu": "[slopes] s = Sigmoid(a)  [light] b = PRelu(a, s)",
     "DepthToSpace": "[light] t = DepthToSpace<blocksize = 2>(a)  [four] b = Concat<axis = 1>(t, t, t, t)",
+    "SpaceToDepth": "[light] t = SpaceToDepth<blocksize = 2>(a)  [back] b = DepthToSpace<blocksize = 2>(t)",
 }
 
 
