@@ -51,13 +51,13 @@ def random_feeds(inputs: Sequence[Any], dynamic: int) -> dict[str, Any]:
     return feeds
 
 
-def interpreter(folder: Path, version: str) -> Path:
-    """Return the Python of the environment with that version, making it first if need be."""
-    home = folder / f"onnxruntime-{version}"
+def interpreter(folder: Path, runtime: str) -> Path:
+    """Return the Python of the environment with a package, such as onnxruntime==1.19.2, making it first if need be."""
+    home = folder / runtime.replace("==", "-")
     python = home / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
     if not python.exists():
         venv.create(home, with_pip=True)
-        subprocess.run([str(python), "-m", "pip", "install", "-q", f"onnxruntime=={version}", "numpy"], check=True)
+        subprocess.run([str(python), "-m", "pip", "install", "-q", runtime, "numpy"], check=True)
     return python
 
 
@@ -73,7 +73,9 @@ def main() -> None:
     given = parser.parse_args()
     import onnxruntime
 
-    pythons = {version: str(interpreter(given.folder, version)) for version in given.version or VERSIONS}
+    pythons = {
+        version: str(interpreter(given.folder, f"onnxruntime=={version}")) for version in given.version or VERSIONS
+    }
     pythons[onnxruntime.__version__] = sys.executable
     table = {}
     for version, python in pythons.items():
