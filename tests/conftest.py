@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from command_line import Ended, Run
 from hypothesis import settings
 from long_files import LONG
 from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper, parser
 
+from qcompile.cli import main
 from qcompile.config import Config
 from qcompile.ir import Graph
 from qcompile.ir.load import to_model
@@ -151,3 +153,30 @@ def same_outputs() -> Callable[..., None]:
                 np.testing.assert_allclose(after.run(feeds)[name], expected, rtol=rtol, atol=atol, err_msg=name)
 
     return check
+
+
+@pytest.fixture
+def folder(
+    tmp_path: Path,
+    residual_model: onnx.ModelProto,
+    residual_data: dict[str, NDArray[Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Path:
+    """A working directory with in.onnx and calib.npz; nothing else."""
+    onnx.save(residual_model, tmp_path / "in.onnx")
+    np.savez(tmp_path / "calib.npz", **residual_data)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def run(folder: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs one command in the folder."""
+
+    def run(*arguments: str) -> Ended:
+        with pytest.raises(SystemExit) as left:
+            main(list(arguments))
+        captured = capsys.readouterr()
+        return Ended(int(left.value.code or 0), captured.out, captured.err)
+
+    return run

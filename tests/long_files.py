@@ -19,6 +19,7 @@ LONG: Final = frozenset(
         "test_accuracy.py",
         "test_api.py",
         "test_cli.py",
+        "test_cli_errors.py",
         "test_docs.py",
         "test_models.py",
         "test_packaging.py",

@@ -1,6 +1,6 @@
-"""A target is a folder: `facts.toml`, which operators of a runtime have integer kernels and what a file must look like;
+"""What a target is: a folder of facts about a runtime, and of what a table cannot say of single nodes.
 
-and `forms.py`, what a table cannot say of single nodes.
+`facts.toml` says which operators have integer kernels and what a file must look like, `forms.py` the rest.
 """
 
 from __future__ import annotations
