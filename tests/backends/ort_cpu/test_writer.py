@@ -99,9 +99,7 @@ def test_nothing_that_was_kept_float_becomes_an_integer_kernel(name: str, emitte
 @pytest.mark.parametrize("name", NETWORKS)
 def test_codes_are_those_of_the_integer_reference(name: str, precision: str, emitted: Emitted) -> None:
     model = emitted(name, precision)
-    feeds = samples(model.source, 3, seed=7)
-    codes = tapped_codes(file_of(model), model, feeds, "all")
-    reference = simulate(model.graph, model.plan, "integer").run(feeds, given=codes)
+    codes, reference = beside_reference(model, "all")
     for value, found in codes.items():
         if off_by_rounding(model, value):
             assert np.abs(found.astype(int) - reference[value]).max() <= 1  # float operators: their last bit
@@ -114,12 +112,17 @@ def test_codes_are_those_of_the_integer_reference(name: str, precision: str, emi
 def test_without_optimizations_codes_are_one_rounding_away(name: str, precision: str, emitted: Emitted) -> None:
     """Level off computes in float between the quantizers. Each layer alone: at most 0.1 % of codes, by one step."""
     model = emitted(name, precision)
-    feeds = samples(model.source, 3, seed=7)
-    codes = tapped_codes(file_of(model), model, feeds, "off")
-    reference = simulate(model.graph, model.plan, "integer").run(feeds, given=codes)
+    codes, reference = beside_reference(model, "off")
     off = {value: np.abs(found.astype(int) - reference[value]) for value, found in codes.items()}
     assert max(error.max() for error in off.values()) <= 1
     assert sum(np.count_nonzero(error) for error in off.values()) <= 1 + sum(e.size for e in off.values()) // 1000
+
+
+def beside_reference(model: QModel, level: str) -> tuple[Arrays, Arrays]:
+    """Return the codes of the file's tensors, and what the integer reference makes of each layer's own inputs."""
+    feeds = samples(model.source, 3, seed=7)
+    codes = tapped_codes(file_of(model), model, feeds, level)
+    return codes, simulate(model.graph, model.plan, "integer").run(feeds, given=codes)
 
 
 def tapped_codes(file: onnx.ModelProto, model: QModel, feeds: Arrays, level: str) -> Arrays:
