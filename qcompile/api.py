@@ -225,6 +225,8 @@ def open_model(model: Source, config: Config | None = None, data: Any = None, *,
     open_samples("")
     for text in notes:
         opened.journal.note("open-model", "model", text=text)
+    if config.effort and config.steps:
+        opened.journal.warn("open-model", f"--effort {config.effort} has no effect: --steps says how long to train")
     return opened
 
 

@@ -95,6 +95,13 @@ def test_labels_give_top1(residual_model: onnx.ModelProto, residual_data: Data) 
     assert 50 < top1["emitted"] <= 100
 
 
+def test_an_effort_beside_a_number_of_steps_is_told(residual_model: onnx.ModelProto) -> None:
+    for settings, count in (({"steps": 2}, 0), ({"effort": "max"}, 0), ({"effort": "max", "steps": 2}, 1)):
+        opened = qcompile.open_model(residual_model, Config(w=4, a=4, threads=1, **settings))
+        told = [entry["text"] for entry in opened.journal.by("open-model") if entry["what"] == "warning"]
+        assert told == ["--effort max has no effect: --steps says how long to train"] * count
+
+
 def test_no_data_says_how_to_give_it(residual_model: onnx.ModelProto) -> None:
     with pytest.raises(InputError, match="no calibration data; give samples with --data"):
         qcompile.compile(residual_model)
