@@ -33,5 +33,6 @@ class Reconstruct:
         for outcome in reconstruct(model, pieces, self.training, work_dir=open_work_dir(model)):
             model.outcomes.append(outcome)
             facts = {key: value for key, value in asdict(outcome).items() if value not in (None, "")}
+            del facts["cpu_seconds"]  # the journal of two runs is the same
             model.journal.note(self.name, facts.pop("what"), unit=facts.pop("piece"), **facts)
         return sum(outcome.trained for outcome in model.outcomes)

@@ -149,6 +149,7 @@ class Outcome:
     """What became of one piece: `what` in words, its error on held-back samples `before` and `after` (relative to the
     float values), or the `reason` why it was not trained. `trained` says that the plan has the result; `fitted` is then
     the error on as many samples that it was trained on, far below `after` where the piece has learnt them by heart.
+    `cpu_seconds` is what all that took.
     """
 
     piece: str
@@ -158,6 +159,7 @@ class Outcome:
     after: float | None = None
     fitted: float | None = None
     reason: str = ""
+    cpu_seconds: float = field(default=0.0, compare=False)
 
     @property
     def by_heart(self) -> bool:

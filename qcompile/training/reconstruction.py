@@ -7,6 +7,7 @@ References: Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quant
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -132,7 +133,9 @@ class _Run:
             sides.run_float(piece.nodes)
             if piece.name in steps and piece.name not in known:
                 finished = self.done + steps[piece.name]
-                outcomes.append(self.attempt(piece, numbers, steps[piece.name]))
+                started = time.process_time()
+                outcome = self.attempt(piece, numbers, steps[piece.name])
+                outcomes.append(replace(outcome, cpu_seconds=time.process_time() - started))
                 self.done = finished
                 if work_dir is not None:
                     work_dir.save(model.plan, [asdict(outcome) for outcome in outcomes])

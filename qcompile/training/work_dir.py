@@ -26,7 +26,7 @@ from qcompile.targets.plan_fit import plan_misfit
 if sys.platform != "win32":
     import fcntl
 
-VERSION = 2
+VERSION = 3
 STATE = "qcompile-state.json"  # names that nobody else gives: the folder may hold other things
 PLAN = "qcompile-plan-{}.npz"
 VALUES = "qcompile-values"  # folder for what does not fit into memory
@@ -40,6 +40,7 @@ _OUTCOME = {
     "before": _NUMBER,
     "after": _NUMBER,
     "fitted": _NUMBER,
+    "cpu_seconds": {"type": "number", "minimum": 0},
     "reason": {"type": "string"},
 }
 _PURPOSE = {
