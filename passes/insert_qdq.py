@@ -24,9 +24,10 @@ class InsertQDQ:
     def run(self, model: QModel) -> int:
         """Write `model.emitted`; return the number of steps."""
         program = lower(model.graph, model.plan)
-        packing = "planes" if self.pack == "auto" else self.pack
-        writer = backend_of(model.target).writer
-        model.emitted = writer(model.graph, model.plan, program, packing, store=model.store).model()
+        target, write = model.target, backend_of(model.target).writer
+        packing = target.packing[0] if self.pack == "auto" else self.pack
+        forms = (packing, target.bias, target.movement)
+        model.emitted = write(model.graph, model.plan, program, *forms, store=model.store).model()
         tell_origin(model.emitted, model)
         weights = model.plan.weights.values()
         if self.pack in ("int4", "planes") and all(weight.bits == WIDE for weight in weights):

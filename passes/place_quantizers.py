@@ -9,6 +9,7 @@ from qcompile.ir import Node, Tensor, is_output, topological
 from qcompile.program.lower import absorbed_bounds, absorbed_end
 from qcompile.program.operands import data_inputs, operands
 from qcompile.program.readers import Readers, reads
+from qcompile.program.sums import unrounded_operand
 from qcompile.qmodel import QModel
 from qcompile.quant.params import ActivationSpec
 from qcompile.quant.plan import WIDE, Edge, Form
@@ -49,20 +50,28 @@ class _Placement:
         for node in self.nodes:
             form = self.plan.form(node.name)
             if form in (Form.COMPUTE, Form.ARITHMETIC, Form.CODES):
+                unrounded = self._unrounded(node)
                 for tensor in operands(node) if form is Form.ARITHMETIC else data_inputs(node):
-                    groups.setdefault(tensor.name, tensor.name)
+                    if tensor is not unrounded:
+                        groups.setdefault(tensor.name, tensor.name)
             if form is Form.CODES:
                 (source,) = data_inputs(node)
                 groups.update({tensor.name: groups[source.name] for tensor in node.outputs})
-            elif form is Form.ARITHMETIC or (form is Form.COMPUTE and not self._float_output(node)):
+            elif form in (Form.COMPUTE, Form.ARITHMETIC) and not self._float_output(node):
                 end = absorbed_end(self.graph, self.plan, node.outputs[0])
                 groups.setdefault(end.name, end.name)
 
     def _float_output(self, node: Node) -> bool:
-        """Say whether a compute node gives float32 at once: its kernel can, and no integer node reads it."""
-        readers = self.readers.of(node.outputs[0])
+        """Say whether a node on integers gives float32 at once: its kernel can, and no integer node reads codes."""
+        made = node.outputs[0]
+        readers = [reader for reader in self.readers.of(made) if self._unrounded(reader) is not made]
         on_integers = any(self.plan.form(reader.name) is not Form.FLOAT for reader in readers)
         return node.op in self.model.target.float_output and not on_integers
+
+    def _unrounded(self, node: Node) -> Tensor | None:
+        """Return the operand of a sum on integers that is added before it is rounded, or None."""
+        placed = self.plan.form(node.name) is Form.ARITHMETIC and self.model.target.unrounded_sums
+        return unrounded_operand(self.graph, self.plan, node) if placed else None
 
     def specify(self) -> None:
         """Write one spec per group, and one per narrow quantizer in front of compute nodes."""
@@ -75,9 +84,9 @@ class _Placement:
             spec = self._spec(tensors[root], wide)
             self.plan.specs[Edge(root)] = spec
             for bits in sorted(edges):
-                key = Edge(root) if bits == spec.bits else edges[bits][0]
+                key = Edge(root) if spec.serves(bits) else edges[bits][0]
                 if key.reader:
-                    grid = self.model.target.grid(bits)
+                    grid = self.model.target.grid(bits, spec.lower)
                     self.plan.specs[key] = replace(spec, grid=grid, even_zero_point=False, fixed=None)
                 self.plan.reads.update(dict.fromkeys(edges[bits], key))
 
@@ -99,9 +108,11 @@ class _Placement:
         return asked, shared
 
     def _spec(self, tensor: Tensor, bits: int) -> ActivationSpec:
+        target = self.model.target
         lower, upper, node = absorbed_bounds(self.plan, tensor)
+        spec = ActivationSpec(target.grid(bits, lower), lower, upper, symmetric=target.symmetric)
         if node is None or self.plan.form(node.name) is not Form.ARITHMETIC:
-            return ActivationSpec(self.model.target.grid(bits), lower, upper)
-        fixed = self.model.target.dictated.get(node.op)
-        even = node.op in self.model.target.even_zero_point
-        return ActivationSpec(fixed.grid if fixed else self.model.target.grid(bits), lower, upper, even, fixed)
+            return spec
+        fixed = target.dictated.get(node.op)
+        grid = fixed.grid if fixed else spec.grid
+        return replace(spec, grid=grid, even_zero_point=node.op in target.even_zero_point, fixed=fixed)

@@ -26,7 +26,8 @@ from qcompile.runtime.unpack import unpacked
 class Validate:
     """Check the emitted model against the rules of its target, look up its kernels, run it and compare it with float.
 
-    Where the target has no integer kernels, none are claimed, and nothing is timed.
+    Where its integer kernels are not those of ONNX Runtime, the file runs in float between its quantizers: no kernels
+    are claimed, and nothing is timed.
     Fills `model.audit`. Raises EmissionError for a broken rule or NaN in an output of the emitted model.
     """
 
@@ -38,8 +39,8 @@ class Validate:
         if model.emitted is None:
             raise QCompileError("there is no emitted model to validate", remedy="let a pass emit one first")
         _keeps_rules(model, model.emitted)
-        loaded = unpacked(model.emitted, model.store)
-        nodes = optimized_nodes(loaded)
+        loaded, here = unpacked(model.emitted, model.store), model.target.runs_here
+        nodes = optimized_nodes(loaded, fuse_qdq=here)
         if names := unasked(model.plan, nodes):
             text = (
                 "kept float, yet on integer kernels, since ONNX Runtime quantizes what stands between quantized nodes"
@@ -54,13 +55,15 @@ class Validate:
             bits=bit_counts(model.plan),
             float_nodes=float_nodes(model.graph, model.plan),
             kernels=kernel_counts(nodes),
-            fused=fused(model.plan, model.target, model.emitted, dict(nodes)) if model.target.integer_kernels else None,
+            fused=fused(model.plan, model.target, model.emitted, dict(nodes)) if here else None,
             size=Size(byte_size(model.source), byte_size(model.emitted)),
             agreement=agreement,
             unoptimized=found.unoptimized if found else None,
             speed=found.speed if found else None,
             worst_layers=worst_layers(model.graph, model.plan, data, outputs, threads=threads),
-            top1=top1(model.source, loaded, model.evaluation, batch=model.config.batch, threads=threads),
+            top1=top1(
+                model.source, loaded, model.evaluation, batch=model.config.batch, threads=threads, on_integers=here
+            ),
         )
         return 0
 
@@ -79,8 +82,7 @@ def _compared(model: QModel, emitted: onnx.ModelProto, loaded: onnx.ModelProto) 
     if data is None:
         return None
     described = describe_outputs(model.graph, labelled=model.evaluation is not None)
-    timed = model.target.integer_kernels  # a float graph with quantizers is slower than one without
-    found = compared(model.source, emitted, data, described, loaded=loaded, timed=timed)
+    found = compared(model.source, emitted, data, described, loaded=loaded, on_integers=model.target.runs_here)
     for name, times in found.unlike.items():
         text = f"output {name!r} has another shape than the float model's in {times} batches: not compared there"
         model.journal.warn(Validate.name, text)

@@ -20,7 +20,7 @@ from qcompile.data.dataset import Dataset
 from qcompile.emission.pack import INT4_OPSET
 from qcompile.errors import InputError, QCompileError, expect
 from qcompile.files import Content, check_outputs, write_files
-from qcompile.flags import flag_name, parse_fix
+from qcompile.flags import parse_fix
 from qcompile.ir.fingerprint import fingerprint
 from qcompile.ir.freeze import freeze
 from qcompile.ir.load import check_model, load_model, model_files
@@ -200,7 +200,8 @@ def open_model(model: Source, config: Config | None = None, data: Any = None, *,
     if config.fix:
         source = freeze(source, map(parse_fix, config.fix))
     with blaming(source):
-        oldest = max(target.opset, INT4_OPSET) if config.pack == "int4" else target.opset
+        packing = target.packing[0] if config.pack == "auto" else config.pack
+        oldest = max(target.opset, INT4_OPSET) if packing == "int4" else target.opset
         graph = prepare(source, oldest, newest_opset(), store)
         notes: list[str] = vars(graph)["notes"]
         reference = stored_model(_reference(source, notes), store)
@@ -241,17 +242,18 @@ def open_target(config: Config) -> Target:
     if asked and release(asked) > release(installed):
         what = f"--runtime-version {asked} is newer than what is installed, so the file could not be run here"
         raise InputError(what, where=f"ONNX Runtime {installed}", remedy="install it, or give an older version")
-    if not target.integer_kernels:
-        _check_integers(config)
+    _check_forms(config, target)
     return Target.load(config.target, asked or needed)
 
 
-def _check_integers(config: Config) -> None:
-    """Raise InputError where something is asked for that integer kernels alone have; the target has none."""
-    for name in ("pack", "placement"):
-        if (value := getattr(config, name)) != getattr(Config, name):
-            what = f"{flag_name(name)} {value} has no effect: {config.target} has no integer kernels"
-            raise InputError(what, remedy="leave it out")
+def _check_forms(config: Config, target: Target) -> None:
+    """Raise InputError where something is asked for that the target does not have."""
+    if config.pack not in ("auto", *target.packing):
+        what = f"--pack {config.pack} is no form of weights for {target.name}"
+        raise InputError(what, remedy=f"it takes: auto, {', '.join(target.packing)}")
+    if config.placement != Config.placement and not target.runs_here:
+        what = f"--placement {config.placement} has no effect: the speed of {target.name} is not measured here"
+        raise InputError(what, remedy="leave it out")
 
 
 def _reference(source: onnx.ModelProto, notes: list[str]) -> onnx.ModelProto:

@@ -54,7 +54,8 @@ def verify_bits(model: QModel, *, after: str) -> None:
             continue
         edges = (Edge(item.name, node.name) for item in node.inputs[:2] if isinstance(item, Variable))
         keys = [plan.reads[edge] for edge in edges if edge in plan.reads]
-        found = [("input", placed.input_bits, plan.specs[key].bits) for key in keys if key in plan.specs]
+        specs = [plan.specs[key] for key in keys if key in plan.specs]
+        found = [("input", placed.input_bits, spec.bits) for spec in specs if not spec.serves(placed.input_bits)]
         if node.name in plan.weights:
             found.append(("weight", placed.weight_bits, plan.weights[node.name].bits))
         for what, asked, bits in found:

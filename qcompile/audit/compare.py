@@ -58,15 +58,16 @@ def compared(
     described: Mapping[str, Output],
     *,
     loaded: onnx.ModelProto | None = None,
-    timed: bool = True,
+    on_integers: bool = True,
 ) -> Comparison:
-    """Run both models on the same samples, some of `data`: agreement, speed if `timed`, and what optimizations change.
+    """Run both models on the same samples, some of `data`: agreement, speed, and what optimizations change.
 
+    The emitted one runs `on_integers`, or in float between its quantizers: that is slower than float, so not timed.
     `loaded` is `emitted` with its packed weights taken apart, where that was done before.
     """
     loaded, apart = loaded or emitted, weight_bytes(source) >= SIDE_BY_SIDE
     reference = Session(source, threads=1, fault=InputError, packed=not apart)
-    optimized = Session(loaded, threads=1)
+    optimized = Session(loaded, threads=1, fuse_qdq=on_integers)
     data, size = some(data)
     agreement = Outputs("the emitted model", described)
     unoptimized = Outputs("the emitted model without optimizations", described)
@@ -77,9 +78,9 @@ def compared(
         if len(first) < UNOPTIMIZED_BATCHES:
             first.append((feeds, outputs))
     one = data.first_of(first[0][0])
-    timing = compare(reference, optimized, one, seconds=TIMING_SECONDS) if timed and not apart else None
+    timing = compare(reference, optimized, one, seconds=TIMING_SECONDS) if on_integers and not apart else None
     del reference, optimized  # before the next one is loaded
-    if timed and apart:
+    if on_integers and apart:
         timing = compare_apart(source, loaded, one, seconds=TIMING_SECONDS)
     plain = Session(emitted, level="off", threads=1)
     for feeds, outputs in first:

@@ -15,13 +15,22 @@ BATCH = 16
 
 
 def top1(
-    source: onnx.ModelProto, emitted: onnx.ModelProto, data: Dataset | None, *, batch: int | None, threads: int
+    source: onnx.ModelProto,
+    emitted: onnx.ModelProto,
+    data: Dataset | None,
+    *,
+    batch: int | None,
+    threads: int,
+    on_integers: bool = True,
 ) -> Top1 | None:
-    """Score both models on the labelled samples, by the first output that scores classes; None without labels."""
+    """Score both models on the labelled samples, by the first output that scores classes; None without labels.
+
+    The emitted one runs on integers, or in float between its quantizers.
+    """
     if data is None or data.labels is None:
         return None
     sessions = {"float": Session(source, threads=threads, fault=InputError)}
-    sessions["emitted"] = Session(emitted, threads=threads)
+    sessions["emitted"] = Session(emitted, threads=threads, fuse_qdq=on_integers)
     hits, done = dict.fromkeys(sessions, 0), 0
     for feeds in track(data.batches(batch or BATCH), "evaluate"):
         rows = data.samples_in(feeds)

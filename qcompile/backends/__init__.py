@@ -8,7 +8,8 @@ from typing import Final
 
 import onnx
 
-from qcompile.backends import academic, ort_cpu
+from qcompile.backends import academic, ort_cpu, qdq
+from qcompile.backends.simulation import Simulation
 from qcompile.emission.doubts import Doubt
 from qcompile.emission.emitted import Emitted, Rule, Violation
 from qcompile.emission.writer import Writer
@@ -21,28 +22,28 @@ from qcompile.targets.schema import Target
 
 @dataclass(frozen=True)
 class Backend:
-    """What is known of the files of one target.
+    """What is known of files of one kind.
 
-    `writer` writes a program; `simulation` its fake form, of which layer-by-layer passes run pieces; `rules` look at
-    the file and yield where it breaks them; `doubts` finds in a program the nodes that the runtime rounds differently
-    on different processors.
+    `writer` writes a program; `rules` look at the file and yield where it breaks them; `doubts` finds in a program the
+    nodes that the runtime rounds differently on different processors.
     """
 
     writer: type[Writer]
-    simulation: type[Writer]
     rules: Mapping[str, Rule]
-    doubts: Callable[[Program], Iterable[Doubt]]
+    doubts: Callable[[Program], Iterable[Doubt]] = lambda program: ()
 
 
 BACKENDS: Final[Mapping[str, Backend]] = {
-    "ort-cpu": Backend(ort_cpu.OrtWriter, ort_cpu.OrtWriter, ort_cpu.RULES, ort_cpu.doubtful_nodes),
-    "academic": Backend(academic.AcademicWriter, academic.Simulation, academic.RULES, lambda program: ()),
+    "ort-cpu": Backend(ort_cpu.OrtWriter, ort_cpu.RULES, ort_cpu.doubtful_nodes),
+    "qdq": Backend(Writer, qdq.RULES),
+    "academic": Backend(academic.AcademicWriter, academic.RULES),
 }
+FAKE: Final[Mapping[str, type[Writer]]] = {"ort-cpu": ort_cpu.OrtWriter}  # whose kernels round more than quantizers do
 
 
 def backend_of(target: Target) -> Backend:
     """Return the backend of a target."""
-    return BACKENDS[target.name]
+    return BACKENDS[target.backend]
 
 
 def fake_writer(graph: Graph, plan: Plan, program: Program, store: Store | None = None) -> Writer:
@@ -51,7 +52,7 @@ def fake_writer(graph: Graph, plan: Plan, program: Program, store: Store | None 
     That is fake-quant weights, and QuantizeLinear and DequantizeLinear around float operators: to be run in ONNX
     Runtime without Q/DQ fusion.
     """
-    return BACKENDS[plan.target].simulation(graph, plan, program, packing="none", fake=True, store=store)
+    return FAKE.get(plan.target, Simulation)(graph, plan, program, packing="none", fake=True, store=store)
 
 
 def check(model: onnx.ModelProto, target: Target, planned: Collection[str] = ()) -> list[Violation]:

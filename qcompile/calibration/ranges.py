@@ -40,7 +40,7 @@ class Ranges:
 
     def method_for(self, spec: ActivationSpec) -> CalibrationMethod:
         """Return the method for one tensor."""
-        return self.method or (self.at_8_bits if spec.bits == 8 else "mse")
+        return self.method or (self.at_8_bits if spec.serves(8) else "mse")
 
 
 BY_BITS = Ranges()
@@ -122,6 +122,8 @@ def grids(lo: Reals, hi: Reals, spec: ActivationSpec) -> tuple[Reals, NDArray[np
     # Where nothing above 0 is allowed, or less than any scale, the highest code is 0.
     highest = np.full_like(below, steps) if upper < LEAST_SCALE else below
     zero_point = np.clip(np.stack([below, below + stride, highest]), 0, steps - steps % stride)
+    if spec.symmetric:
+        zero_point = np.full_like(zero_point[:1], -spec.grid.low)
     above = steps - zero_point
     scale = np.maximum(scale, np.maximum(-lo / (zero_point + 0.5), hi / (above + 0.5)))
     scale = np.minimum(scale, np.minimum(quotient(-lower, zero_point), quotient(upper, above)))
@@ -284,7 +286,7 @@ def lp_range(values: Distribution, spec: ActivationSpec, percentile: float) -> R
         best = pairs[:, np.argmin(lp_errors(values, *grids(lo, hi, spec), spec.grid.steps))]
         low, high = np.maximum(best[:, None] + spacing * np.arange(-4, 5), 0)
     lo, hi = best * ends
-    if spec.bits == 8 and hi - lo < LEAST_SHARE * (values.hi - values.lo):
+    if spec.serves(8) and hi - lo < LEAST_SHARE * (values.hi - values.lo):
         return values.lo, values.hi
     return float(lo), float(hi)
 

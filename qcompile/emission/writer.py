@@ -30,7 +30,7 @@ from qcompile.ir.protos import all_nodes
 from qcompile.ir.store import Store
 from qcompile.program.lower import Kind, Program, Step, Value
 from qcompile.program.operands import CLIPS, clip_bounds, float_bias, operands
-from qcompile.quant.arithmetic import quantize
+from qcompile.quant.arithmetic import fake_quantize, quantize
 from qcompile.quant.bias import integer_bias
 from qcompile.quant.grid import WEIGHTS, Grid
 from qcompile.quant.params import Quantizer, WeightQuantizer
@@ -41,7 +41,9 @@ WIDEST_IR = 8  # what ONNX Runtime 1.19 and everything later reads
 
 @dataclass
 class Writer:
-    """Writes one program. `packing` is "planes", "int4" or "none"; `fake` keeps weights and biases in float.
+    """Writes one program. `packing` is "planes", "int4" or "none", `biases` "int32" or "float32".
+
+    `movement`: what moves codes stands on them ("codes") or "behind-dq". `fake` keeps weights and biases in float.
     Large constants go to `store`, if there is one.
 
     The fake form is the float simulation: the same nodes around float weights, to be run without Q/DQ fusion.
@@ -51,6 +53,8 @@ class Writer:
     plan: Plan
     program: Program
     packing: str = "planes"
+    biases: str = "int32"
+    movement: str = "codes"
     fake: bool = False
     store: Store | None = None
     nodes: list[onnx.NodeProto] = field(default_factory=list)
@@ -63,6 +67,8 @@ class Writer:
         self.constants = Constants(kept | codes, self.store)
         self.names = {node.name for node in self.graph.nodes}
         self.dequantized: dict[str, str] = {}  # codes -> their float reading for integer kernels
+        self.rectified: set[str] = set()  # floats that are not negative
+        self.uncoded: set[str] = set()  # codes that only their float reading stands for
         self.weights: dict[tuple[Any, ...], str] = {}  # what defines a weight -> its float reading
         self.opset = self.graph.opset
         self.writers: dict[Kind | Form, Callable[[Step], None]] = {
@@ -113,13 +119,16 @@ class Writer:
             name = self.constants.put(quantize(tensor.values, target.quantizer), target.name)
             self.dequantized[target.name] = self.reading(name, target.quantizer, f"{target.name}_dq")
             return
-        self.codes_of(self.float_of(source), target)
+        self.codes_of(self.clipped(step, self.float_of(source)), target)
 
     def decode(self, step: Step) -> None:
         """Codes -> float32 for readers that are float, and for outputs of the graph."""
         (source,), (target,) = step.inputs, step.outputs
         assert source.quantizer is not None
-        self.reading(source.name, source.quantizer, target.name)
+        if source.name in self.uncoded:
+            self.add("Identity", [self.float_of(source)], target.name, output=target.name)
+        else:
+            self.reading(source.name, source.quantizer, target.name)
 
     def compute(self, step: Step) -> None:
         """Conv, Gemm or MatMul between DequantizeLinear and QuantizeLinear, integer weight, int32 bias."""
@@ -140,6 +149,9 @@ class Writer:
         """An operator on codes: no float in between, nothing to fuse."""
         node, source = step.node, step.inputs[0]
         assert node is not None and source.quantizer is not None
+        if self.movement == "behind-dq":
+            self._move_floats(step, node, source.quantizer)
+            return
         outputs = [value.name for value in step.outputs]
         if node.op in CLIPS and (bounds := clip_bounds(node)):
             low, high = map(int, quantize(np.array(bounds, np.float32), source.quantizer))
@@ -153,6 +165,19 @@ class Writer:
             rest = self.rest(node)
         others = [value.name for value in step.inputs[1:]]
         self.nodes.append(node_proto(node, [self.in_front(node, source.name), *others, *rest], outputs))
+
+    def _move_floats(self, step: Step, node: Node, quantizer: Quantizer) -> None:
+        """Write what moves or clips codes on their float reading; a clip ends where the grid has a value."""
+        outputs = [self.constants.unique(f"{value.name}_dq") for value in step.outputs]
+        data, rest = [self.float_of(value) for value in step.inputs], self.rest(node)
+        if node.op in CLIPS and (bounds := clip_bounds(node)):
+            ends = fake_quantize(np.array(bounds, np.float32), quantizer)
+            rest = [self.constants.add(end, f"{outputs[0]}_bound") for end in ends]
+            self.nodes.append(helper.make_node("Clip", [*data, *rest], outputs, node.name))
+        else:
+            self.nodes.append(node_proto(node, [*data, *rest], outputs))
+        self.dequantized |= {value.name: output for value, output in zip(step.outputs, outputs)}
+        self.uncoded |= {value.name for value in step.outputs}
 
     def keep(self, step: Step) -> None:
         """A float operator, as it stands."""
@@ -177,7 +202,20 @@ class Writer:
         output = self.constants.unique(f"{target.name}_f") if target.quantizer else target.name
         self.nodes.append(node_proto(node, inputs, [output]))
         if target.quantizer:
-            self.codes_of(output, target)
+            self.codes_of(self.clipped(step, output), target)
+
+    def clipped(self, step: Step, source: str) -> str:
+        """Write the clips that a quantizer around 0 stands for, so that they fuse with the layer; return the result."""
+        key = step.outputs[0].key
+        if self.fake or key is None or not self.plan.specs[key].symmetric:
+            return source
+        for clip in step.clips:
+            result = self.constants.unique(f"{clip.outputs[0].name}_f")
+            self.nodes.append(node_proto(clip, [source, *map(self._input, clip.inputs[1:])], [result]))
+            source = result
+            if (bounds := clip_bounds(clip)) and bounds[0] >= 0:
+                self.rectified.add(result)
+        return source
 
     def codes_of(self, source: str, target: Value) -> None:
         """Write QuantizeLinear, and the Clip of a narrow grid, that make the codes of `target` from a float tensor."""
@@ -185,13 +223,14 @@ class Writer:
         assert quantizer is not None
         grid = quantizer.grid
         codes = target.name
-        if grid.is_narrow:
+        saturates = source in self.rectified and grid.high == np.iinfo(grid.dtype).max
+        if narrow := grid.is_narrow and not saturates:
             codes = self.constants.unique(f"{target.name}_{grid.dtype.kind}{8 * grid.dtype.itemsize}")
         parameters = self.parameters(quantizer, target.name)
         self.nodes.append(
             helper.make_node("QuantizeLinear", [source, *parameters], [codes], self.name(f"{target.name}/Q"))
         )
-        if grid.is_narrow:
+        if narrow:
             self.nodes.append(self.clip(codes, grid, target.name, self.name(f"{target.name}/Clip")))
 
     def float_of(self, value: Value) -> str:
@@ -249,8 +288,10 @@ class Writer:
         if bias is None:
             return []
         assert data.quantizer is not None
-        codes, scale = integer_bias(bias, data.quantizer.scale, weight.scale)
         stem = bias_name(node)
+        if self.biases == "float32":
+            return [self.constants.add(bias, stem)]
+        codes, scale = integer_bias(bias, data.quantizer.scale, weight.scale)
         if self.fake:
             return [self.constants.add(codes.astype(np.float32) * scale, stem)]
         inputs = [self.constants.add(codes, f"{stem}_int32"), self.constants.add(scale, f"{stem}_scale")]

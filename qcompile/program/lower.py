@@ -193,7 +193,7 @@ class _Lowering:
             self._run(form, sources, outputs, [node], self._others(node))
         elif form in (Form.COMPUTE, Form.ARITHMETIC):
             data, reader = (data_inputs(node), node.name) if form is Form.COMPUTE else (operands(node), "")
-            inputs = tuple(self.codes(tensor, reader) for tensor in data)
+            inputs = tuple(self.operand(tensor, reader) for tensor in data)
             nodes = [node, *absorbed_clips(self.graph, self.plan, node.outputs[0])]
             end = nodes[-1].outputs[0]
             if end.name in self.plan.groups:
@@ -207,6 +207,10 @@ class _Lowering:
         """Return the values that a node on integers reads besides its operands and constants."""
         rest = node.inputs[len(operands(node)) :]
         return tuple(self.real(tensor) for tensor in rest if tensor.name and not isinstance(tensor, Constant))
+
+    def operand(self, tensor: Tensor, reader: str) -> Value:
+        """Return what a node on integers works on: codes, or the float value of what has no quantizer."""
+        return self.codes(tensor, reader) if tensor.name in self.plan.groups else self.real(tensor)
 
     def codes(self, tensor: Tensor, reader: str = "") -> Value:
         """Return the codes of `tensor` that a compute node sees, or without one the tensor's own."""

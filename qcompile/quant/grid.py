@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -35,6 +35,11 @@ class Grid:
         return np.dtype(self.container)
 
     @property
+    def half(self) -> Grid:
+        """The grid without its negative integers."""
+        return replace(self, low=0)
+
+    @property
     def is_held(self) -> bool:
         """Say whether there are integers at all, and the container holds them."""
         held = np.iinfo(self.container)
@@ -63,6 +68,11 @@ class Grid:
 def unsigned(bits: int) -> Grid:
     """Return the grid 0 .. 2**bits - 1 in uint8."""
     return Grid(0, (1 << bits) - 1, "uint8")
+
+
+def signed(bits: int) -> Grid:
+    """Return the grid -2**(bits - 1) .. 2**(bits - 1) - 1 in int8."""
+    return Grid(-(1 << bits - 1), (1 << bits - 1) - 1, "int8")
 
 
 # Of weights, as kernels read them: two products of -128 do not fit the int16 in which kernels on Arm add them.

@@ -8,7 +8,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from qcompile.quant.grid import WEIGHTS, Grid
+from qcompile.quant.grid import WEIGHTS, Grid, signed
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 
@@ -20,6 +20,7 @@ class ActivationSpec:
     `lower` and `upper` bound the real values (an absorbed Relu6 gives 0 and 6: those of the grid never leave them).
     `even_zero_point` is for outputs of kernels that round after adding the zero point.
     `fixed` is a quantizer that the operator dictates; calibration leaves it alone.
+    `symmetric`: the zero point is 0.
     """
 
     grid: Grid
@@ -27,11 +28,16 @@ class ActivationSpec:
     upper: float = np.inf
     even_zero_point: bool = False
     fixed: Quantizer | None = None
+    symmetric: bool = False
 
     @property
     def bits(self) -> int:
         """Those of the grid."""
         return self.grid.bits
+
+    def serves(self, bits: int) -> bool:
+        """Say whether this is the grid for so many bits: 0 .. 127 too for 8, around a zero point of 0 in int8."""
+        return bits in (self.bits, self.bits + (self.symmetric and self.grid == signed(8).half))
 
 
 @dataclass(frozen=True)

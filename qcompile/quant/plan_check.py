@@ -59,7 +59,7 @@ def _reads(plan: Plan) -> Problems:
             yield f"there is no place for a quantizer on {edge}"
         elif key not in plan.specs or plan.groups.get(key.tensor) != plan.groups[edge.tensor]:
             yield f"there is the quantizer {key} on {edge}, which is none of this tensor"
-        elif plan.specs[key].bits != node.input_bits:
+        elif not plan.specs[key].serves(node.input_bits):
             bits = plan.specs[key].bits
             yield f"{edge.reader!r} wants inputs of {node.input_bits} bits, the quantizer of {edge.tensor!r} has {bits}"
 
@@ -95,6 +95,8 @@ def _quantizer_problem(found: Quantizer, spec: ActivationSpec) -> str:
         return "" if found == spec.fixed else "differs from the one that the operator dictates"
     if spec.even_zero_point and found.zero_point % 2:
         return f"has the zero point {found.zero_point}: its kernel wants an even one"
+    if spec.symmetric and found.zero_point:
+        return f"has the zero point {found.zero_point}: its target wants 0"
     if found.low < spec.lower * (1 + ROUNDING) or found.high > spec.upper * (1 + ROUNDING):
         return f"reaches from {found.low:g} to {found.high:g}: beyond its bounds, {spec.lower:g} and {spec.upper:g}"
     return ""

@@ -29,7 +29,7 @@ from qcompile.quant.params import ActivationSpec, Quantizer, WeightQuantizer
 from qcompile.quant.plan import Boundary, Edge, Form, NodePlan, Plan, Unit
 from qcompile.quant.plan_check import plan_problem
 
-VERSION = 3
+VERSION = 4
 AGAIN = "make it again with --save-plan"
 ARRAYS = ("codes", "scale", "step", "offset")  # of a WeightQuantizer, in the order of its fields
 Contents = dict[str, NDArray[Any]]
@@ -70,6 +70,7 @@ _SPEC = record(
     upper=_BOUND,
     even_zero_point={"type": "boolean"},
     fixed={"anyOf": [{"type": "null"}, _QUANTIZER]},
+    symmetric={"type": "boolean"},
 )
 _UNIT = record(name={"type": "string"}, nodes=_NAMES, inputs=_NAMES, outputs=_NAMES, note={"type": "string"})
 _BOUNDARY = record(
@@ -255,7 +256,7 @@ def _spec(row: Mapping[str, Any]) -> ActivationSpec:
     lower = -math.inf if row["lower"] is None else row["lower"]
     upper = math.inf if row["upper"] is None else row["upper"]
     fixed = _quantizer(row["fixed"]) if row["fixed"] else None
-    return ActivationSpec(Grid(**row["grid"]), lower, upper, row["even_zero_point"], fixed)
+    return ActivationSpec(Grid(**row["grid"]), lower, upper, row["even_zero_point"], fixed, row["symmetric"])
 
 
 def _quantizer(row: Mapping[str, Any]) -> Quantizer:
@@ -269,6 +270,7 @@ def _spec_row(spec: ActivationSpec) -> dict[str, Any]:
         "upper": _finite(spec.upper),
         "even_zero_point": spec.even_zero_point,
         "fixed": _plain(spec.fixed) if spec.fixed else None,
+        "symmetric": spec.symmetric,
     }
 
 

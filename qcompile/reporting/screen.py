@@ -65,7 +65,7 @@ class Screen:
             nodes = node_rows(model)
             self.shown = tables.float_view(nodes)
             target = f"{model.target.name}, ONNX Runtime {model.target.runtime} or later"
-            forms = tables.FORMS if model.target.integer_kernels else tables.IN_FLOAT
+            forms = tables.IN_FLOAT if model.target.kernels == "none" else tables.FORMS
             self.show(tables.plan_view(nodes, quantizer_rows(model), target, forms))
         if not self.quiet and run.name == "check-data":
             for line in model.first_batch:

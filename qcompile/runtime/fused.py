@@ -15,7 +15,7 @@ INTEGER = ("QLinear", "QGemm", "MatMulInteger", "MatMulNBits", "ConvInteger", "D
 GONE = "gone"  # folded, merged into a neighbour, or never in the file
 
 
-def optimized_nodes(model: onnx.ModelProto | str | Path) -> list[tuple[str, str]]:
+def optimized_nodes(model: onnx.ModelProto | str | Path, *, fuse_qdq: bool = True) -> list[tuple[str, str]]:
     """Return (name, op_type) of every node of the optimized graph.
 
     At level EXTENDED, where an integer kernel keeps the name of the node it replaces. ALL, the level to run at, moves
@@ -23,7 +23,7 @@ def optimized_nodes(model: onnx.ModelProto | str | Path) -> list[tuple[str, str]
     """
     with tempfile.TemporaryDirectory() as folder:
         saved = Path(folder) / "optimized.onnx"
-        Session(model, level="extended", threads=1, save_optimized=saved)
+        Session(model, level="extended", threads=1, fuse_qdq=fuse_qdq, save_optimized=saved)
         return [(node.name, node.op_type) for node in onnx.load(saved, load_external_data=False).graph.node]
 
 

@@ -87,7 +87,9 @@ def _steps(graph: Graph, program: Program) -> tuple[dict[str, Step], list[_Layer
             steps[value.name] = Step(Kind.ENCODE, (Value(origin),), (value,))
         target = step.outputs[0]
         wide = target.quantizer is not None and not target.quantizer.grid.is_narrow
-        output = Value(f"{target.name}{BESIDE}", target.quantizer if wide else None)
+        output = (
+            Value(f"{target.name}{BESIDE}", target.quantizer, target.key) if wide else Value(f"{target.name}{BESIDE}")
+        )
         steps[output.name] = replace(step, outputs=(output,))
         if wide:
             real = Value(f"{output.name}/real")

@@ -78,7 +78,7 @@ def at_8_bits(plan: Plan, target: Target) -> Plan:
         name: replace(node, weight_bits=8 if node.weight_bits else 0, input_bits=8 if node.input_bits else 0)
         for name, node in plan.nodes.items()
     }
-    specs = {key: replace(spec, grid=target.grid(8)) for key, spec in plan.specs.items() if not key.reader}
+    specs = {key: replace(spec, grid=target.grid(8, spec.lower)) for key, spec in plan.specs.items() if not key.reader}
     return replace(plan, nodes=nodes, reads={edge: plan.key(edge.tensor) for edge in plan.reads}, specs=specs)
 
 

@@ -13,6 +13,7 @@ from qcompile.ir import Graph, Node, Tensor, constant_value, only_consumer, prod
 from qcompile.program.dag import activation_dag
 from qcompile.program.lower import absorbed_bounds, absorbed_end
 from qcompile.program.operands import data_inputs, operands, weight_axis
+from qcompile.program.sums import unrounded_operand
 from qcompile.quant.plan import Edge, Form, Plan
 from qcompile.quant.plan_check import LARGEST, LEAST, plan_problem
 from qcompile.targets.forms import integer_form
@@ -117,6 +118,8 @@ def _quantized(fit: _Fit) -> Problems:
     groups, used = fit.plan.groups, set[str]()
     for node in fit.of_form(Form.COMPUTE, Form.ARITHMETIC, Form.CODES):
         read = operands(node) if fit.plan.form(node.name) is Form.ARITHMETIC else data_inputs(node)
+        if fit.target.unrounded_sums and fit.plan.form(node.name) is Form.ARITHMETIC:
+            read = [tensor for tensor in read if tensor is not unrounded_operand(fit.graph, fit.plan, node)]
         yield from (
             f"{node.name!r} reads {item.name!r} without a quantizer" for item in read if item.name not in groups
         )
@@ -128,8 +131,7 @@ def _quantized(fit: _Fit) -> Problems:
         if absorbed_end(fit.graph, fit.plan, node.outputs[0]).name not in groups:
             yield f"nothing does the work of {node.name!r}: there is no quantizer behind it"
     for node in fit.of_form(Form.COMPUTE, Form.ARITHMETIC):
-        floats = fit.plan.form(node.name) is Form.COMPUTE and node.op in fit.target.float_output
-        if fit.output(node) is None and not floats:
+        if fit.output(node) is None and node.op not in fit.target.float_output:
             yield f"the output of {node.name!r} has no quantizer"
     for node in fit.of_form(Form.CODES):
         if len({groups.get(tensor.name) for tensor in [*data_inputs(node), *node.outputs]}) > 1:
@@ -150,8 +152,10 @@ def _specs(fit: _Fit) -> Problems:
             yield f"the zero point of {tensor!r} need not be even, but {node.op} wants it"
         for key in stacked[root]:
             grid = fit.plan.specs[key].grid
-            if grid != fit.target.grid(grid.bits):
-                yield f"quantizer {key} has the codes {grid}, the target has {fit.target.grid(grid.bits)}"
+            if grid != (wanted := fit.target.grid(grid.bits, spec.lower)):
+                yield f"quantizer {key} has the codes {grid}, the target has {wanted}"
+            if fit.plan.specs[key].symmetric != fit.target.symmetric:
+                yield f"quantizer {key} {'need not' if fit.target.symmetric else 'must'} have a zero point of 0"
             if fit.plan.specs[key].lower < lower or fit.plan.specs[key].upper > upper:
                 yield f"quantizer {key} goes beyond the clip that it stands for, {lower:g} to {upper:g}"
 
@@ -218,7 +222,7 @@ def _products(fit: _Fit, node: Node) -> NDArray[np.float64]:
         data = np.array([fit.scale(tensor, node.name) for tensor in data_inputs(node)])
         channels = np.ones(1) if weight is None else weight.scale.astype(np.float64)
         return np.asarray(data.prod(keepdims=True) * channels)
-    scales = np.array([fit.scale(tensor) for tensor in operands(node)])
+    scales = np.array([fit.scale(tensor) for tensor in operands(node) if tensor.name in fit.plan.groups])
     return scales.prod(keepdims=True) if node.op == "Mul" else scales
 
 

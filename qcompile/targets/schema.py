@@ -8,17 +8,21 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module, resources
 from importlib.resources.abc import Traversable
-from typing import Any, Final
+from typing import Any, Final, Literal
+
+import numpy as np
 
 from qcompile.errors import InputError, nearest
 from qcompile.ir import Node
-from qcompile.quant.grid import Container, Grid, unsigned
+from qcompile.quant.grid import Container, Grid, signed, unsigned
 from qcompile.quant.params import Quantizer
+from qcompile.quant.plan import WIDE
 
-GRIDS: Final[Mapping[str, Callable[[int], Grid]]] = {"uint8": unsigned}  # by the codes that a target has
+GRIDS: Final[Mapping[str, Callable[[int], Grid]]] = {"uint8": unsigned, "int8": signed}  # by the codes of a target
+SETS: Final = ("compute", "arithmetic", "codes", "clips", "even_zero_point", "float_output")  # of operators
 
 
 @dataclass(frozen=True)
@@ -32,11 +36,15 @@ class Target:
     `checks` return the reason why a node of an operator does, or ""; `dictated` are output quantizers that the integer
     form of an operator has.
 
-    `purpose` says in a line what it is for, `proven` what was proven and where. `integer_kernels`: nodes in these forms
-    run on integers; else in float, on values that are rounded to the same grids.
+    `purpose` says in a line what it is for, `proven` what was proven and where. `kernels` says whose integer kernels
+    nodes in these forms run on: those of ONNX Runtime, which can be looked up here; those of another runtime; or none,
+    so in float, on values that are rounded to the same grids.
 
-    `activations` is the type of the codes of activations; `least_output_scale` the smallest scale of an output that a
-    kernel takes, as a share of that of its input.
+    `backend` is what writes the files. `activations` is the type of the codes of activations, `symmetric` where their
+    zero point is 0; `least_output_scale` the smallest scale of an output that a kernel takes, as a share of that of its
+    input. `unrounded_sums`: an Add takes the result of the layer in front of it before it is rounded, so that operand
+    has no quantizer. `movement` says where what moves codes stands: on them, or behind their DequantizeLinear.
+    `packing` names the forms of weights below 8 bits, the usual one first; `bias` the type that biases are written in.
 
     `runtime` is the oldest version that files run on. What needs a later one is counted in where `runtime` is that:
     `codes_since` names the versions from which operators are `codes`, `packing_since` those of forms of weights.
@@ -46,9 +54,15 @@ class Target:
     purpose: str
     proven: str
     runtime: str
+    backend: str
     activations: Container
+    symmetric: bool
+    unrounded_sums: bool
+    movement: Literal["codes", "behind-dq"]
+    packing: tuple[str, ...]
+    bias: Literal["int32", "float32"]
     opset: int
-    integer_kernels: bool
+    kernels: Literal["onnxruntime", "others", "none"]
     compute: frozenset[str]
     arithmetic: frozenset[str]
     codes: frozenset[str]
@@ -63,9 +77,21 @@ class Target:
     codes_since: dict[str, str]
     packing_since: dict[str, str]
 
-    def grid(self, bits: int) -> Grid:
-        """Return the grid of an activation of so many bits."""
-        return GRIDS[self.activations](bits)
+    @property
+    def runs_here(self) -> bool:
+        """Say whether ONNX Runtime runs its files on integers; else it runs them in float between quantizers."""
+        return self.kernels == "onnxruntime"
+
+    def grid(self, bits: int, lower: float = -np.inf) -> Grid:
+        """Return the grid of an activation of so many bits whose values are not below `lower`.
+
+        Around a zero point of 0 such values have the codes from there on, as many as others; at 8 bits the container
+        has room for half of them.
+        """
+        grid = GRIDS[self.activations](bits)
+        if not (self.symmetric and lower >= 0):
+            return grid
+        return grid.half if bits == WIDE else replace(grid, low=0, high=grid.steps)
 
     @classmethod
     def load(cls, name: str, runtime: str | None = None) -> Target:
@@ -75,8 +101,7 @@ class Target:
             raise InputError(f"--target {name} is unknown", remedy=nearest(name, facts))
         table: dict[str, Any] = tomllib.loads(facts[name].read_text())
         forms = import_module(f"{__package__}.{name.replace('-', '_')}.forms")
-        sets = ("compute", "arithmetic", "codes", "clips", "even_zero_point", "float_output")
-        table |= {key: frozenset(table[key]) for key in sets}
+        table |= {key: frozenset(table[key]) for key in SETS} | {"packing": tuple(table["packing"])}
         oldest, runtime = table["runtime"], runtime or table["runtime"]
         if release(runtime) < release(oldest):
             raise InputError(f"--runtime-version {runtime} is too old", remedy=f"give {oldest} or a later one")

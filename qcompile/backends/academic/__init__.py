@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from qcompile.backends.academic.reference import Simulation
 from qcompile.backends.academic.rules import RULES
 from qcompile.backends.academic.writer import AcademicWriter
 
-__all__ = ["RULES", "AcademicWriter", "Simulation"]
+__all__ = ["RULES", "AcademicWriter"]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import helper
 
-from qcompile.backends.academic.reference import Simulation
+from qcompile.backends.simulation import Simulation
 from qcompile.emission.origin import NOTE
 from qcompile.ir import Constant, node_proto
 from qcompile.program.lower import Step, Value

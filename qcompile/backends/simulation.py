@@ -1,4 +1,4 @@
-"""What a file computes, on codes: the reference for it, and what layer-by-layer passes run pieces of."""
+"""What files compute whose runtime rounds nothing but quantizers: what layer-by-layer passes run pieces of."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from typing import Final
 
 from onnx import TensorProto, helper
 
-from qcompile.emission.writer import Writer, bias_name
-from qcompile.ir import Node, node_proto
-from qcompile.program.lower import Step, Value
-from qcompile.quant.params import WeightQuantizer
+from qcompile.emission.writer import Writer
+from qcompile.ir import node_proto
+from qcompile.program.lower import Step
 
 NO_KERNEL: Final = frozenset({"SpaceToDepth"})  # on uint8, before ONNX Runtime 1.28
 
@@ -22,6 +21,8 @@ class Simulation(Writer):
     From the fake form for integer kernels it differs in biases, which are not rounded, and in that every operator is
     itself.
     """
+
+    biases: str = "float32"
 
     def codes(self, step: Step) -> None:
         """An operator on codes; where ONNX Runtime may have no kernel, on the same integers as float32."""
@@ -35,8 +36,3 @@ class Simulation(Writer):
         self.nodes.append(node_proto(node, [given], [moved]))
         container = helper.np_dtype_to_tensor_dtype(source.quantizer.grid.dtype)
         self.add("Cast", [moved], target.name, output=target.name, to=container)
-
-    def bias(self, node: Node, data: Value, weight: WeightQuantizer) -> list[str]:
-        """Return the name of a layer's bias in float, or nothing where it has none."""
-        bias = self.plan.biases.get(node.name)
-        return [] if bias is None else [self.constants.add(bias, bias_name(node))]

@@ -1,0 +1,83 @@
+"""What files of QuantizeLinear and DequantizeLinear must satisfy, by the facts of their target."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+from qcompile.emission.emitted import Emitted, Finding, Rule, same_parameters, type_name
+from qcompile.emission.rules import no_unused_initializer, unique_names
+from qcompile.program.dag import SHAPE_SOURCES
+
+
+def activation_codes(emitted: Emitted) -> Iterator[Finding]:
+    """Activations have codes of the target's type, with zero points of 0 where it wants them symmetric."""
+    for node in emitted.nodes:
+        if node.op_type != "QuantizeLinear":
+            continue
+        kind, (_, zero_point) = emitted.kinds[node.output[0]], emitted.parameters(node)
+        if type_name(kind) != emitted.target.activations:
+            yield node.name, f"it makes {type_name(kind)}, not {emitted.target.activations}"
+        elif emitted.target.symmetric and np.any(zero_point):
+            yield node.name, f"its zero point is {int(zero_point)}, not 0"
+
+
+def symmetric_weights(emitted: Emitted) -> Iterator[Finding]:
+    """Weights are int8 or int4 constants with zero points of 0."""
+    for node in emitted.integer:
+        weight = emitted.weight(node)
+        if weight is None:
+            continue
+        kind, (_, zero_point) = emitted.kinds[weight.input[0]], emitted.parameters(weight)
+        if kind not in (TensorProto.INT8, TensorProto.INT4) or np.any(zero_point):
+            yield node.name, f"its weight is {type_name(kind)} with zero points that are not 0"
+
+
+def bias_type(emitted: Emitted) -> Iterator[Finding]:
+    """Biases have the type that the target takes."""
+    for node in emitted.integer:
+        if len(node.input) < 3 or not node.input[2]:
+            continue
+        made_by = emitted.maker(node.input[2], "DequantizeLinear")
+        kind = emitted.kinds.get(made_by.input[0] if made_by is not None else node.input[2], TensorProto.UNDEFINED)
+        if type_name(kind) != {"float32": "float"}.get(emitted.target.bias, emitted.target.bias):
+            yield node.name, f"its bias is {type_name(kind)}, not {emitted.target.bias}"
+
+
+def movers_behind_dequantize(emitted: Emitted) -> Iterator[Finding]:
+    """Nothing but quantizers, their clips and packed weights works on codes where the target has movers behind them."""
+    if emitted.target.movement == "codes":
+        return
+    on_codes = emitted.on_codes()
+    for node in emitted.nodes:
+        clips = node.op_type == "Clip" and emitted.maker(node.input[0], "QuantizeLinear") is not None
+        packed = node.input and node.input[0] in emitted.constants
+        if node.name in on_codes and not (clips or packed or node.op_type in SHAPE_SOURCES):
+            yield node.name, f"it is a {node.op_type} on codes"
+
+
+def no_pair_twice(emitted: Emitted) -> Iterator[Finding]:
+    """No value is rounded twice to one grid."""
+    for node in emitted.nodes:
+        before = emitted.maker(node.input[0], "DequantizeLinear") if node.op_type == "QuantizeLinear" else None
+        if before is not None and same_parameters(emitted, before, node) and not _clips_behind(emitted, node):
+            yield node.name, "it makes the codes that the DequantizeLinear in front of it has read"
+
+
+def _clips_behind(emitted: Emitted, node: onnx.NodeProto) -> bool:
+    return any(reader.op_type == "Clip" for reader in emitted.readers.get(node.output[0], []))
+
+
+RULES: Final[dict[str, Rule]] = {
+    "activation-codes": activation_codes,
+    "symmetric-weights": symmetric_weights,
+    "bias-type": bias_type,
+    "movers-behind-dequantize": movers_behind_dequantize,
+    "no-pair-twice": no_pair_twice,
+    "no-unused-initializer": no_unused_initializer,
+    "unique-names": unique_names,
+}
