@@ -92,7 +92,7 @@ class Result:
         """Return what `save` writes under these names."""
         contents = model_files(self._emitted, Path(path)) if path is not None else {}
         if plan is not None:
-            facts = {"target": self.qmodel.target.name, "fingerprint": self.qmodel.fingerprint}
+            facts = {"target": self.qmodel.target.identity, "fingerprint": self.qmodel.fingerprint}
             contents |= plan_files(self.plan, Path(plan), **facts)
         if report is not None:
             contents[Path(report)] = [self.report_text().encode()]
@@ -219,7 +219,7 @@ def open_model(model: Source, config: Config | None = None, data: Any = None, *,
                 opened.evaluation_as = lambda text: open_evaluation(evaluation, inputs, text, alone=alone)
 
     identity = "" if reference is source else fingerprint(source)
-    plan = Plan(recipe=recipe_hash(config), target=target.name)
+    plan = Plan(recipe=recipe_hash(config), target=target.identity, backend=target.backend, bias=target.bias)
     opened = QModel(
         graph, reference, target, config, feed_alone=open_samples, plan=plan, identity=identity, store=store
     )
@@ -307,4 +307,4 @@ def _split(samples: Dataset) -> tuple[Dataset, Dataset]:
 
 def read_plan(model: QModel, path: Path) -> Plan:
     """Read a plan file that was made for this model and target; raises InputError."""
-    return load_plan(path, target=model.target.name, fingerprint=model.fingerprint)
+    return load_plan(path, target=model.target.identity, fingerprint=model.fingerprint)

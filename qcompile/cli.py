@@ -287,8 +287,9 @@ def plot_command(report: str, out: str | None) -> None:
 
 
 @main.command("targets", context_settings=HELP)
-def targets_command() -> None:
-    """List what --target can be: what each is for, and what was proven where."""
+@click.argument("target", metavar="[NAME or FILE.toml]", required=False)
+def targets_command(target: str | None) -> None:
+    """List what --target can be: what each is for, and what was proven where; of one of them all facts, as TOML."""
     from qcompile import commands
 
-    commands.list_targets()
+    commands.list_targets(target)

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.markup import escape
+
 from qcompile import api
 from qcompile.config import Config, Files, recipe_text
 from qcompile.data.sources import files_behind, split_labels
@@ -20,6 +22,8 @@ from qcompile.quant.plan_file import plan_folders, plan_places
 from qcompile.reporting import plot, tables
 from qcompile.reporting.screen import Screen
 from qcompile.signals import hand_over, interrupt
+from qcompile.targets.listing import as_file
+from qcompile.targets.own import is_own
 from qcompile.targets.schema import Target, known
 from qcompile.training.work_dir import has_state
 
@@ -88,6 +92,7 @@ def read_places(request: Request) -> dict[Path, str]:
     named = [(model, "model"), (request.recipe, "recipe"), (table, "labels")]
     named += [(part, "preprocessing") for part in (config.preprocess or "").split(",")]
     read = {Path(name): what for name, what in named if name}
+    read |= {Path(config.target): "target"} if is_own(config.target) else {}
     read |= dict.fromkeys(plan_places(Path(files.load_plan)) if files.load_plan else (), "plan")
     read |= dict.fromkeys(external_files(Path(model)), "external data of the model")
     read |= dict.fromkeys(files_behind(str(folder)) if files.eval else (), "evaluation data")
@@ -106,9 +111,9 @@ def resumable(config: Config, arguments: Sequence[str]) -> Iterator[None]:
         raise KeyboardInterrupt(f"; go on with: {command}") from None
 
 
-def list_targets() -> None:
-    """Print what `--target` can be."""
-    Screen().show(tables.targets_view(map(Target.load, known())))
+def list_targets(name: str | None) -> None:
+    """Print what `--target` can be, or all facts about one of them, known or in a file. Raises InputError."""
+    Screen().show([escape(as_file(name))] if name else tables.targets_view(map(Target.load, known())))
 
 
 def plot_report(report: Path, figure: Path) -> None:

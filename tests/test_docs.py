@@ -15,7 +15,10 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 
+from qcompile import Config, compile
 from qcompile.cli import OPTIONS
+from qcompile.targets.own import changeable
+from qcompile.targets.schema import known_tables
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted(
@@ -115,6 +118,22 @@ def test_deployment_python_runs(folder: Path, capsys: pytest.CaptureFixture[str]
     test_readme_python_runs(folder)
     run_blocks(ROOT / "docs" / "deployment.md", folder)
     assert "QLinearConv" in capsys.readouterr().out
+
+
+def test_every_fact_of_a_target_is_in_the_table() -> None:
+    text = (ROOT / "docs" / "targets.md").read_text(encoding="utf-8")
+    told = {fact for row in re.findall(r"^\| (`.*?) \|", text, re.MULTILINE) for fact in re.findall(r"`(\w+)`", row)}
+    facts = {"like", "float_reasons", *changeable(known_tables()["tensorrt"], known_tables())}
+    assert told - known_tables().keys() == facts
+
+
+def test_the_target_of_the_example_compiles(folder: Path) -> None:
+    """The commands of docs/targets.md, on its own file."""
+    text = (ROOT / "docs" / "targets.md").read_text(encoding="utf-8")
+    (table,) = [code for language, code in BLOCK.findall(text) if language == "toml"]
+    (folder / "npu.toml").write_text(table, encoding="utf-8")
+    result = compile("in.onnx", Config(target="npu.toml", threads=1), "calib.npz")
+    assert result.qmodel.target.name == "example-npu" and not result.report["warnings"]
 
 
 def test_every_pass_is_in_the_table() -> None:

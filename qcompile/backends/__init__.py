@@ -52,7 +52,8 @@ def fake_writer(graph: Graph, plan: Plan, program: Program, store: Store | None 
     That is fake-quant weights, and QuantizeLinear and DequantizeLinear around float operators: to be run in ONNX
     Runtime without Q/DQ fusion.
     """
-    return FAKE.get(plan.target, Simulation)(graph, plan, program, packing="none", fake=True, store=store)
+    write = FAKE.get(plan.backend, Simulation)
+    return write(graph, plan, program, packing="none", biases=plan.bias, fake=True, store=store)
 
 
 def check(model: onnx.ModelProto, target: Target, planned: Collection[str] = ()) -> list[Violation]:

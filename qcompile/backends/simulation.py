@@ -18,11 +18,8 @@ NO_KERNEL: Final = frozenset({"SpaceToDepth"})  # on uint8, before ONNX Runtime 
 class Simulation(Writer):
     """QuantizeLinear, Clip and DequantizeLinear around float operators, for ONNX Runtime without Q/DQ fusion.
 
-    From the fake form for integer kernels it differs in biases, which are not rounded, and in that every operator is
-    itself.
+    From the fake form for integer kernels it differs in that every operator is itself.
     """
-
-    biases: str = "float32"
 
     def codes(self, step: Step) -> None:
         """An operator on codes; where ONNX Runtime may have no kernel, on the same integers as float32."""

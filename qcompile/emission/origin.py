@@ -57,5 +57,10 @@ def _copy_notes(old: Noted, new: Noted) -> None:
 def ours(model: QModel) -> dict[str, str]:
     """Return what we say of the file: `source` is the fingerprint, `recipe` a hash of the settings that decided."""
     plan = model.plan
-    facts = {"bits": plan.precision(), "target": model.target.name, "recipe": plan.recipe, "source": model.fingerprint}
+    facts = {
+        "bits": plan.precision(),
+        "target": model.target.identity,
+        "recipe": plan.recipe,
+        "source": model.fingerprint,
+    }
     return {"version": version_of("qcompile"), **facts}

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from qcompile.flags import BITS
 from qcompile.quant.params import ActivationSpec, Quantizer, WeightQuantizer
 
 ENDS = "first or last"  # the reason of layers that have the bits of these
+Bias = Literal["int32", "float32"]
 WIDE = BITS[1]  # bits of an activation that is not narrow
 
 
@@ -86,7 +87,8 @@ class Plan:
     emission. `capacities` (in bits) and `losses` (squared error after training relative to the squared values) are by
     unit. `untouched` names the places where rotating or equalising channels was tried and made an error larger.
     `regions` lists the names of the units that are trained together, in order; empty means every unit by itself.
-    `recipe` is a hash of the settings that decided; `target` the name of the target that they decided for.
+    `recipe` is a hash of the settings that decided; `target` says which target they decided for, `backend` what writes
+    its files, and `bias` the type of biases there: simulations round as the file does.
     """
 
     nodes: dict[str, NodePlan] = field(default_factory=dict)
@@ -104,6 +106,8 @@ class Plan:
     regions: list[tuple[str, ...]] = field(default_factory=list)
     recipe: str = ""
     target: str = "ort-cpu"
+    backend: str = "ort-cpu"
+    bias: Bias = "int32"
 
     def unplaced(self) -> Plan:
         """Return the plan as it was before placement: without nodes, quantizers and numbers."""

@@ -26,10 +26,10 @@ from qcompile.files import Content, parse_json, read_bytes, write_files
 from qcompile.flags import BITS
 from qcompile.quant.grid import Container, Grid
 from qcompile.quant.params import ActivationSpec, Quantizer, WeightQuantizer
-from qcompile.quant.plan import Boundary, Edge, Form, NodePlan, Plan, Unit
+from qcompile.quant.plan import Bias, Boundary, Edge, Form, NodePlan, Plan, Unit
 from qcompile.quant.plan_check import plan_problem
 
-VERSION = 4
+VERSION = 5
 AGAIN = "make it again with --save-plan"
 ARRAYS = ("codes", "scale", "step", "offset")  # of a WeightQuantizer, in the order of its fields
 Contents = dict[str, NDArray[Any]]
@@ -99,12 +99,15 @@ SCHEMA = record(
     untouched=_NAMES,
     regions={"type": "array", "items": _NAMES},
     recipe={"type": "string"},
+    backend={"type": "string"},
+    bias={"enum": get_args(Bias)},
 )
 
 
 # 4.0 is no integer here: it would be one of Python's floats
 _WHOLE = Draft202012Validator.TYPE_CHECKER.redefine("integer", lambda _, value: type(value) is int)
-VALIDATOR = extend(Draft202012Validator, type_checker=_WHOLE)(SCHEMA)  # type: ignore[no-untyped-call]
+Validator = extend(Draft202012Validator, type_checker=_WHOLE)  # type: ignore[no-untyped-call]
+VALIDATOR = Validator(SCHEMA)
 
 
 def save_plan(plan: Plan, path: Path, *, target: str, fingerprint: str) -> None:
@@ -147,7 +150,7 @@ def load_plan(path: Path, *, target: str, fingerprint: str) -> Plan:
         raise InputError("the plan's arrays do not belong to it", where=str(path), remedy=AGAIN)
     for key, mine in (("target", target), ("fingerprint", fingerprint)):
         if document[key] != mine:
-            what = f"target {document[key]!r}" if key == "target" else "another model or other weights"
+            what = f"target {document[key]!r}, not {mine!r}" if key == "target" else "another model or other weights"
             raise InputError(f"the plan was made for {what}", where=str(path), remedy=AGAIN)
     plan = from_json(document, arrays)
     if problem := plan_problem(plan):
@@ -189,6 +192,8 @@ def to_json(plan: Plan, *, target: str, fingerprint: str) -> dict[str, Any]:
         "untouched": plan.untouched,
         "regions": [list(region) for region in plan.regions],
         "recipe": plan.recipe,
+        "backend": plan.backend,
+        "bias": plan.bias,
     }
 
 
@@ -216,6 +221,8 @@ def from_json(document: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -
         regions=[tuple(region) for region in document["regions"]],
         recipe=document["recipe"],
         target=document["target"],
+        backend=document["backend"],
+        bias=document["bias"],
     )
 
 

@@ -26,6 +26,7 @@ ENOUGH_SAMPLES = 256
 EXACT = 35.0  # dB that a layer may err by itself without being worth more bits
 WIDE = 1.2  # upper quartile of measured speeds by the lower: beyond it the spread is told
 NAMED = 4  # units or nodes, where there are more
+OF_TARGET = ("name", "like", "digest", "opset", "runtime")
 LIBRARIES = ("qcompile", "onnx", "onnxruntime", "numpy")
 
 
@@ -38,7 +39,7 @@ def build_report(model: QModel, runs: Sequence[PassRun], name: str = "") -> dict
         "warnings": warnings(model, found),
         "environment": environment(),
         "model": {"name": name, "opset": opset(model.source)},
-        "target": {"name": model.target.name, "opset": model.target.opset, "runtime": model.target.runtime},
+        "target": {key: getattr(model.target, key) for key in OF_TARGET},
         "recipe": recipe(replace(model.config, method=model.config.chosen_method)),
         "data": data_facts(model),
         "audit": asdict(found) if found else {},

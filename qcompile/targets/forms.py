@@ -11,7 +11,8 @@ from typing import Final
 
 import numpy as np
 
-from qcompile.ir import Node, activation_inputs, constant_value, is_standard
+from qcompile.ir import Node, activation_inputs, constant_value, consumers, is_standard, producer
+from qcompile.ir.protos import LAYERS
 from qcompile.program.operands import clip_bounds, data_inputs
 from qcompile.quant.plan import Form
 from qcompile.targets.schema import Target
@@ -36,7 +37,8 @@ def integer_form(node: Node, target: Target) -> tuple[Form, str]:
 
 
 def _checks(node: Node, target: Target) -> list[Check]:
-    return [_float32, *(checks[node.op] for checks in (CHECKS, target.checks) if node.op in checks)]
+    sums = [_sum_with_layer] if target.unrounded_sums and node.op == "Add" else []
+    return [_float32, *(checks[node.op] for checks in (CHECKS, target.checks) if node.op in checks), *sums]
 
 
 def _float32(node: Node) -> str:
@@ -78,6 +80,13 @@ def _matmul(node: Node) -> str:
 def _binary(node: Node) -> str:
     values = [constant_value(tensor) for tensor in node.inputs]
     return "" if all(value is None or (value.dtype == np.float32 and value.size) for value in values) else "not float32"
+
+
+def _sum_with_layer(node: Node) -> str:
+    """A residual sum, in one kernel with the layer that makes one of two operands for it alone."""
+    made_by = [producer(tensor) for tensor in data_inputs(node) if len(consumers(tensor)) == 1]
+    layers = [maker for maker in made_by if maker is not None and maker.op in LAYERS]
+    return "" if layers and len(data_inputs(node)) == 2 else "no layer in front of it whose kernel could add"
 
 
 def _concat(node: Node) -> str:

@@ -26,8 +26,8 @@ LEAST_COSINE = 0.25  # of a weight and its rounded form: 0.58 and more at 2 bits
 
 def plan_misfit(plan: Plan, graph: Graph, target: Target) -> str:
     """Return the first thing for which `plan` cannot be one for `graph`, in one line, or ""."""
-    if plan.target != target.name:
-        return f"it was made for target {plan.target!r}"
+    if plan.target != target.identity:
+        return f"it was made for target {plan.target!r}, not {target.identity!r}"
     fit = _Fit(plan, graph, target)
     return plan_problem(plan) or next((text for rule in RULES for text in rule(fit)), "")
 

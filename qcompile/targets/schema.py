@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib import import_module, resources
 from importlib.resources.abc import Traversable
-from typing import Any, Final, Literal
+from pathlib import Path
+from typing import Final, Literal
 
 import numpy as np
 
@@ -19,7 +20,8 @@ from qcompile.errors import InputError, nearest
 from qcompile.ir import Node
 from qcompile.quant.grid import Container, Grid, signed, unsigned
 from qcompile.quant.params import Quantizer
-from qcompile.quant.plan import WIDE
+from qcompile.quant.plan import WIDE, Bias
+from qcompile.targets.own import Table, is_own, own_table
 
 GRIDS: Final[Mapping[str, Callable[[int], Grid]]] = {"uint8": unsigned, "int8": signed}  # by the codes of a target
 SETS: Final = ("compute", "arithmetic", "codes", "clips", "even_zero_point", "float_output")  # of operators
@@ -48,6 +50,8 @@ class Target:
 
     `runtime` is the oldest version that files run on. What needs a later one is counted in where `runtime` is that:
     `codes_since` names the versions from which operators are `codes`, `packing_since` those of forms of weights.
+
+    A target of one's own, from a file, is `like` a known one; `digest` is a hash of its facts.
     """
 
     name: str
@@ -60,7 +64,7 @@ class Target:
     unrounded_sums: bool
     movement: Literal["codes", "behind-dq"]
     packing: tuple[str, ...]
-    bias: Literal["int32", "float32"]
+    bias: Bias
     opset: int
     kernels: Literal["onnxruntime", "others", "none"]
     compute: frozenset[str]
@@ -76,6 +80,13 @@ class Target:
     dictated: Mapping[str, Quantizer]
     codes_since: dict[str, str]
     packing_since: dict[str, str]
+    like: str = ""
+    digest: str = ""
+
+    @property
+    def identity(self) -> str:
+        """What plans are made for: the name, and the digest of facts that only a file has."""
+        return f"{self.name} ({self.digest})" if self.digest else self.name
 
     @property
     def runs_here(self) -> bool:
@@ -95,12 +106,12 @@ class Target:
 
     @classmethod
     def load(cls, name: str, runtime: str | None = None) -> Target:
-        """Read what is known of a target by name, for files that run on version `runtime` and later ones."""
-        facts = known()
-        if name not in facts:
-            raise InputError(f"--target {name} is unknown", remedy=nearest(name, facts))
-        table: dict[str, Any] = tomllib.loads(facts[name].read_text())
-        forms = import_module(f"{__package__}.{name.replace('-', '_')}.forms")
+        """Read the facts about a known target, or those in a TOML file, for version `runtime` and later ones."""
+        tables = known_tables()
+        if not is_own(name) and name not in tables:
+            raise InputError(f"--target {name} is unknown", remedy=nearest(name, tables))
+        table = own_table(Path(name), tables) if is_own(name) else tables[name]
+        forms = import_module(f"{__package__}.{table.get('like', name).replace('-', '_')}.forms")
         table |= {key: frozenset(table[key]) for key in SETS} | {"packing": tuple(table["packing"])}
         oldest, runtime = table["runtime"], runtime or table["runtime"]
         if release(runtime) < release(oldest):
@@ -119,6 +130,11 @@ def known() -> dict[str, Traversable]:
     """Return the files of facts of all targets, by name."""
     folders = {item.name.replace("_", "-"): item / "facts.toml" for item in resources.files(__package__).iterdir()}
     return {target: path for target, path in sorted(folders.items()) if path.is_file()}
+
+
+def known_tables() -> dict[str, Table]:
+    """Return the facts of all known targets as their files have them, by name."""
+    return {target: tomllib.loads(path.read_text()) for target, path in known().items()}
 
 
 def release(version: str) -> tuple[int, ...]:

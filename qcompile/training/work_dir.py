@@ -26,7 +26,7 @@ from qcompile.targets.plan_fit import plan_misfit
 if sys.platform != "win32":
     import fcntl
 
-VERSION = 3
+VERSION = 4
 STATE = "qcompile-state.json"  # names that nobody else gives: the folder may hold other things
 PLAN = "qcompile-plan-{}.npz"
 VALUES = "qcompile-values"  # folder for what does not fit into memory
@@ -45,6 +45,7 @@ _OUTCOME = {
 }
 _PURPOSE = {
     "fingerprint": {"type": "string"},
+    "target": {"type": "string"},
     "recipe": {"type": "object"},
     "pieces": {"type": "array", "items": {"type": "string"}},
     "samples": {"type": "integer"},
@@ -88,7 +89,6 @@ class WorkDir:
     """
 
     path: Path
-    target: str
     purpose: Entry
     state: Entry = field(default_factory=dict)
     held: Lock | None = None
@@ -101,11 +101,16 @@ class WorkDir:
     def plan(self, model: QModel) -> Plan:
         """Return the plan of the state; raise InputError where it is damaged or does not fit `model`."""
         path = self.path / self.state["plan"]
-        plan = load_plan(path, target=self.target, fingerprint=self.purpose["fingerprint"])
+        plan = load_plan(path, **self._whose)
         if problem := plan_misfit(plan, model.graph, model.target):
             what = f"the plan in the state of training does not fit the model: {problem}"
             raise InputError(what, where=str(path), remedy="begin again with another --work-dir")
         return plan
+
+    @property
+    def _whose(self) -> dict[str, str]:
+        """What the plan of the state is for."""
+        return {key: self.purpose[key] for key in ("target", "fingerprint")}
 
     def values(self) -> Path:
         """Return an empty folder for values; those of a run that was killed are deleted."""
@@ -146,9 +151,8 @@ class WorkDir:
         name = PLAN.format(len(outcomes))
         state = {"version": VERSION, "purpose": self.purpose, "outcomes": list(outcomes), "plan": name}
         text = json.dumps(state, indent=1)
-        mine = {"target": self.target, "fingerprint": self.purpose["fingerprint"]}
         try:
-            save_plan(plan, self.path / name, **mine)
+            save_plan(plan, self.path / name, **self._whose)
             write_files({self.path / STATE: [text.encode()]})
             for old in self.path.glob(PLAN.format("*")):
                 if old.name != name:
@@ -173,6 +177,8 @@ class WorkDir:
         for key in sorted(then.keys() | now.keys()):
             if then.get(key) != now.get(key):
                 raise self._made_for(f"--{key} {_spelt(then.get(key))}, not {_spelt(now.get(key))}")
+        if found["target"] != self.purpose["target"]:
+            raise self._made_for(f"other facts: target {found['target']}, not {self.purpose['target']}")
 
 
 def open_work_dir(model: QModel) -> WorkDir | None:
@@ -185,9 +191,9 @@ def open_work_dir(model: QModel) -> WorkDir | None:
         return None
     folder = WorkDir(
         Path(model.config.work_dir),
-        model.target.name,
         {
             "fingerprint": model.fingerprint,
+            "target": model.target.identity,
             "recipe": {key: value for key, value in recipe(model.config).items() if key not in PLACES},
         },
     )
