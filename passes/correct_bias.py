@@ -127,8 +127,8 @@ class _Correction:
                 yield f, q, size
                 self.spool.put(f"q:{raw}", batch, q)
 
-        channels = len(self.model.plan.weights[name].scale)
-        found = correction(self.program, step, channels, self.kernels, pairs(), self._kept)
+        weight = self.model.plan.weights[name]
+        found = correction(self.program, step, weight, self.kernels, pairs(), self._kept)
         self.worst = max(self.worst, found.noise)
         if found.error == 1:
             self.refused.append(name)

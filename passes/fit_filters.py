@@ -67,7 +67,7 @@ class FitFilters:
         if node.op == "Conv" and (weight.ndim != 4 or pads_of(node) is None):
             return False
         if is_short(weight):
-            return True
+            return not plan.weights[node.name].spec.per_tensor  # each filter would want a scale of its own
         filter_length = weight.size // weight.shape[weight_axis(node)]
         return self.long and node.attrs.get("group", 1) == 1 and filter_length <= LONGEST
 

@@ -110,7 +110,8 @@ class _Placement:
     def _spec(self, tensor: Tensor, bits: int) -> ActivationSpec:
         target = self.model.target
         lower, upper, node = absorbed_bounds(self.plan, tensor)
-        spec = ActivationSpec(target.grid(bits, lower), lower, upper, symmetric=target.symmetric)
+        grid, powers = target.grid(bits, lower), target.power_activations
+        spec = ActivationSpec(grid, lower, upper, symmetric=target.symmetric, power_of_two=powers)
         if node is None or self.plan.form(node.name) is not Form.ARITHMETIC:
             return spec
         fixed = target.dictated.get(node.op)

@@ -61,6 +61,9 @@ def settle(key: Edge, group: list[Doubt], quantizers: Quantizers, spec: Activati
 
 def candidates(quantizer: Quantizer, spec: ActivationSpec) -> Iterator[float]:
     """Yield scales from the present one upwards, as far as the grid stays within its bounds, then downwards."""
+    if spec.power_of_two:
+        yield quantizer.scale
+        return
     for scale in scales_from(quantizer.scale):
         grid = replace(quantizer, scale=scale)
         if grid.low < spec.lower or grid.high > spec.upper:

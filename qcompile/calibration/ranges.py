@@ -6,8 +6,9 @@ the spec.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
@@ -17,6 +18,7 @@ from qcompile.calibration.observers import BINS, Histogram, MinMax
 from qcompile.config import CalibrationMethod
 from qcompile.errors import InputError
 from qcompile.quant.params import ActivationSpec, Quantizer
+from qcompile.quant.powers import power_above
 
 LEAST_SCALE = 1e-8
 LP_POWER = 2.4  # LAPQ (Nahshan et al., arXiv 1911.07190), kept by BRECQ, QDrop and MRECG
@@ -40,7 +42,8 @@ class Ranges:
 
     def method_for(self, spec: ActivationSpec) -> CalibrationMethod:
         """Return the method for one tensor."""
-        return self.method or (self.at_8_bits if spec.serves(8) else "mse")
+        searched = spec.power_of_two or not spec.serves(8)  # a power of two that holds all may be twice too large
+        return self.method or ("mse" if searched else self.at_8_bits)
 
 
 BY_BITS = Ranges()
@@ -94,12 +97,21 @@ def choose(
         assert isinstance(observed, Histogram), f"{method} needs a histogram"
         lo, hi = METHODS[method](Distribution.inside(observed, least, most), spec, percentile)
     scale, zero_point = grids(np.array([lo]), np.array([hi]), spec)
-    if not scale[0] > 0:
+    found = Quantizer(spec.grid, float(scale[0]), spec.grid.low + int(zero_point[0]))
+    found = _within_bounds(found, spec) if spec.power_of_two else found
+    if not (found.scale > 0 and found.grid.is_held):
         raise InputError(
             f"no {spec.bits}-bit grid for tensor {observed.name!r} lies inside [{spec.lower:g}, {spec.upper:g}]",
             remedy="keep the node that makes it in float",
         )
-    return Quantizer(spec.grid, float(scale[0]), spec.grid.low + int(zero_point[0]))
+    return found
+
+
+def _within_bounds(found: Quantizer, spec: ActivationSpec) -> Quantizer:
+    """Return a quantizer whose scale the bounds had no say in, with the codes between them alone."""
+    lowest, highest = (found.zero_point + bound / found.scale for bound in (spec.lower, spec.upper))
+    low, high = max(found.grid.low, lowest), min(found.grid.high, highest)
+    return replace(found, grid=replace(found.grid, low=math.ceil(low), high=math.floor(high)))
 
 
 def grids(lo: Reals, hi: Reals, spec: ActivationSpec) -> tuple[Reals, NDArray[np.int64]]:
@@ -107,7 +119,8 @@ def grids(lo: Reals, hi: Reals, spec: ActivationSpec) -> tuple[Reals, NDArray[np
 
     The zero point counts from the lowest code. Without constraints: scale = (hi - lo) / steps, zero_point =
     rint(-lo / scale). A constraint may force another zero point; then the scale grows until no value of the range errs
-    by more than half a step, as far as the bounds allow. The scale is 0 where no grid obeys the bounds.
+    by more than half a step, as far as the bounds allow. The scale is 0 where no grid obeys the bounds. A power of two
+    is the next one above what the range asks for; it has nothing to do with the bounds.
     """
     steps = float(spec.grid.steps)
     lower, upper = -float32_below(-spec.lower), float32_below(spec.upper)
@@ -116,6 +129,9 @@ def grids(lo: Reals, hi: Reals, spec: ActivationSpec) -> tuple[Reals, NDArray[np
     hi = np.where(constant, min(steps, upper), hi)
     lo = np.where(constant & (hi == 0), max(-steps, lower), lo)
     scale = np.maximum((hi - lo) / steps, LEAST_SCALE)
+    if spec.power_of_two:
+        scale = power_above(scale)
+        lower, upper = -np.inf, np.inf
 
     stride = 2 if spec.even_zero_point else 1
     below = np.floor(-lo / scale / stride) * stride
@@ -126,6 +142,8 @@ def grids(lo: Reals, hi: Reals, spec: ActivationSpec) -> tuple[Reals, NDArray[np
         zero_point = np.full_like(zero_point[:1], -spec.grid.low)
     above = steps - zero_point
     scale = np.maximum(scale, np.maximum(-lo / (zero_point + 0.5), hi / (above + 0.5)))
+    if spec.power_of_two:
+        scale = power_above(scale)
     scale = np.minimum(scale, np.minimum(quotient(-lower, zero_point), quotient(upper, above)))
     rounded = scale.astype(np.float32).astype(np.float64)
     outside = (rounded * zero_point > -lower) | (rounded * above > upper)
@@ -286,9 +304,19 @@ def lp_range(values: Distribution, spec: ActivationSpec, percentile: float) -> R
         best = pairs[:, np.argmin(lp_errors(values, *grids(lo, hi, spec), spec.grid.steps))]
         low, high = np.maximum(best[:, None] + spacing * np.arange(-4, 5), 0)
     lo, hi = best * ends
-    if spec.serves(8) and hi - lo < LEAST_SHARE * (values.hi - values.lo):
+    if spec.serves(8) and _held(values, lo, hi, spec) < LEAST_SHARE * (values.hi - values.lo):
         return values.lo, values.hi
     return float(lo), float(hi)
+
+
+def _held(values: Distribution, lo: float, hi: float, spec: ActivationSpec) -> float:
+    """Return how long the part of a wished range, or of the data's, is that its grid holds.
+
+    Around a zero point of 0 the longer end says what the grid is, whatever the other one is.
+    """
+    scale, zero_point = (float(found[0]) for found in grids(np.array([lo]), np.array([hi]), spec))
+    above, below = (spec.grid.steps - zero_point) * scale, zero_point * scale
+    return min(above, max(hi, values.hi)) + min(below, max(-lo, -values.lo))
 
 
 def lp_errors(values: Distribution, scale: Reals, zero_point: NDArray[np.int64], steps: int) -> Reals:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from qcompile.emission import pack
@@ -36,6 +37,7 @@ from qcompile.quant.grid import WEIGHTS, Grid
 from qcompile.quant.params import Quantizer, WeightQuantizer
 from qcompile.quant.plan import Form, Plan
 
+ANY = (-np.inf, np.inf)
 WIDEST_IR = 8  # what ONNX Runtime 1.19 and everything later reads
 
 
@@ -67,7 +69,7 @@ class Writer:
         self.constants = Constants(kept | codes, self.store)
         self.names = {node.name for node in self.graph.nodes}
         self.dequantized: dict[str, str] = {}  # codes -> their float reading for integer kernels
-        self.rectified: set[str] = set()  # floats that are not negative
+        self.bounds: dict[str, tuple[float, float]] = {}  # floats behind a clip -> where they end
         self.uncoded: set[str] = set()  # codes that only their float reading stands for
         self.weights: dict[tuple[Any, ...], str] = {}  # what defines a weight -> its float reading
         self.opset = self.graph.opset
@@ -212,9 +214,9 @@ class Writer:
         for clip in step.clips:
             result = self.constants.unique(f"{clip.outputs[0].name}_f")
             self.nodes.append(node_proto(clip, [source, *map(self._input, clip.inputs[1:])], [result]))
+            (least, most), (lower, upper) = self.bounds.get(source, ANY), clip_bounds(clip) or ANY
+            self.bounds[result] = max(least, lower), min(most, upper)
             source = result
-            if (bounds := clip_bounds(clip)) and bounds[0] >= 0:
-                self.rectified.add(result)
         return source
 
     def codes_of(self, source: str, target: Value) -> None:
@@ -223,8 +225,7 @@ class Writer:
         assert quantizer is not None
         grid = quantizer.grid
         codes = target.name
-        saturates = source in self.rectified and grid.high == np.iinfo(grid.dtype).max
-        if narrow := grid.is_narrow and not saturates:
+        if narrow := grid.is_narrow and not self._stays_within(source, quantizer):
             codes = self.constants.unique(f"{target.name}_{grid.dtype.kind}{8 * grid.dtype.itemsize}")
         parameters = self.parameters(quantizer, target.name)
         self.nodes.append(
@@ -232,6 +233,12 @@ class Writer:
         )
         if narrow:
             self.nodes.append(self.clip(codes, grid, target.name, self.name(f"{target.name}/Clip")))
+
+    def _stays_within(self, source: str, quantizer: Quantizer) -> bool:
+        """Say whether QuantizeLinear alone makes codes of the grid: the values end before, or the container does."""
+        whole = replace(quantizer, grid=quantizer.grid.whole)
+        first, last = quantize(np.array(self.bounds.get(source, ANY), np.float32), whole)
+        return bool(quantizer.grid.low <= first and last <= quantizer.grid.high)
 
     def float_of(self, value: Value) -> str:
         """Return the float32 reading of codes, one DequantizeLinear for all integer kernels; floats are their own."""
@@ -264,14 +271,15 @@ class Writer:
         stem = node.inputs[1].name
         if self.fake:
             return self.constants.add(weight.dequantize(), stem)
-        key = (weight.axis, content_key(weight.integers()), weight.scale.tobytes())
+        key = (weight.axis, content_key(weight.integers()), weight.scale.tobytes(), weight.spec)
         if key not in self.weights:
-            scale = self.constants.add(weight.scale, f"{stem}_scale")
+            values, along = along_channels(weight, weight.scale, weight.axis)
+            scale = self.constants.add(values, f"{stem}_scale")
             # a Gemm without zero points stays float; shared ones bar the file from session.x64quantprecision
-            zeros = self.constants.own(np.zeros(weight.scale.shape, WEIGHTS.dtype), f"{stem}_zeros")
+            zeros = self.constants.own(np.zeros(values.shape, WEIGHTS.dtype), f"{stem}_zeros")
             inputs = [self._integers(weight, stem), scale, zeros]
             output = self.constants.unique(f"{stem}_dq")
-            self.weights[key] = self.add("DequantizeLinear", inputs, output, axis=weight.axis, output=output)
+            self.weights[key] = self.add("DequantizeLinear", inputs, output, output=output, **along)
         return self.weights[key]
 
     def _integers(self, weight: WeightQuantizer, stem: str) -> str:
@@ -294,9 +302,10 @@ class Writer:
         codes, scale = integer_bias(bias, data.quantizer.scale, weight.scale)
         if self.fake:
             return [self.constants.add(codes.astype(np.float32) * scale, stem)]
+        scale, along = along_channels(weight, scale, 0)
         inputs = [self.constants.add(codes, f"{stem}_int32"), self.constants.add(scale, f"{stem}_scale")]
         output = self.constants.unique(f"{stem}_dq")
-        return [self.add("DequantizeLinear", inputs, output, axis=0, output=output)]
+        return [self.add("DequantizeLinear", inputs, output, output=output, **along)]
 
     def rest(self, node: Node) -> list[str]:
         """Return the inputs behind the operands: shapes, indices, bounds."""
@@ -320,6 +329,11 @@ class Writer:
     def name(self, stem: str) -> str:
         """Return a node name of its own."""
         return unique_name(stem, self.names)
+
+
+def along_channels(weight: WeightQuantizer, scale: NDArray[np.float32], axis: int) -> tuple[Any, dict[str, int]]:
+    """Return scales [C] as a DequantizeLinear reads them, a scalar where there is one for all, and its attributes."""
+    return (scale[0], {}) if weight.spec.per_tensor else (scale, {"axis": axis})
 
 
 def bias_name(node: Node) -> str:

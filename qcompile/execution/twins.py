@@ -16,7 +16,7 @@ from qcompile.calibration.affine import AffineKernels, Correction, JudgedFit, Me
 from qcompile.ir import Graph, Node, captured_names, topological
 from qcompile.program.lower import Kind, Program, Step, Value
 from qcompile.quant.arithmetic import dequantize
-from qcompile.quant.params import Quantizer
+from qcompile.quant.params import Quantizer, WeightQuantizer
 from qcompile.quant.plan import Form
 
 SAMPLES = 256  # that corrections are fitted to: more change the result less than their choice does
@@ -45,14 +45,21 @@ def before_quantizer(layer: Step) -> Step:
 
 
 def correction(
-    program: Program, layer: Step, channels: int, kernels: AffineKernels, pairs: Iterable[Pair], kept: KeptPairs
+    program: Program,
+    layer: Step,
+    weight: WeightQuantizer,
+    kernels: AffineKernels,
+    pairs: Iterable[Pair],
+    kept: KeptPairs,
 ) -> Correction:
-    """Return slope and shift [channels] that bring a layer back to float.
+    """Return slope and shift [C] that bring a layer with this weight back to float.
 
-    They are fitted to `pairs` of its output before the quantizer, by what goes through that. Where the output enters
-    a residual Add, the shift also takes up the mean error of the other operand, if it is kept.
+    They are fitted to `pairs` of its output before the quantizer, by what goes through that; slopes are 1 where scales
+    are not free. Where the output enters a residual Add, the shift also takes up the mean error of the other operand,
+    if it is kept.
     """
-    found = _fit(kernels, pairs, layer.outputs[0].quantizer).solve(channels)
+    channels = len(weight.scale)
+    found = _fit(kernels, pairs, layer.outputs[0].quantizer).solve(channels, slopes=weight.spec.is_free)
     return replace(found, shift=found.shift + _skip_error(program, layer, channels, kernels, kept))
 
 

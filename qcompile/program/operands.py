@@ -61,6 +61,11 @@ def weight_axis(node: Node) -> int:
     return 0 if node.op == "Gemm" and node.attrs.get("transB", 0) else 1
 
 
+def is_depthwise(node: Node) -> bool:
+    """Say whether `node` is a convolution each of whose filters sees one of several channels."""
+    return node.op == "Conv" and node.attrs.get("group", 1) > 1 and node.inputs[1].shape[1] == 1
+
+
 def float_bias(node: Node) -> Any:
     """Return the float32 bias [C] of a compute node, or None."""
     if node.op == "MatMul" or len(node.inputs) < 3 or not node.inputs[2].name:

@@ -23,7 +23,7 @@ def integer_bias(
 
 
 def take_up(plan: Plan, name: str, input_scale: float, slope: NDArray[np.float64], shift: NDArray[np.float64]) -> None:
-    """Make a layer W x + bias of the plan slope * (W x + bias) + shift; both [C]."""
+    """Make a layer W x + bias of the plan slope * (W x + bias) + shift; both [C], slopes of 1 but for free scales."""
     weight = plan.weights[name]
     old = plan.biases.get(name, np.zeros(len(slope), np.float32))
     plan.biases[name] = new = (slope * old + shift).astype(np.float32)
@@ -41,6 +41,7 @@ def with_room_for_bias(weight: WeightQuantizer, bias: NDArray[np.float32], input
     if (least <= weight.scale).all():
         return weight
     scale = np.where(least > weight.scale, np.nextafter(least.astype(np.float32), np.float32(np.inf)), weight.scale)
+    scale = weight.spec.raised(scale)
     lattice = weight.dequantize() / weight.along(scale)
     codes = np.rint((lattice - weight.along(weight.offset)) / weight.along(weight.step))
     return replace(weight, scale=scale, codes=np.clip(codes, 0, largest_code(weight.bits)).astype(np.uint8))

@@ -34,7 +34,7 @@ def compensate(
     judge : float64 [K, K]
         The same of other samples: what does not err less on them is not taken.
     quantized
-        The present choice; steps and offsets stay.
+        The present choice; steps and offsets stay, and scales that are not free.
 
     Notes
     -----
@@ -47,9 +47,10 @@ def compensate(
     step, offset = (values.astype(np.float64)[:, None] for values in (quantized.step, quantized.offset))
     found = _rounded(rows, _with_ridge(covariance), quantized.scale * step[:, 0], offset / step, quantized.bits)
     others = _with_ridge(judge)
-    before, _ = _error(rows, others, step * codes.reshape(rows.shape) + offset)
-    after, _ = _error(rows, others, step * found + offset)
-    scale = _error(rows, _with_ridge(covariance), step * found + offset)[1]
+    kept = None if quantized.spec.is_free else quantized.scale.astype(np.float64)
+    before, _ = _error(rows, others, step * codes.reshape(rows.shape) + offset, kept)
+    after, _ = _error(rows, others, step * found + offset, kept)
+    scale = _error(rows, _with_ridge(covariance), step * found + offset, kept)[1]
     better = (found != codes.reshape(rows.shape)).any(1) & (after < before) & (scale > LEAST_SCALE)
     chosen = np.where(better[:, None], found, codes.reshape(rows.shape)).astype(np.uint8).reshape(codes.shape)
     scales = np.where(better, scale, quantized.scale).astype(np.float32)
@@ -75,11 +76,13 @@ def _rounded(rows: Array, form: Array, size: Array, shift: Array, bits: int) -> 
     return result
 
 
-def _error(rows: Array, form: Array, lattice: Array) -> tuple[Array, Array]:
-    """Return the error [R] of the integers `lattice` [R, K] with the scale that suits them best, and that scale."""
+def _error(rows: Array, form: Array, lattice: Array, scale: Array | None = None) -> tuple[Array, Array]:
+    """Return the error [R] of the integers `lattice` [R, K] with `scale`, or the one that suits them best, and that."""
     seen = lattice @ form
     power, match = (np.einsum("rk,rk->r", seen, values) for values in (lattice, rows))
     own = np.einsum("rk,rk->r", rows @ form, rows)
+    if scale is not None:
+        return own - scale * (2 * match - scale * power), scale
     scale = np.where(power > 0, match / np.where(power > 0, power, 1), 0)
     return np.where(match > 0, own - scale * match, own), scale
 

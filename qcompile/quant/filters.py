@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcompile.quant.params import WeightQuantizer, largest_code
-from qcompile.quant.scales import LEAST_SCALE, TIE
+from qcompile.quant.powers import nearest_power, power_above
+from qcompile.quant.scales import LEAST_SCALE, POWERS, TIE
 
 LONGEST: Final = 64  # weights of a filter: the search takes time as the square of it
 MOST_BITS: Final = 4  # above them rounding to nearest does as well
@@ -58,7 +59,7 @@ def fit_filters(weight: Array, covariance: Array, quantized: WeightQuantizer) ->
         form = np.broadcast_to(
             covariance if len(covariance) == 1 else covariance[some], (len(rows[some]), *covariance.shape[1:])
         )
-        _Search(rows[some], _with_ridge(form), quantized.bits).improve(
+        _Search(rows[some], _with_ridge(form), quantized.bits, quantized.spec.power_of_two).improve(
             codes[some], fitted.scale[some], fitted.step[some], fitted.offset[some]
         )
     return fitted
@@ -74,7 +75,7 @@ def better_filters(
     """
     rows = weight.reshape(len(weight), -1).astype(np.float64)
     form = np.broadcast_to(_with_ridge(covariance), (len(rows), *covariance.shape[1:]))
-    search = _Search(rows, form, one.bits)
+    search = _Search(rows, form, one.bits, one.spec.power_of_two)
     errors = [search.error(item.integers().reshape(rows.shape).astype(np.float64))[0] for item in (one, other)]
     better = errors[1] < errors[0]
     codes = np.where(better.reshape(-1, *[1] * (weight.ndim - 1)), other.codes, one.codes)
@@ -87,16 +88,22 @@ def better_filters(
 
 @dataclass
 class _Search:
-    """Some filters: `rows` [R, K] and `form` [R, K, K], of which the error of a filter e is e' form e."""
+    """Some filters: `rows` [R, K] and `form` [R, K, K], of which the error of a filter e is e' form e.
+
+    `powers`: their scales are powers of two.
+    """
 
     rows: Array
     form: Array
     bits: int
+    powers: bool = False
 
     def __post_init__(self) -> None:
         half = 1 << self.bits - 1
         self.most = largest_code(self.bits)
         self.unit = np.maximum(np.abs(self.rows).max(1) / (half - 0.5), LEAST_SCALE)
+        if self.powers:
+            self.unit = power_above(self.unit)
         self.wanted = np.einsum("rij,rj->ri", self.form, self.rows)
         self.power = np.einsum("ri,ri->r", self.rows, self.wanted)
 
@@ -119,12 +126,16 @@ class _Search:
         power = np.einsum("ri,ri->r", lattice, np.einsum("rij,rj->ri", self.form, lattice))
         match = np.einsum("ri,ri->r", lattice, self.wanted)
         scale = np.where(power > 0, match / np.where(power > 0, power, 1), 0)
-        return np.where(match > 0, self.power - scale * match, self.power), scale
+        if self.powers:
+            scale = np.where(scale > 0, nearest_power(np.where(scale > 0, scale, 1)), 0)
+        return np.where(match > 0, self.power - scale * (2 * match - scale * power), self.power), scale
 
     def candidates(self) -> tuple[Array, Array]:
         """Return (steps, shifts), both [TRIED, R]: the grids step * (code + shift) on which nearest codes err least."""
         half = 1 << self.bits - 1
-        grids = [(share, quarters / 4) for quarters in range(-8 * half, 1) for share in SHARES]
+        grids = [
+            (share, quarters / 4) for quarters in range(-8 * half, 1) for share in (POWERS if self.powers else SHARES)
+        ]
         errors = np.empty((len(grids), len(self.rows)))
         for number, (share, shift) in enumerate(grids):
             size, shifts = self.unit * share, np.full(len(self.rows), shift)

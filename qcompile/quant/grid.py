@@ -35,21 +35,29 @@ class Grid:
         return np.dtype(self.container)
 
     @property
+    def whole(self) -> Grid:
+        """All integers that the container holds."""
+        held = np.iinfo(self.container)
+        return replace(self, low=int(held.min), high=int(held.max))
+
+    @property
     def half(self) -> Grid:
         """The grid without its negative integers."""
         return replace(self, low=0)
 
+    def is_within(self, other: Grid) -> bool:
+        """Say whether all its integers are those of another grid, in the same container."""
+        return self.container == other.container and other.low <= self.low < self.high <= other.high
+
     @property
     def is_held(self) -> bool:
         """Say whether there are integers at all, and the container holds them."""
-        held = np.iinfo(self.container)
-        return bool(held.min <= self.low < self.high <= held.max)
+        return self.is_within(self.whole)
 
     @property
     def is_narrow(self) -> bool:
         """Say whether the container holds others too: what is written into it then needs a clip."""
-        held = np.iinfo(self.container)
-        return (self.low, self.high) != (held.min, held.max)
+        return self != self.whole
 
     @property
     def codes(self) -> NDArray[Any]:

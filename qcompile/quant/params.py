@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcompile.quant.grid import WEIGHTS, Grid, signed
+from qcompile.quant.powers import is_power, power_above
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 
@@ -20,7 +21,8 @@ class ActivationSpec:
     `lower` and `upper` bound the real values (an absorbed Relu6 gives 0 and 6: those of the grid never leave them).
     `even_zero_point` is for outputs of kernels that round after adding the zero point.
     `fixed` is a quantizer that the operator dictates; calibration leaves it alone.
-    `symmetric`: the zero point is 0.
+    `symmetric`: the zero point is 0. `power_of_two`: the scale is a power of two; where the bounds lie within the grid
+    then, the quantizer has the codes between them alone.
     """
 
     grid: Grid
@@ -29,6 +31,7 @@ class ActivationSpec:
     even_zero_point: bool = False
     fixed: Quantizer | None = None
     symmetric: bool = False
+    power_of_two: bool = False
 
     @property
     def bits(self) -> int:
@@ -78,12 +81,34 @@ def largest_code(bits: int) -> int:
 
 
 @dataclass(frozen=True)
+class WeightSpec:
+    """What a target asks of the scales of a weight: one for all channels (`per_tensor`), powers of two."""
+
+    per_tensor: bool = False
+    power_of_two: bool = False
+
+    @property
+    def is_free(self) -> bool:
+        """Say whether every channel may have any scale: corrections and training then change them."""
+        return not (self.per_tensor or self.power_of_two)
+
+    def raised(self, scale: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return scales [C] that obey this and are at least `scale`, as near as may be."""
+        largest = np.full_like(scale, scale.max()) if self.per_tensor else scale
+        return power_above(largest).astype(np.float32) if self.power_of_two else largest
+
+    def obeyed_by(self, scale: NDArray[np.float32]) -> bool:
+        """Say whether scales [C] are as asked."""
+        return (not self.per_tensor or bool(np.all(scale == scale[:1]))) and (not self.power_of_two or is_power(scale))
+
+
+@dataclass(frozen=True)
 class WeightQuantizer:
     """Per-channel weight quantizer on the int8 lattice: real = scale * (codes * step + offset).
 
     `codes` uint8, the weight's shape, in 0 .. largest_code(bits); `axis` the output-channel axis; `scale` float32 [C],
     the real value of one int8 step; `step` and `offset` int8 [C]. The integers codes * step + offset are those of the
-    grid `WEIGHTS`. The plain signed w-bit grid is step 1, offset plain_offset(w).
+    grid `WEIGHTS`. The plain signed w-bit grid is step 1, offset plain_offset(w). The scales obey `spec`.
     """
 
     bits: int
@@ -92,6 +117,7 @@ class WeightQuantizer:
     scale: NDArray[np.float32] = field(repr=False)
     step: NDArray[np.int8] = field(repr=False)
     offset: NDArray[np.int8] = field(repr=False)
+    spec: WeightSpec = WeightSpec()
 
     def along(self, values: NDArray[Scalar]) -> NDArray[Scalar]:
         """Reshape a [C] vector so that it broadcasts over the weight along `axis`."""

@@ -11,6 +11,7 @@ from qcompile.flags import BITS
 from qcompile.quant.grid import WEIGHTS
 from qcompile.quant.params import ActivationSpec, Quantizer, WeightQuantizer, largest_code
 from qcompile.quant.plan import Edge, Form, Plan
+from qcompile.quant.powers import is_power
 
 Problems = Iterator[str]
 LEAST, LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
@@ -85,7 +86,7 @@ def _quantizers(plan: Plan) -> Problems:
 
 def _quantizer_problem(found: Quantizer, spec: ActivationSpec) -> str:
     """Say in which way a quantizer is none, or not one of its spec."""
-    if found.grid != spec.grid:
+    if found.grid != spec.grid and not (spec.power_of_two and found.grid.is_within(spec.grid)):
         return f"has the codes {found.grid}, its spec {spec.grid}"
     if not LEAST <= found.scale <= LARGEST / found.grid.steps:
         return f"has the scale {found.scale}: not a positive float32 number"
@@ -95,6 +96,8 @@ def _quantizer_problem(found: Quantizer, spec: ActivationSpec) -> str:
         return "" if found == spec.fixed else "differs from the one that the operator dictates"
     if spec.even_zero_point and found.zero_point % 2:
         return f"has the zero point {found.zero_point}: its kernel wants an even one"
+    if spec.power_of_two and not is_power(found.scale):
+        return f"has the scale {found.scale}: its target wants a power of two"
     if spec.symmetric and found.zero_point:
         return f"has the zero point {found.zero_point}: its target wants 0"
     if found.low < spec.lower * (1 + ROUNDING) or found.high > spec.upper * (1 + ROUNDING):
@@ -125,6 +128,8 @@ def _weight_problem(weight: WeightQuantizer) -> str:
             return f"has {part} {array.dtype} {list(array.shape)}, not {np.dtype(kind).name}{shape}"
     if not ((weight.scale >= LEAST) & (weight.scale <= LARGEST / WEIGHTS.high)).all():
         return "has a scale that is not a positive float32 number"
+    if not weight.spec.obeyed_by(weight.scale):
+        return "has scales that its target does not take: one for all channels, or powers of two"
     if not (weight.step > 0).all():
         return "has a step that is not above 0"
     if weight.codes.max(initial=0) > largest_code(weight.bits):

@@ -25,13 +25,13 @@ from qcompile.errors import InputError
 from qcompile.files import Content, parse_json, read_bytes, write_files
 from qcompile.flags import BITS
 from qcompile.quant.grid import Container, Grid
-from qcompile.quant.params import ActivationSpec, Quantizer, WeightQuantizer
+from qcompile.quant.params import ActivationSpec, Quantizer, WeightQuantizer, WeightSpec
 from qcompile.quant.plan import Bias, Boundary, Edge, Form, NodePlan, Plan, Unit
 from qcompile.quant.plan_check import plan_problem
 
 VERSION = 5
 AGAIN = "make it again with --save-plan"
-ARRAYS = ("codes", "scale", "step", "offset")  # of a WeightQuantizer, in the order of its fields
+ARRAYS = ("codes", "scale", "step", "offset")  # of a WeightQuantizer
 Contents = dict[str, NDArray[Any]]
 
 _BITS = {"type": "integer", "minimum": BITS[0], "maximum": BITS[1]}
@@ -71,6 +71,13 @@ _SPEC = record(
     even_zero_point={"type": "boolean"},
     fixed={"anyOf": [{"type": "null"}, _QUANTIZER]},
     symmetric={"type": "boolean"},
+    power_of_two={"type": "boolean"},
+)
+_WEIGHT = record(
+    bits=_BITS,
+    axis={"type": "integer", "minimum": 0},
+    per_tensor={"type": "boolean"},
+    power_of_two={"type": "boolean"},
 )
 _UNIT = record(name={"type": "string"}, nodes=_NAMES, inputs=_NAMES, outputs=_NAMES, note={"type": "string"})
 _BOUNDARY = record(
@@ -90,7 +97,7 @@ SCHEMA = record(
     reads=_table(_table(_EDGE)),
     specs=_table(_table(_SPEC)),
     quantizers=_table(_table(_QUANTIZER)),
-    weights=_table(record(bits=_BITS, axis={"type": "integer", "minimum": 0})),
+    weights=_table(_WEIGHT),
     biases=_NAMES,
     units={"type": "array", "items": _UNIT},
     capacities=_table(_POSITIVE),
@@ -180,7 +187,10 @@ def to_json(plan: Plan, *, target: str, fingerprint: str) -> dict[str, Any]:
         "reads": _by_tensor({edge: key._asdict() for edge, key in plan.reads.items()}),
         "specs": _by_tensor({key: _spec_row(spec) for key, spec in plan.specs.items()}),
         "quantizers": _by_tensor({key: _plain(quantizer) for key, quantizer in plan.quantizers.items()}),
-        "weights": {name: {"bits": weight.bits, "axis": weight.axis} for name, weight in plan.weights.items()},
+        "weights": {
+            name: {"bits": weight.bits, "axis": weight.axis, **asdict(weight.spec)}
+            for name, weight in plan.weights.items()
+        },
         "biases": list(plan.biases),
         "units": [
             {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(unit).items()}
@@ -206,7 +216,12 @@ def from_json(document: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -
         specs={key: _spec(row) for key, row in _by_edge(document["specs"])},
         quantizers={key: _quantizer(row) for key, row in _by_edge(document["quantizers"])},
         weights={
-            name: WeightQuantizer(row["bits"], row["axis"], *(arrays[f"weights/{index}/{key}"] for key in ARRAYS))
+            name: WeightQuantizer(
+                row["bits"],
+                row["axis"],
+                **{key: arrays[f"weights/{index}/{key}"] for key in ARRAYS},
+                spec=WeightSpec(row["per_tensor"], row["power_of_two"]),
+            )
             for index, (name, row) in enumerate(document["weights"].items())
         },
         biases={name: arrays[f"biases/{index}"] for index, name in enumerate(document["biases"])},
@@ -263,7 +278,8 @@ def _spec(row: Mapping[str, Any]) -> ActivationSpec:
     lower = -math.inf if row["lower"] is None else row["lower"]
     upper = math.inf if row["upper"] is None else row["upper"]
     fixed = _quantizer(row["fixed"]) if row["fixed"] else None
-    return ActivationSpec(Grid(**row["grid"]), lower, upper, row["even_zero_point"], fixed, row["symmetric"])
+    rest = {key: row[key] for key in ("even_zero_point", "symmetric", "power_of_two")}
+    return ActivationSpec(Grid(**row["grid"]), lower, upper, fixed=fixed, **rest)
 
 
 def _quantizer(row: Mapping[str, Any]) -> Quantizer:
@@ -278,6 +294,7 @@ def _spec_row(spec: ActivationSpec) -> dict[str, Any]:
         "even_zero_point": spec.even_zero_point,
         "fixed": _plain(spec.fixed) if spec.fixed else None,
         "symmetric": spec.symmetric,
+        "power_of_two": spec.power_of_two,
     }
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qcompile.errors import InputError
-from qcompile.quant.params import WeightQuantizer, largest_code, plain_offset
+from qcompile.quant.params import WeightQuantizer, WeightSpec, largest_code, plain_offset
+from qcompile.quant.powers import power_above
 
 Floats = NDArray[np.float32]
+FREE: Final = WeightSpec()
 
 # Offsets from the plain levels, -2**(bits-1) .. 2**(bits-1)-1, in quarters of a step, the plain grid first; other bits
 # have that one only. Measured with reconstruction at W2A4: +0.6 points of top-1, ResNet-20, +16 on EfficientNet-Lite0.
@@ -20,6 +22,7 @@ QUARTERS: Final[dict[int, tuple[int, ...]]] = {2: (0, -2, -1, 1, 2, 3, 4), 3: (0
 # Candidates for the step, as a share of max|w| / (largest code / 2). The error of a long row is smooth in the step.
 # Worth it at 8 bits too: against max|w| / 127 EfficientNet-Lite0's squared error falls by 9 %, depthwise by 31 %.
 SHARES = np.arange(20, 121, dtype=np.float32) / 100
+POWERS = np.array([1, 0.5, 0.25], np.float32)  # the same, where only powers of two may be: of the next one above it
 LONG_ROW, LONG_ROW_STRIDE = 256, 5
 HUGE, SHRINK = 2.0**60, np.float32(2.0**-70)  # no network has such weights, but damaged ones may
 FINE = np.array([-0.025, -0.0125, 0.0125, 0.025], np.float32)
@@ -30,7 +33,9 @@ BLOCK = 1 << 16  # weights at a time: the temporary arrays stay in the second-le
 LEAST_SCALE = np.float32(1e-8)
 
 
-def quantize_weight(weight: Floats, *, bits: int, axis: int, search: bool = True) -> WeightQuantizer:
+def quantize_weight(
+    weight: Floats, *, bits: int, axis: int, search: bool = True, spec: WeightSpec = FREE
+) -> WeightQuantizer:
     """Quantize a weight to the nearest levels of the best grid of each channel.
 
     Parameters
@@ -42,6 +47,8 @@ def quantize_weight(weight: Floats, *, bits: int, axis: int, search: bool = True
         The output-channel axis.
     search : bool
         False takes the plain grid over all weights, which at 8 bits is nearly as good.
+    spec : WeightSpec
+        What is asked of the scales. Channels that have one scale have one grid.
 
     Returns
     -------
@@ -58,16 +65,19 @@ def quantize_weight(weight: Floats, *, bits: int, axis: int, search: bool = True
     codes = np.empty(rows.shape, np.uint8)
     scale = np.empty(channels, np.float32)
     step, offset = np.empty(channels, np.int8), np.empty(channels, np.int8)
+    if spec.per_tensor:
+        scale[:], step[:], offset[:] = least_error(rows.reshape(1, -1), bits, search, powers=spec.power_of_two)
     at_once = max(1, BLOCK * channels // max(1, weight.size))
     for start in range(0, channels, at_once):
         some = slice(start, start + at_once)
         block = np.ascontiguousarray(rows[some]).reshape(len(rows[some]), -1)
-        scale[some], step[some], offset[some] = least_error(block, bits, search)
+        if not spec.per_tensor:
+            scale[some], step[some], offset[some] = least_error(block, bits, search, powers=spec.power_of_two)
         lattice = block / scale[some, None] - offset[some, None]
         lattice /= step[some, None]
         np.clip(np.rint(lattice, out=lattice), 0, largest_code(bits), out=lattice)
         codes[some] = lattice.reshape(codes[some].shape)
-    return WeightQuantizer(bits, axis, np.ascontiguousarray(np.moveaxis(codes, 0, axis)), scale, step, offset)
+    return WeightQuantizer(bits, axis, np.ascontiguousarray(np.moveaxis(codes, 0, axis)), scale, step, offset, spec)
 
 
 def grids(bits: int) -> list[tuple[int, int]]:
@@ -87,36 +97,47 @@ def peaks(block: Floats) -> Floats:
     return result
 
 
-def least_error(block: Floats, bits: int, search: bool = True) -> tuple[Floats, NDArray[np.int8], NDArray[np.int8]]:
+def least_error(
+    block: Floats, bits: int, search: bool = True, *, powers: bool = False
+) -> tuple[Floats, NDArray[np.int8], NDArray[np.int8]]:
     """Return scale, step and offset [rows] with the least squared error over [rows, weights].
 
     A coarse search over all grids, a finer one on the best grid, then least squares for the scale given the codes,
-    which can only lower the error.
+    which can only lower the error. With `powers` of two as scales there are few candidates, and the best of them is it.
     """
     peak = peaks(block)
     if (huge := peak > HUGE).any():  # else squares leave float32
         shrink: Floats = np.where(huge, SHRINK, np.float32(1))
-        scale, step, offset = least_error(block * shrink[:, None], bits, search)
+        scale, step, offset = least_error(block * shrink[:, None], bits, search, powers=powers)
         return scale / shrink, step, offset
     unit = np.maximum(peak / np.float32(largest_code(bits) / 2), LEAST_SCALE)
     tables = np.array(grids(bits))
+    if powers:
+        unit = power_above(unit).astype(np.float32)
     if not search:
         step, offset = tables[np.zeros(len(block), np.intp)].astype(np.int8).T
         return np.where(peak > 0, unit, np.float32(1)), step, offset
     shifts = (tables[:, 1] / tables[:, 0] - plain_offset(bits)).astype(np.float32)  # of the levels, in steps
-    candidates = SHARES[:: LONG_ROW_STRIDE if block.shape[1] >= LONG_ROW else 1]
-    candidates = candidates[candidates >= least_share(block, peak, unit, bits)]
+    candidates = POWERS if powers else SHARES[:: LONG_ROW_STRIDE if block.shape[1] >= LONG_ROW else 1]
+    if not powers:
+        candidates = candidates[candidates >= least_share(block, peak, unit, bits)]
     coarse = np.array([[squared_error(block, unit * k, shift, bits) for k in candidates] for shift in shifts])
     coarse[1:] *= TIE
     grid, nearest = np.divmod(coarse.transpose(2, 0, 1).reshape(len(block), -1).argmin(axis=1), len(candidates))
     share, shift = candidates[nearest], shifts[grid]
-    shares = share + np.concatenate([[np.float32(0)], FINE])[:, None]
-    fine = np.array([squared_error(block, unit * k, shift, bits) for k in shares])
-    scale = unit * np.take_along_axis(shares, fine.argmin(axis=0)[None], 0)[0]
-    for _ in range(LEAST_SQUARES_ROUNDS):
-        scale = fitted(block, scale, shift, bits)
+    scale = unit * share if powers else _refined(block, unit, share, shift, bits)
     step, offset = tables[grid].astype(np.int8).T
     return np.where(peak > 0, scale / step, np.float32(1)), step, offset
+
+
+def _refined(block: Floats, unit: Floats, share: NDArray[Any], shift: Floats, bits: int) -> Floats:
+    """Return the step [rows] of least error near `unit` * `share`."""
+    shares = share + np.concatenate([[np.float32(0)], FINE])[:, None]
+    fine = np.array([squared_error(block, unit * k, shift, bits) for k in shares])
+    step: Floats = unit * np.take_along_axis(shares, fine.argmin(axis=0)[None], 0)[0]
+    for _ in range(LEAST_SQUARES_ROUNDS):
+        step = fitted(block, step, shift, bits)
+    return step
 
 
 def least_share(block: Floats, peak: Floats, unit: Floats, bits: int) -> float:

@@ -29,8 +29,9 @@ from qcompile.program.lower import absorbed_end
 from qcompile.program.operands import CLIPS, data_inputs, float_bias, told_apart, weight_axis
 from qcompile.program.readers import Readers
 from qcompile.quant.bias import with_room_for_bias
-from qcompile.quant.params import ActivationSpec, Quantizer
+from qcompile.quant.params import ActivationSpec, Quantizer, WeightSpec
 from qcompile.quant.plan import Edge, Form, Plan
+from qcompile.quant.powers import power_above
 from qcompile.quant.scales import quantize_weight
 from qcompile.targets.schema import Target
 
@@ -75,15 +76,15 @@ def choose_numbers(
     for node in nodes:
         if plan.form(node.name) is Form.COMPUTE and (bits := plan.nodes[node.name].weight_bits):
             # at 8 bits the search gains a tenth: a trial can do without
-            _round_weight(plan, node, search=only is None or bits < 8)
+            _round_weight(plan, node, target.weight_spec(node), search=only is None or bits < 8)
     return shared
 
 
-def _round_weight(plan: Plan, node: Node, *, search: bool) -> None:
+def _round_weight(plan: Plan, node: Node, spec: WeightSpec, *, search: bool) -> None:
     """Fill `plan.weights` and `plan.biases` for a layer."""
     weight, bias, placed = constant_value(node.inputs[1]), float_bias(node), plan.nodes[node.name]
     assert weight is not None
-    quantized = quantize_weight(weight, bits=placed.weight_bits, axis=weight_axis(node), search=search)
+    quantized = quantize_weight(weight, bits=placed.weight_bits, axis=weight_axis(node), search=search, spec=spec)
     if bias is not None:
         plan.biases[node.name] = bias
         given = plan.quantizers[plan.key(node.inputs[0].name, node.name)]
@@ -147,11 +148,12 @@ def _widen_for_kernels(nodes: Iterable[Node], plan: Plan, target: Target) -> Non
     """Raise an output scale that the kernel of its operator would refuse."""
     for node in nodes:
         output = plan.groups.get(node.outputs[0].name) if node.outputs else None
-        share = target.least_output_scale.get(node.op)
-        if share is not None and plan.form(node.name) is Form.ARITHMETIC and output is not None:
+        if plan.form(node.name) is Form.ARITHMETIC and output is not None:
             given, made = plan.quantizers[plan.key(node.inputs[0].name)], plan.quantizers[Edge(output)]
-            least = float(np.float32(share * given.scale))
-            plan.quantizers[Edge(output)] = replace(made, scale=max(made.scale, least))
+            least = float(np.float32(target.least_output_scale.get(node.op, 0.0) * given.scale))
+            scale = max(made.scale, least)
+            scale = float(power_above(scale)) if plan.specs[Edge(output)].power_of_two else scale
+            plan.quantizers[Edge(output)] = replace(made, scale=scale)
 
 
 def _observer(ranges: Ranges, root: str, specs: Sequence[ActivationSpec]) -> MinMax:

@@ -28,7 +28,10 @@ DIGITS: Final = 8  # of the hash of a table
 
 # By the backend of the target that a file is like: facts that its writer rests on.
 KEPT: Final[Mapping[str, Collection[str]]] = {
-    "ort-cpu": ("opset", "activations", "symmetric", "unrounded_sums", "movement", "bias"),
+    "ort-cpu": (
+        *("opset", "activations", "symmetric", "unrounded_sums", "movement", "bias"),
+        *("power_of_two", "per_tensor_weights"),
+    ),
     "academic": ("packing", "movement", "bias"),
     "qdq": (),
 }
@@ -66,7 +69,7 @@ def own_table(path: Path, known: Mapping[str, Table]) -> Table:
 def _digest(table: Table) -> str:
     """Return a hash of what the facts decide: not of texts, or of the order of operators."""
     decides = {
-        key: sorted(value) if key in OPERATORS else value
+        key: sorted(value) if isinstance(value, list) and key != "packing" else value
         for key, value in table.items()
         if key not in (*TEXTS, "float_reasons")
     }
@@ -110,6 +113,8 @@ def _facts(base: Table, known: Mapping[str, Table]) -> dict[str, Any]:
         "unrounded_sums": _FLAG,
         "movement": _one_of(("codes", "behind-dq")),
         "bias": _one_of(get_args(Bias)),
+        "power_of_two": _list_of(("activations", "weights")),
+        "per_tensor_weights": _list_of({"depthwise", *base["compute"]}),
         "packing": _list_of({form for table in tables for form in table["packing"]}) | {"minItems": 1},
         **{key: _list_of({op for table in tables for op in _operators(table, key)}) for key in OPERATORS},
     }

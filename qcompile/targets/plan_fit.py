@@ -156,6 +156,8 @@ def _specs(fit: _Fit) -> Problems:
                 yield f"quantizer {key} has the codes {grid}, the target has {wanted}"
             if fit.plan.specs[key].symmetric != fit.target.symmetric:
                 yield f"quantizer {key} {'need not' if fit.target.symmetric else 'must'} have a zero point of 0"
+            if fit.plan.specs[key].power_of_two != fit.target.power_activations:
+                yield f"quantizer {key} {'must' if fit.target.power_activations else 'need not'} have a power of two"
             if fit.plan.specs[key].lower < lower or fit.plan.specs[key].upper > upper:
                 yield f"quantizer {key} goes beyond the clip that it stands for, {lower:g} to {upper:g}"
 
@@ -176,6 +178,8 @@ def _weights(fit: _Fit) -> Problems:
             yield f"node {node.name!r} has {has} constant weight, in the plan it has {planned}"
     for name, weight in fit.plan.weights.items():
         node = fit.nodes[name]
+        if weight.spec != fit.target.weight_spec(node):
+            yield f"the scales of the weight of {name!r} are not those that the target asks for"
         wanted, axis = tuple(node.inputs[1].shape), weight_axis(node)
         if weight.codes.shape != wanted or weight.axis != axis:
             found = f"shape {weight.codes.shape} and axis {weight.axis}"
@@ -209,9 +213,8 @@ def _scales(fit: _Fit) -> Problems:
         bias = fit.plan.biases.get(node.name)
         if bias is not None and not (np.abs(bias) <= products * INT32_MAX).all():
             yield f"the bias of {node.name!r} does not fit into int32 at the scales of its input and weight"
-        share = fit.target.least_output_scale.get(node.op)
-        if share is not None and fit.plan.form(node.name) is Form.ARITHMETIC:
-            least = np.float32(share * fit.scale(operands(node)[0]))
+        if fit.plan.form(node.name) is Form.ARITHMETIC:
+            least = np.float32(fit.target.least_output_scale.get(node.op, 0.0) * fit.scale(operands(node)[0]))
             if made < least:
                 yield f"the scale behind {node.name!r} is {made:g}, its kernel takes {least:g} or more"
 

@@ -18,13 +18,22 @@ import numpy as np
 
 from qcompile.errors import InputError, nearest
 from qcompile.ir import Node
+from qcompile.program.operands import is_depthwise
 from qcompile.quant.grid import Container, Grid, signed, unsigned
-from qcompile.quant.params import Quantizer
+from qcompile.quant.params import Quantizer, WeightSpec
 from qcompile.quant.plan import WIDE, Bias
 from qcompile.targets.own import Table, is_own, own_table
 
 GRIDS: Final[Mapping[str, Callable[[int], Grid]]] = {"uint8": unsigned, "int8": signed}  # by the codes of a target
-SETS: Final = ("compute", "arithmetic", "codes", "clips", "even_zero_point", "float_output")  # of operators
+SETS: Final = (
+    "compute",
+    "arithmetic",
+    "codes",
+    "clips",
+    "even_zero_point",
+    "float_output",
+    "per_tensor_weights",
+)  # of operators
 
 
 @dataclass(frozen=True)
@@ -50,6 +59,9 @@ class Target:
 
     `runtime` is the oldest version that files run on. What needs a later one is counted in where `runtime` is that:
     `codes_since` names the versions from which operators are `codes`, `packing_since` those of forms of weights.
+
+    `power_of_two` says of what scales are powers of two: "activations", "weights". `per_tensor_weights` names the
+    operators, and "depthwise" convolutions, whose weights have one scale for all channels.
 
     A target of one's own, from a file, is `like` a known one; `digest` is a hash of its facts.
     """
@@ -80,6 +92,8 @@ class Target:
     dictated: Mapping[str, Quantizer]
     codes_since: dict[str, str]
     packing_since: dict[str, str]
+    power_of_two: tuple[str, ...] = ()
+    per_tensor_weights: frozenset[str] = frozenset()
     like: str = ""
     digest: str = ""
 
@@ -104,6 +118,16 @@ class Target:
             return grid
         return grid.half if bits == WIDE else replace(grid, low=0, high=grid.steps)
 
+    @property
+    def power_activations(self) -> bool:
+        """Say whether scales of activations are powers of two."""
+        return "activations" in self.power_of_two
+
+    def weight_spec(self, node: Node) -> WeightSpec:
+        """Return what is asked of the scales of the weight of a layer."""
+        kinds = {node.op, *(("depthwise",) if is_depthwise(node) else ())}
+        return WeightSpec(not kinds.isdisjoint(self.per_tensor_weights), "weights" in self.power_of_two)
+
     @classmethod
     def load(cls, name: str, runtime: str | None = None) -> Target:
         """Read the facts about a known target, or those in a TOML file, for version `runtime` and later ones."""
@@ -112,7 +136,8 @@ class Target:
             raise InputError(f"--target {name} is unknown", remedy=nearest(name, tables))
         table = own_table(Path(name), tables) if is_own(name) else tables[name]
         forms = import_module(f"{__package__}.{table.get('like', name).replace('-', '_')}.forms")
-        table |= {key: frozenset(table[key]) for key in SETS} | {"packing": tuple(table["packing"])}
+        table |= {key: frozenset(table[key]) for key in SETS if key in table}
+        table |= {key: tuple(table[key]) for key in ("packing", "power_of_two") if key in table}
         oldest, runtime = table["runtime"], runtime or table["runtime"]
         if release(runtime) < release(oldest):
             raise InputError(f"--runtime-version {runtime} is too old", remedy=f"give {oldest} or a later one")

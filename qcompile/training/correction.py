@@ -33,9 +33,9 @@ def correct(
         step = program.steps[index]
         if step.is_layer and step.node is not None and step.node.name in sides.plan.weights:
             before = [program.steps[k] for k in numbers if k < index]
-            channels = len(sides.plan.weights[step.node.name].scale)
+            weight = sides.plan.weights[step.node.name]
             pairs = _pairs(sides, floats, before, step, some)
-            found = correction(program, step, channels, kernels, pairs, kept)
+            found = correction(program, step, weight, kernels, pairs, kept)
             take_up(sides.plan, step.node.name, step.input_scale, found.slope, found.shift)
 
 

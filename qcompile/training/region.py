@@ -269,7 +269,7 @@ class RegionBuilder:
     def _activation_scale(self, key: Edge, quantizer: Quantizer) -> str:
         start = self._constant(np.float32(quantizer.scale))
         spec = self.plan.specs[key]
-        if spec.fixed is not None:
+        if spec.fixed is not None or spec.power_of_two:
             return start
         name = f"{key}/log_scale"  # the text of a key has quotes: no two are alike
         limit = [np.log(spec.upper / quantizer.high)] if np.isfinite(spec.upper) and spec.upper > 0 else []
@@ -289,9 +289,11 @@ class RegionBuilder:
         step, start, base = soft_start(exact, weight)
         if as_rows:
             step, start, base = (array.reshape(len(array), -1) for array in (step, start, base))
-        log_scale = np.zeros(step.shape, np.float32)
-        factor = self._parameter_of(f"{node.name}/weight_log_scale", ParameterKind.WEIGHT_SCALE, log_scale, node.name)
-        scale = self._node("Mul", [self._constant(step), self._node("Exp", [factor])])
+        scale = self._constant(step)
+        if weight.spec.is_free:
+            name, start_at = f"{node.name}/weight_log_scale", np.zeros(step.shape, np.float32)
+            factor = self._parameter_of(name, ParameterKind.WEIGHT_SCALE, start_at, node.name)
+            scale = self._node("Mul", [scale, self._node("Exp", [factor])])
         variable = self._parameter_of(f"{node.name}/rounding", ParameterKind.ROUNDING, start, node.name)
         inputs = [variable, scale, self._constant(base), STRETCH]
         filters = self._own("FakeQuantWeight", inputs, f"{node.name}/weight", rounding="adaround")

@@ -11,6 +11,7 @@ import onnx
 from qcompile.backends.academic.writer import MARK, ROW
 from qcompile.emission.emitted import Emitted, Finding, Rule
 from qcompile.emission.rules import no_unused_initializer, unique_names
+from qcompile.quant.powers import is_power
 
 INTEGER: Final = (  # beginnings of names
     "QuantizeLinear",
@@ -44,6 +45,8 @@ def whole_quantizers(emitted: Emitted) -> Iterator[Finding]:
             continue
         scale, low, high = (np.float32(value) for value in found)
         exact = all(np.rint(bound / scale) * scale == bound for bound in (low, high)) if scale > 0 else False
+        if "activations" in emitted.target.power_of_two and not is_power(scale):
+            yield clip.name, f"its scale {scale:g} is no power of two"
         if not exact or not low <= 0 <= high:
             yield clip.name, f"{low:g} .. {high:g} is no grid around 0 of the scale {scale:g}"
 

@@ -9,9 +9,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from qcompile.emission.emitted import Emitted, Finding, Rule, same_parameters, type_name
+from qcompile.emission.emitted import Emitted, Finding, Rule, attribute, same_parameters, type_name
 from qcompile.emission.rules import no_unused_initializer, unique_names
 from qcompile.program.dag import SHAPE_SOURCES
+from qcompile.quant.powers import is_power
 
 
 def activation_codes(emitted: Emitted) -> Iterator[Finding]:
@@ -35,6 +36,39 @@ def symmetric_weights(emitted: Emitted) -> Iterator[Finding]:
         kind, (_, zero_point) = emitted.kinds[weight.input[0]], emitted.parameters(weight)
         if kind not in (TensorProto.INT8, TensorProto.INT4) or np.any(zero_point):
             yield node.name, f"its weight is {type_name(kind)} with zero points that are not 0"
+
+
+def powers_of_two(emitted: Emitted) -> Iterator[Finding]:
+    """Scales of activations and of weights are powers of two where the target wants these."""
+    weights = {weight.output[0] for node in emitted.integer if (weight := emitted.weight(node)) is not None}
+    biases = {name for node in emitted.integer for name in node.input[2:] if node.op_type in emitted.target.compute}
+    for node in emitted.nodes:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear") and node.output[0] not in biases:
+            what = "weights" if node.output[0] in weights else "activations"
+            scale, _ = emitted.parameters(node)
+            if what in emitted.target.power_of_two and not (scale is not None and is_power(scale)):
+                yield node.name, "its scale is no power of two"
+
+
+def one_scale_per_tensor(emitted: Emitted) -> Iterator[Finding]:
+    """Weights of the operators that the target names, and of depthwise convolutions, have one scale."""
+    for node in emitted.integer:
+        weight = emitted.weight(node)
+        if weight is None or not emitted.target.per_tensor_weights.intersection(
+            [node.op_type, _depthwise(emitted, node)]
+        ):
+            continue
+        scale, _ = emitted.parameters(weight)
+        if scale is None or np.ndim(scale):
+            yield node.name, "its weight has scales by channel"
+
+
+def _depthwise(emitted: Emitted, node: onnx.NodeProto) -> str:
+    """Return "depthwise" where a node is such a convolution; one whose weight is packed has no shape to tell."""
+    weight = emitted.weight(node)
+    stored = emitted.initializers.get(weight.input[0]) if weight is not None else None
+    alone = stored is not None and list(stored.dims[1:2]) == [1]
+    return "depthwise" if alone and attribute(node, "group", 1) > 1 else ""
 
 
 def bias_type(emitted: Emitted) -> Iterator[Finding]:
@@ -75,6 +109,8 @@ def _clips_behind(emitted: Emitted, node: onnx.NodeProto) -> bool:
 RULES: Final[dict[str, Rule]] = {
     "activation-codes": activation_codes,
     "symmetric-weights": symmetric_weights,
+    "powers-of-two": powers_of_two,
+    "one-scale-per-tensor": one_scale_per_tensor,
     "bias-type": bias_type,
     "movers-behind-dequantize": movers_behind_dequantize,
     "no-pair-twice": no_pair_twice,
