@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from qcompile.api import Result, compile, open_model, plan_only, report
+    from qcompile.checking import Check, check
     from qcompile.config import Config
     from qcompile.errors import EmissionError, InputError, QCompileError
     from qcompile.passmanager import Pass, PassManager, PassRun
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from qcompile.quant.plan import Plan
 
 __all__ = [
+    "Check",
     "Config",
     "EmissionError",
     "InputError",
@@ -29,6 +31,7 @@ __all__ = [
     "QModel",
     "Result",
     "build",
+    "check",
     "compile",
     "open_model",
     "plan_only",
@@ -36,6 +39,7 @@ __all__ = [
 ]
 _HOMES = {
     "api": ("Result", "compile", "open_model", "plan_only", "report"),
+    "checking": ("Check", "check"),
     "config": ("Config",),
     "errors": ("EmissionError", "InputError", "QCompileError"),
     "passmanager": ("Pass", "PassManager", "PassRun"),

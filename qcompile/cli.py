@@ -26,7 +26,13 @@ EXAMPLES = """\
 qcompile in.onnx -o out.onnx --data calib.npz --w 4 --a 4
 qcompile in.onnx -o out.onnx --data photos/ --preprocess imagenet --eval val/
 qcompile in.onnx --plan --w 4 --a 8 --bits 'layer1=8,8' --keep-float head
-qcompile plot report.json -o figure.svg    (errors and capacities of units)"""
+qcompile plot report.json -o figure.svg    (errors and capacities of units)
+qcompile check file.onnx    (of any tool: kernels, rules that it breaks)"""
+CHECKS = """\
+qcompile check file.onnx
+qcompile check file.onnx --target tensorrt --json
+qcompile check file.onnx --against float.onnx --data calib.npz
+qcompile check --explain QC101"""
 
 
 # --- options: one per field of Config and Files, and those that only a command line has
@@ -114,9 +120,22 @@ class Command(click.Command):
                 formatter.write_dl(rows, col_max=40)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the examples as they stand."""
-        with formatter.section("Examples"):
-            formatter.write("".join(f"  {line}\n" for line in EXAMPLES.splitlines()))
+        """Write the examples."""
+        write_examples(formatter, EXAMPLES)
+
+
+class Check(click.Command):
+    """A command whose help ends with examples."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the examples."""
+        write_examples(formatter, CHECKS)
+
+
+def write_examples(formatter: click.HelpFormatter, text: str) -> None:
+    """Write examples as they stand."""
+    with formatter.section("Examples"):
+        formatter.write("".join(f"  {line}\n" for line in text.splitlines()))
 
 
 class Main(click.Group):
@@ -180,6 +199,7 @@ def complain(text: str, code: int) -> int:
 MISSING = {  # what click says where the argument of a command is missing
     "compile": "no model given; qcompile IN.onnx -o OUT.onnx --data FROM, or qcompile --help",
     "plot": "no report given; qcompile plot REPORT.json -o FIG.svg",
+    "check": "no file given; qcompile check FILE.onnx, or qcompile check --explain QC101",
 }
 
 
@@ -293,3 +313,27 @@ def targets_command(target: str | None) -> None:
     from qcompile import commands
 
     commands.list_targets(target)
+
+
+@main.command("check", cls=Check, context_settings=HELP)
+@click.argument("file", metavar="FILE.onnx", required=False)
+@click.option("--target", metavar="NAME", default="ort-cpu", help="ort-cpu, openvino or tensorrt [ort-cpu]")
+@click.option("--against", metavar="FLOAT.onnx", help="the float model: measures agreement and speed; needs --data")
+@click.option("--data", metavar="FROM", help="samples, in the forms that compiling takes")
+@click.option("--preprocess", metavar="NAME", help="what happens to images, as in compiling")
+@click.option("--json", "as_json", is_flag=True, help="print all that is known as JSON")
+@click.option("--explain", metavar="CODE", help="print what a rule looks for, why, and how to mend it")
+@click.pass_context
+def check_command(ctx: click.Context, /, file: str | None, explain: str | None, as_json: bool, **flags: Any) -> None:
+    """Say what is quantized in an ONNX file, whoever made it, what runs on integers, and what is wrong.
+
+    Exit codes: 0 nothing found, 1 findings (notes do not count), 2 bad input.
+    """
+    if not file and not explain:
+        raise InputError(MISSING["check"])
+    from qcompile import commands
+
+    if explain:
+        commands.explain_rule(explain)
+    elif not commands.check_file(file or "", as_json=as_json, **flags):
+        ctx.exit(1)

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.markup import escape
 
 from qcompile import api
+from qcompile.checking import check
+from qcompile.checking.rules import rule_of
+from qcompile.checking.rules.text import explained
 from qcompile.config import Config, Files, recipe_text
 from qcompile.data.sources import files_behind, split_labels
 from qcompile.errors import InputError, QualityError
 from qcompile.files import check_outputs, write_files
 from qcompile.ir.load import external_files
 from qcompile.quant.plan_file import plan_folders, plan_places
-from qcompile.reporting import plot, tables
+from qcompile.reporting import check_view, plot, tables
 from qcompile.reporting.screen import Screen
 from qcompile.signals import hand_over, interrupt
 from qcompile.targets.listing import as_file
@@ -122,3 +127,21 @@ def plot_report(report: Path, figure: Path) -> None:
     kind = plot.kind_of(figure)
     check_outputs({report: "report"}, [figure])
     write_files({figure: [plot.draw(plot.read_report(report), kind)]})
+
+
+def check_file(file: str, *, as_json: bool, **flags: Any) -> bool:
+    """Check a quantized file and print what was found; return whether there is nothing against it."""
+    hand_over(interrupt)
+    screen = Screen()
+    with screen.progress():
+        found = check(file, **flags)
+    if as_json:
+        print(json.dumps(asdict(found), indent=1, allow_nan=False))
+    else:
+        screen.show([*check_view.check_view(found), check_view.conclusion(found)])
+    return not found.faults
+
+
+def explain_rule(code: str) -> None:
+    """Print what a rule says of itself."""
+    print(explained(rule_of(code)))

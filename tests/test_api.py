@@ -31,8 +31,8 @@ W4A4 = Config(w=4, a=4, threads=1)
 
 
 PUBLIC = """
-    Config EmissionError InputError Pass PassManager PassRun Plan QCompileError QModel Result
-    build compile open_model plan_only report
+    Check Config EmissionError InputError Pass PassManager PassRun Plan QCompileError QModel Result
+    build check compile open_model plan_only report
 """
 
 

@@ -16,7 +16,7 @@ import pytest
 from numpy.typing import NDArray
 
 from qcompile import Config, compile
-from qcompile.cli import OPTIONS
+from qcompile.cli import main
 from qcompile.targets.own import changeable
 from qcompile.targets.schema import known_tables
 
@@ -30,7 +30,8 @@ LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)(?:#[^)]*)?\)")
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"`([^`\n]+)`")
-KNOWN_FLAGS = {name for option in OPTIONS for name in (*option.opts, *option.secondary_opts)} | {"--help"}
+COMMANDS = [option for command in main.commands.values() for option in command.params]
+KNOWN_FLAGS = {name for option in COMMANDS for name in (*option.opts, *option.secondary_opts)} | {"--help"}
 named = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 
 

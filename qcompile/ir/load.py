@@ -70,6 +70,15 @@ def load_model(path: Path, *, max_opset: int | None = None, store: Store | None 
     return model if store is None else stored_model(model, store)
 
 
+def read_any(path: Path) -> ModelProto:
+    """Read an ONNX model, quantized or not, with its external data into memory; raises InputError as `load_model`."""
+    model = _parse(path)
+    check_texts(model, path)
+    _load_external(model, path, None)
+    check_sound(model, path)
+    return model
+
+
 def check_model(model: ModelProto, *, max_opset: int | None = None) -> None:
     """Raise InputError for a model in memory that `load_model` would not return."""
     where = Path("the model in memory")

@@ -33,7 +33,7 @@ IN_FLOAT = FORMS | {
 
 def plan_view(nodes: Sequence[Row], quantizers: Sequence[Row], target: str, forms: Mapping[Form, str] = FORMS) -> View:
     """Return the plan: nodes by form, in the words of `forms`, bits, exceptions, and the float nodes with reasons."""
-    table = _table(f"Plan for {target}", "form", "nodes", "operators", "bits", numbers=(1,))
+    table = new_table(f"Plan for {target}", "form", "nodes", "operators", "bits", numbers=(1,))
     for form, text in forms.items():
         rows = [row for row in nodes if row["form"] == form]
         if rows:
@@ -97,10 +97,10 @@ def training_view(report: Mapping[str, Any]) -> list[str]:
 
 def before_after(audit: Mapping[str, Any]) -> Table:
     """Return the table of float against emitted file."""
-    table = _table("Before and after", "", "float", "quantized", "", numbers=(1, 2))
+    table = new_table("Before and after", "", "float", "quantized", "", numbers=(1, 2))
     size = audit["size"]
     table.add_row(
-        "size", _bytes(size["float"]), _bytes(size["emitted"]), f"{size['emitted'] / size['float']:.3f} of it"
+        "size", byte_text(size["float"]), byte_text(size["emitted"]), f"{size['emitted'] / size['float']:.3f} of it"
     )
     if speed := audit["speed"]:
         label = f"one run, batch {speed['batch']}, {speed['threads']} thread"
@@ -117,7 +117,7 @@ def before_after(audit: Mapping[str, Any]) -> Table:
 
 def targets_view(targets: Iterable[Target]) -> View:
     """Return the targets: what each is for, and what was proven where."""
-    table = _table("", "--target", "what for", "proven")
+    table = new_table("", "--target", "what for", "proven")
     for target in targets:
         table.add_row(*map(escape, (target.name, target.purpose, target.proven)))
     return [table]
@@ -131,7 +131,8 @@ def pass_line(run: PassRun) -> str:
     )
 
 
-def _table(title: str, *columns: str, numbers: Sequence[int] = ()) -> Table:
+def new_table(title: str, *columns: str, numbers: Sequence[int] = ()) -> Table:
+    """Return an empty table; columns in `numbers` stand flush right."""
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, show_header=any(columns))
     for index, column in enumerate(columns):
         table.add_column(column, justify="right" if index in numbers else "left", overflow="fold")
@@ -161,7 +162,8 @@ def _bit_counts(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count} x {bits} bits" for bits, count in counts.items()) or "none"
 
 
-def _bytes(size: int) -> str:
+def byte_text(size: int) -> str:
+    """Return a number of bytes as text."""
     return f"{size / 1e6:.3f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
 
 

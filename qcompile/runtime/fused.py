@@ -21,10 +21,15 @@ def optimized_nodes(model: onnx.ModelProto | str | Path, *, fuse_qdq: bool = Tru
     At level EXTENDED, where an integer kernel keeps the name of the node it replaces. ALL, the level to run at, moves
     to channels-last, which renames; both compute the same bytes.
     """
+    return [(node.name, node.op_type) for node in optimized_model(model, fuse_qdq=fuse_qdq).graph.node]
+
+
+def optimized_model(model: onnx.ModelProto | str | Path, *, fuse_qdq: bool = True) -> onnx.ModelProto:
+    """Return the model that ONNX Runtime makes of `model` at level EXTENDED, without the values of large tensors."""
     with tempfile.TemporaryDirectory() as folder:
         saved = Path(folder) / "optimized.onnx"
         Session(model, level="extended", threads=1, fuse_qdq=fuse_qdq, save_optimized=saved)
-        return [(node.name, node.op_type) for node in onnx.load(saved, load_external_data=False).graph.node]
+        return onnx.load(saved, load_external_data=False)
 
 
 def is_integer(op_type: str) -> bool:

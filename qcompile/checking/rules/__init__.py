@@ -1,0 +1,102 @@
+"""The rules by code: what they say is in catalogue.toml, what finds them is a function of a quantized file.
+
+A rule that only a runtime can answer has no function.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from typing import Final, Literal
+
+from qcompile.checking.graph import QuantizedFile
+from qcompile.checking.rules import numbers, openvino, ort_cpu, tensorrt
+from qcompile.emission.emitted import Finding
+from qcompile.errors import InputError, nearest
+
+Severity = Literal["wrong", "slow", "note"]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What can be wrong with a quantized file.
+
+    `runtimes` are those where it holds. `kernels`: "missed", a node that breaks it runs in float there; "used", it is
+    about integer kernels, so it says nothing of a node that runs in float.
+    """
+
+    code: str
+    title: str
+    runtimes: tuple[str, ...]
+    severity: Severity
+    why: str
+    mend: str
+    kernels: Literal["missed", "used", ""] = ""
+
+    def contradicted(self, on_integers: bool | None) -> bool:
+        """Say whether a node cannot break it since it runs on integers, or in float; None where that is not known."""
+        return on_integers is not None and self.kernels == ("missed" if on_integers else "used")
+
+    def find(self, file: QuantizedFile) -> list[Finding]:
+        """Return (node, detail) for every place where the file breaks it; none for what only a runtime can tell."""
+        found = FUNCTIONS.get(self.code)
+        return list(dict(found(file)).items()) if found else []
+
+
+FUNCTIONS: Final = {
+    "QC101": ort_cpu.one_quantizer,
+    "QC102": ort_cpu.absorbed_clips,
+    "QC103": ort_cpu.byte_weights,
+    "QC104": ort_cpu.byte_activations,
+    "QC105": ort_cpu.integer_bias,
+    "QC106": ort_cpu.lonely_int8,
+    "QC107": ort_cpu.plain_gemm,
+    "QC109": ort_cpu.unmerged_sums,
+    "QC111": ort_cpu.weight_axis,
+    "QC112": ort_cpu.tensor_activations,
+    "QC113": ort_cpu.merged_pairs,
+    "QC114": ort_cpu.bias_scale,
+    "QC121": ort_cpu.unsigned_weights,
+    "QC122": ort_cpu.weights_in_float,
+    "QC123": ort_cpu.useful_pairs,
+    "QC124": ort_cpu.moves_on_codes,
+    "QC125": ort_cpu.no_float_pad,
+    "QC131": ort_cpu.no_saturation,
+    "QC132": ort_cpu.no_lowest_depthwise,
+    "QC133": ort_cpu.stored_in_codes,
+    "QC134": ort_cpu.known_operators,
+    "QC201": numbers.no_wrapping,
+    "QC202": numbers.whole_bias,
+    "QC203": numbers.sound_scales,
+    "QC204": numbers.room_for_sums,
+    "QC301": tensorrt.symmetric,
+    "QC302": tensorrt.signed_codes,
+    "QC303": tensorrt.float_bias,
+    "QC304": tensorrt.readable_types,
+    "QC305": tensorrt.no_bit_operators,
+    "QC306": tensorrt.pairs_alone,
+    "QC307": tensorrt.int4_read_by_pairs,
+    "QC308": tensorrt.int4_weights_alone,
+    "QC309": tensorrt.float_pad,
+    "QC310": tensorrt.fused_outputs,
+    "QC401": openvino.plain_weights,
+    "QC402": openvino.transposed_floats,
+}
+
+
+def _read() -> Mapping[str, Rule]:
+    table = tomllib.loads((resources.files(__package__) / "catalogue.toml").read_text(encoding="utf-8"))
+    return {code: Rule(**row | {"code": code, "runtimes": tuple(row["runtimes"])}) for code, row in table.items()}
+
+
+RULES: Final = _read()
+RUNTIMES: Final = tuple(dict.fromkeys(runtime for rule in RULES.values() for runtime in rule.runtimes))
+
+
+def rule_of(code: str) -> Rule:
+    """Return the rule of a code such as QC101; raises InputError."""
+    if code.upper() not in RULES:
+        raise InputError(f"--explain {code} is no rule", remedy=nearest(code.upper(), RULES))
+    return RULES[code.upper()]
