@@ -3,6 +3,8 @@
 #   make test                formatter, linter, types, import layers, tests
 #   make quick               most tests, those that take little: 90 seconds of one core
 #   make test-lowest         tests on the lowest versions that pyproject.toml allows; in an environment of its own
+#   make test-tensorrt       parser and builder of TensorRT-RTX on files for it; no GPU needed, 220 MB
+#   make test-openvino       files for OpenVINO in its CPU plugin: kernels and outputs; 180 MB
 #   make test-ort-training   the second training engine; in an environment of its own: 1.1 GB, and Python 3.11
 
 PYTHON ?= python3
@@ -11,7 +13,7 @@ ORT_TRAINING_PYTHON ?= $(shell command -v python3.11 || echo $(PYTHON))
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check tests quick test-lowest test-ort-training clean
+.PHONY: demo test check tests quick test-lowest test-tensorrt test-openvino test-ort-training clean
 
 demo: .venv/installed
 	mkdir -p out
@@ -28,6 +30,12 @@ quick: .venv/installed-dev
 
 test-lowest: .venv-lowest/installed
 	.venv-lowest/bin/python -m pytest
+
+test-tensorrt: .venv/installed-tensorrt
+	$(BIN)/python -m pytest tests/backends/qdq/test_tensorrt_rtx.py
+
+test-openvino: .venv/installed-openvino
+	$(BIN)/python -m pytest tests/backends/qdq/test_openvino.py
 
 test-ort-training: .venv/installed-dev .venv-ort-training/installed
 	QCOMPILE_ORT_TRAINING_PYTHON=$(CURDIR)/.venv-ort-training/bin/python \
@@ -51,6 +59,14 @@ check: .venv/installed-dev # all of `make test` that runs no test
 
 .venv/installed-dev: .venv/installed
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+.venv/installed-tensorrt: .venv/installed-dev
+	$(BIN)/python -m pip install --quiet --editable '.[tensorrt]'
+	touch $@
+
+.venv/installed-openvino: .venv/installed-dev
+	$(BIN)/python -m pip install --quiet --editable '.[openvino]'
 	touch $@
 
 .venv-lowest/installed: pyproject.toml tools/lowest_versions.py

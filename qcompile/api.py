@@ -200,8 +200,8 @@ def open_model(model: Source, config: Config | None = None, data: Any = None, *,
     if config.fix:
         source = freeze(source, map(parse_fix, config.fix))
     with blaming(source):
-        packing = target.packing[0] if config.pack == "auto" else config.pack
-        oldest = max(target.opset, INT4_OPSET) if packing == "int4" else target.opset
+        packed = "int4" in target.forms_of_weights(config.pack)
+        oldest = max(target.opset, INT4_OPSET) if packed else target.opset
         graph = prepare(source, oldest, newest_opset(), store)
         notes: list[str] = vars(graph)["notes"]
         reference = stored_model(_reference(source, notes), store)

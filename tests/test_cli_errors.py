@@ -219,7 +219,7 @@ BAD: dict[str, tuple[Callable[[], object], tuple[str, ...], str]] = {
         "--w 9 is out of range; give 2 to 8",
     ),
     "broken recipe": (lambda: Path("r.toml").write_text("w = "), (*COMPILE, "--config", "r.toml"), "not TOML"),
-    "no such target": (NOTHING, (*COMPILE, "--target", "nonsense"), "is unknown; known: academic, ort-cpu"),
+    "no such target": (NOTHING, (*COMPILE, "--target", "nonsense"), "is unknown; known: academic, openvino, ort-cpu"),
     "packing of float weights": (
         NOTHING,
         (*COMPILE, *ACADEMIC, "--pack", "int4"),

@@ -53,7 +53,7 @@ def fake_writer(graph: Graph, plan: Plan, program: Program, store: Store | None 
     Runtime without Q/DQ fusion.
     """
     write = FAKE.get(plan.backend, Simulation)
-    return write(graph, plan, program, packing="none", biases=plan.bias, fake=True, store=store)
+    return write(graph, plan, program, packing=(), biases=plan.bias, fake=True, store=store)
 
 
 def check(model: onnx.ModelProto, target: Target, planned: Collection[str] = ()) -> list[Violation]:

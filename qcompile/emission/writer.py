@@ -43,7 +43,7 @@ WIDEST_IR = 8  # what ONNX Runtime 1.19 and everything later reads
 
 @dataclass
 class Writer:
-    """Writes one program. `packing` is "planes", "int4" or "none", `biases` "int32" or "float32".
+    """Writes one program. `packing` are forms of weights in the order tried, `biases` "int32" or "float32".
 
     `movement`: what moves codes stands on them ("codes") or "behind-dq". `fake` keeps weights and biases in float.
     Large constants go to `store`, if there is one.
@@ -54,7 +54,7 @@ class Writer:
     graph: Graph
     plan: Plan
     program: Program
-    packing: str = "planes"
+    packing: tuple[str, ...] = ("planes",)
     biases: str = "int32"
     movement: str = "codes"
     fake: bool = False
@@ -283,10 +283,10 @@ class Writer:
         return self.weights[key]
 
     def _integers(self, weight: WeightQuantizer, stem: str) -> str:
-        if self.packing == "int4" and self.opset >= pack.INT4_OPSET and pack.fits_int4(weight):
+        if "int4" in self.packing and self.opset >= pack.INT4_OPSET and pack.fits_int4(weight):
             nibbles = self.constants.proto(pack.int4_initializer(weight.integers(), f"{stem}_int4"))
             return self.add("Cast", [nibbles], stem, to=TensorProto.INT8)
-        if self.packing != "none" and pack.worth_packing(weight):
+        if "planes" in self.packing and pack.worth_packing(weight):
             return pack.unpack_planes(weight, stem, self.constants, self.add)
         return self.constants.own(weight.integers(), f"{stem}_{WEIGHTS.container}")
 

@@ -230,6 +230,15 @@ def _div_for_erf(graph: Graph, node: Node) -> bool:
     return True
 
 
+def ends_gelu(node: Node) -> bool:
+    """Say whether this is the last product of a Gelu, x * (1 + erf(x / sqrt(2))) * 0.5: runtimes look for all of it."""
+    pair = constant_operand(node)
+    product = producer(pair[0]) if node.op == "Mul" and pair and scalar(pair[1]) == 0.5 else None
+    sums = map(producer, product.inputs) if product is not None and product.op == "Mul" else ()
+    gates = [constant_operand(item) for item in sums if item is not None and item.op == "Add"]
+    return any(gate and (maker := producer(gate[0])) is not None and maker.op == "Erf" for gate in gates)
+
+
 def _gelu_order(graph: Graph, node: Node) -> bool:
     """x * (g / 2) with g = 1 + erf(...) is (x * g) / 2: so ONNX Runtime finds Gelu."""
     pair, behind = constant_operand(node), only_consumer(graph, node.outputs[0])

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from qcompile.ir.activations import ends_gelu
 from qcompile.ir.canonical import pads_of
 from qcompile.ir.graph import (
     Constant,
@@ -46,9 +47,9 @@ def affine_of(node: Node, *, rank: int, axis: int, channels: int) -> Affine | No
     """Return `node` as an affine map over `channels` of dimension `axis`, or None if it is none.
 
     A BatchNormalization must be in inference form with constant parameters; a Mul or Add must have a constant that is
-    one number, or one per channel.
+    one number, or one per channel. The product at the end of a Gelu is none: without it no runtime would find the Gelu.
     """
-    if node.op not in AFFINE or not is_standard(node):
+    if node.op not in AFFINE or not is_standard(node) or ends_gelu(node):
         return None
     if node.op == "BatchNormalization":
         return _batch_norm(node, channels) if axis == 1 else None

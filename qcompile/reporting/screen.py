@@ -64,9 +64,9 @@ class Screen:
             self.show([f"model  {entry['text']}" for entry in opened if entry["what"] == "model"])
             nodes = node_rows(model)
             self.shown = tables.float_view(nodes)
-            target = f"{model.target.name}, ONNX Runtime {model.target.runtime} or later"
+            oldest = "" if model.target.kernels == "others" else f", ONNX Runtime {model.target.runtime} or later"
             forms = tables.IN_FLOAT if model.target.kernels == "none" else tables.FORMS
-            self.show(tables.plan_view(nodes, quantizer_rows(model), target, forms))
+            self.show(tables.plan_view(nodes, quantizer_rows(model), model.target.name + oldest, forms))
         if not self.quiet and run.name == "check-data":
             for line in model.first_batch:
                 self.out.print(f"first batch  {line}", markup=False, soft_wrap=True)

@@ -19,6 +19,7 @@ from qcompile.qmodel import QModel
 from qcompile.quant.plan import Plan, region_name
 from qcompile.runtime.agreement import differs
 from qcompile.runtime.outputs import OutputKind
+from qcompile.targets.schema import Target
 from qcompile.versions import version_of
 
 SCHEMA_VERSION = 1
@@ -223,17 +224,17 @@ def advice(model: QModel, worst_layers: Sequence[LayerError]) -> str:
 
 def verdict(model: QModel, found: Audit | None) -> str:
     """Return one line: what came out, in size, speed and accuracy."""
-    parts = [f"{model.plan.precision()} for {model.target.name}", *(_findings(found) if found else ())]
+    parts = [f"{model.plan.precision()} for {model.target.name}", *(_findings(found, model.target) if found else ())]
     if text := training_text(model.outcomes):
         parts.append(text)
     return ", ".join(parts)
 
 
-def _findings(found: Audit) -> Iterator[str]:
-    if found.fused:
-        yield f"{100 * found.size.emitted / found.size.float:.0f} % of the float size"
-    else:
+def _findings(found: Audit, target: Target) -> Iterator[str]:
+    if target.kernels == "none":
         yield "a float graph"
+    else:
+        yield f"{100 * found.size.emitted / found.size.float:.0f} % of the float size"
     if found.speed:
         text = speed_text(found.speed)
         yield f"SLOWER than float: {text}" if found.speed.slower else f"{text} the float speed"

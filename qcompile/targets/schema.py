@@ -107,6 +107,14 @@ class Target:
         """Say whether ONNX Runtime runs its files on integers; else it runs them in float between quantizers."""
         return self.kernels == "onnxruntime"
 
+    def forms_of_weights(self, pack: str) -> tuple[str, ...]:
+        """Return the forms in which files hold weights below 8 bits where `pack` is asked for, in the order tried.
+
+        What is in none of them is int8: not every weight fits INT4, and planes take its place where they can be read.
+        """
+        first = self.packing[0] if pack == "auto" else pack
+        return {"int4": ("int4", *({"planes"} & {*self.packing})), "planes": ("planes",), "none": ()}[first]
+
     def grid(self, bits: int, lower: float = -np.inf) -> Grid:
         """Return the grid of an activation of so many bits whose values are not below `lower`.
 

@@ -122,6 +122,10 @@ FOLDS = {
     "Mul by token in front of MatMul stays": (
         "g (float[N,2,6] x, float[6,4] W, float[2,1] A) => (float[N,2,4] y) { a = Mul(x, A) y = MatMul(a, W) }",
         TOKENS, "Mul MatMul"),
+    "the half of a Gelu stays": (
+        "g (float[N,2,6] x, float[6,4] W) => (float[N,2,4] y) <float r = {1.41421356}, float o = {1}, float h = {0.5}>"
+        "{ d = Div(x, r) e = Erf(d) g = Add(e, o) p = Mul(x, g) m = Mul(p, h) y = MatMul(m, W) }",
+        TOKENS, "Div Erf Add Mul Mul MatMul"),
     "training mode stays": (
         f"{IMAGE}, float[4,4,1,1] W, {NORM4}) => (float[N,4,P,Q] y)"
         "{ a = Conv(x, W) y, m, v = BatchNormalization<training_mode = 1>(a, G, B, M, V) }",

@@ -1,0 +1,101 @@
+"""Files of target openvino: quantizers in front of layers alone, what OpenVINO computes, where it does in integers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from importlib import util
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from golden_text import golden_text
+from networks import CORRECT, NETWORKS, compiled, initializers, samples
+from openvino_runs import INTEGERS, layer_types, openvino_model, outputs
+
+from qcompile import QModel
+from qcompile.backends import check
+from qcompile.errors import InputError
+from qcompile.passes.insert_qdq import InsertQDQ
+from qcompile.quant.plan import Form
+from qcompile.runtime.session import Session
+from qcompile.simulation import simulate
+
+PRECISIONS = [{"w": 8, "a": 8}, {"w": 4, "a": 4}, {"w": 2, "a": 4, "first_last_bits": 2}]
+DEPLOYMENT = Path(__file__).parents[3] / "docs" / "deployment.md"
+ROUNDING = 1e-5  # of the largest value: float32 sums in another order; a code that is off by one is far more
+installed = pytest.mark.skipif(util.find_spec("openvino") is None, reason="openvino is not installed")
+
+
+def emitted(name: str, **settings: int | str) -> QModel:
+    """Return a network compiled for openvino."""
+    return compiled(NETWORKS[name], (*CORRECT, InsertQDQ()), target="openvino", **settings)
+
+
+def file_of(model: QModel) -> onnx.ModelProto:
+    assert model.emitted is not None
+    return model.emitted
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("precision", PRECISIONS, ids=str)
+def test_file_computes_what_the_simulation_does(name: str, precision: dict[str, int]) -> None:
+    model = emitted(name, **precision)
+    assert check(file_of(model), model.target) == []
+    feeds = samples(model.source)
+    file = Session(file_of(model), level="off", fuse_qdq=False)
+    fake = Session(simulate(model.graph, model.plan, "float"), level="off", fuse_qdq=False)
+    for output, expected in fake.run(feeds).items():
+        np.testing.assert_array_equal(file.run(feeds)[output], expected)
+
+
+@installed
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("precision", PRECISIONS, ids=str)
+def test_every_planned_layer_runs_on_integers_in_openvino(name: str, precision: dict[str, int]) -> None:
+    """And every code is that of the simulation: the kernels' sums are exact, requantizing them is float arithmetic."""
+    model = emitted(name, **precision)
+    compiled_file = openvino_model(file_of(model))
+    types = layer_types(compiled_file)
+    planned = sum(node.form is Form.COMPUTE for node in model.plan.nodes.values())
+    assert sum(types[kind] for kind in INTEGERS) == types.total() == planned
+    feeds = samples(model.source)
+    found = outputs(compiled_file, feeds)
+    for output, expected in Session(file_of(model), level="off", fuse_qdq=False).run(feeds).items():
+        np.testing.assert_allclose(found[output], expected, rtol=0, atol=ROUNDING * np.abs(expected).max())
+
+
+@installed
+def test_the_lines_of_the_docs_show_the_types(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    onnx.save(file_of(emitted("chain", w=4, a=4)), tmp_path / "out.onnx")
+    monkeypatch.chdir(tmp_path)
+    (lines,) = re.findall(r"```py\n(.*?)```", DEPLOYMENT.read_text(encoding="utf-8"), re.DOTALL)
+    exec(lines, {})
+    assert [line.split()[-1] for line in capsys.readouterr().out.splitlines()] == ["u8"] * 3
+
+
+def test_inputs_of_layers_alone_have_pairs(golden: Callable[[str, str], None]) -> None:
+    golden("qdq/openvino_residual.txt", golden_text(file_of(emitted("residual", w=4, a=4))))
+
+
+def test_products_of_two_activations_stay_float() -> None:
+    plan = emitted("attention").plan
+    assert {name for name in ("scores", "mix") if plan.form(name) is Form.FLOAT} == {"scores", "mix"}
+    assert all(plan.form(name) is Form.COMPUTE for name in ("query", "key", "value", "head"))
+
+
+def test_weights_are_never_taken_apart_by_bit_operations() -> None:
+    """OpenVINO runs such layers in float. What does not fit INT4 is int8."""
+    model = emitted("chain", w=4, a=4)
+    assert "W2_int4" in initializers(file_of(model))
+    weight = model.plan.weights["conv2"]
+    model.plan.weights["conv2"] = replace(weight, offset=weight.offset + 20)
+    InsertQDQ().run(model)
+    assert {"W2_int8", "W3_int8"} <= initializers(file_of(model)).keys()
+    assert not {"BitShift", "BitwiseAnd"} & {node.op_type for node in file_of(model).graph.node}
+    with pytest.raises(InputError, match="--pack planes is no form of weights for openvino"):
+        compiled(NETWORKS["chain"], target="openvino", w=4, pack="planes")
