@@ -1,4 +1,4 @@
-"""Networks whose depthwise layers gain nothing from integer kernels, with random weights."""
+"""Networks of depthwise layers, which gain little from integer kernels, with random weights."""
 
 from __future__ import annotations
 
@@ -119,6 +119,32 @@ def face_embedding() -> onnx.ModelProto:
     x = net.op("Flatten", net.op("Conv", x, weight, kernel_shape=[7, 7], group=512))
     head = net.constant((net.random.standard_normal((128, 512)) / 512**0.5).astype(np.float32), "head")
     return net.model([3, 112, 112], [net.op("Gemm", x, head, transB=1)])
+
+
+def mobilenet_v2() -> onnx.ModelProto:
+    """MobileNetV2 (Sandler et al., 2018, table 2): inverted residuals with Relu6, 224x224 images, 1000 classes."""
+    net = Builder()
+    ends = [net.constant(np.float32(end), "end") for end in (0, 6)]
+
+    def conv(x: str, given: int, made: int, kernel: int = 1, stride: int = 1, group: int = 1) -> str:
+        return net.op("Clip", net.conv(x, given, made, kernel, stride, group), *ends)
+
+    def inverted(x: str, given: int, made: int, expand: int, stride: int) -> str:
+        wide = given * expand
+        y = conv(x, given, wide) if expand > 1 else x
+        y = net.conv(conv(y, wide, wide, 3, stride, wide), wide, made)
+        return net.op("Add", x, y) if stride == 1 and given == made else y
+
+    x, given = conv("image", 3, 32, 3, 2), 32
+    for expand, made, count, stride in (
+        (1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1),
+    ):  # fmt: skip
+        for place in range(count):
+            x = inverted(x, given, made, expand, stride if place == 0 else 1)
+            given = made
+    x = net.op("Flatten", net.op("GlobalAveragePool", conv(x, given, 1280)))
+    head = net.constant((net.random.standard_normal((1000, 1280)) / 1280**0.5).astype(np.float32), "head")
+    return net.model([3, 224, 224], [net.op("Gemm", x, head, transB=1)])
 
 
 MODELS = {"detector": (face_detector, (3, 640, 640)), "embedding": (face_embedding, (3, 112, 112))}

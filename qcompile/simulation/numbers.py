@@ -148,10 +148,10 @@ def _widen_for_kernels(nodes: Iterable[Node], plan: Plan, target: Target) -> Non
     """Raise an output scale that the kernel of its operator would refuse."""
     for node in nodes:
         output = plan.groups.get(node.outputs[0].name) if node.outputs else None
-        if plan.form(node.name) is Form.ARITHMETIC and output is not None:
+        share = target.least_output_scale.get(node.op)
+        if share is not None and plan.form(node.name) is Form.ARITHMETIC and output is not None:
             given, made = plan.quantizers[plan.key(node.inputs[0].name)], plan.quantizers[Edge(output)]
-            least = float(np.float32(target.least_output_scale.get(node.op, 0.0) * given.scale))
-            scale = max(made.scale, least)
+            scale = max(made.scale, float(np.float32(share * given.scale)))
             scale = float(power_above(scale)) if plan.specs[Edge(output)].power_of_two else scale
             plan.quantizers[Edge(output)] = replace(made, scale=scale)
 

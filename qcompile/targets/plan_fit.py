@@ -213,8 +213,9 @@ def _scales(fit: _Fit) -> Problems:
         bias = fit.plan.biases.get(node.name)
         if bias is not None and not (np.abs(bias) <= products * INT32_MAX).all():
             yield f"the bias of {node.name!r} does not fit into int32 at the scales of its input and weight"
-        if fit.plan.form(node.name) is Form.ARITHMETIC:
-            least = np.float32(fit.target.least_output_scale.get(node.op, 0.0) * fit.scale(operands(node)[0]))
+        share = fit.target.least_output_scale.get(node.op)
+        if share is not None and fit.plan.form(node.name) is Form.ARITHMETIC:
+            least = np.float32(share * fit.scale(operands(node)[0]))
             if made < least:
                 yield f"the scale behind {node.name!r} is {made:g}, its kernel takes {least:g} or more"
 

@@ -71,8 +71,9 @@ def test_the_shortcut_alone_has_a_pair(golden: Callable[[str, str], None]) -> No
     golden("qdq/tensorrt_residual.txt", golden_text(file_of(model)))
 
 
-def test_of_two_layers_the_one_on_the_longer_path_is_added_unrounded() -> None:
-    plan = compiled(DOWNSAMPLED, CALIBRATE, target="tensorrt").plan
+@pytest.mark.parametrize("operands", ["s, g", "g, s"])
+def test_of_two_layers_the_one_on_the_longer_path_is_added_unrounded(operands: str) -> None:
+    plan = compiled(DOWNSAMPLED.replace("s, g", operands), CALIBRATE, target="tensorrt").plan
     assert plan.form("sum") is Form.ARITHMETIC
     assert "s" in plan.groups and "g" not in plan.groups
 
