@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from qcompile.pipeline import build
     from qcompile.qmodel import QModel
     from qcompile.quant.plan import Plan
+    from qcompile.simulator import simulate
 
 __all__ = [
     "Check",
@@ -36,6 +37,7 @@ __all__ = [
     "open_model",
     "plan_only",
     "report",
+    "simulate",
 ]
 _HOMES = {
     "api": ("Result", "compile", "open_model", "plan_only", "report"),
@@ -46,6 +48,7 @@ _HOMES = {
     "pipeline": ("build",),
     "qmodel": ("QModel",),
     "quant.plan": ("Plan",),
+    "simulator": ("simulate",),
 }
 
 

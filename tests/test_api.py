@@ -32,7 +32,7 @@ W4A4 = Config(w=4, a=4, threads=1)
 
 PUBLIC = """
     Check Config EmissionError InputError Pass PassManager PassRun Plan QCompileError QModel Result
-    build check compile open_model plan_only report
+    build check compile open_model plan_only report simulate
 """
 
 

@@ -115,6 +115,12 @@ def test_readme_python_runs(folder: Path) -> None:
     assert {"out.onnx", "out.json"} <= {path.name for path in folder.iterdir()}
 
 
+def test_python_of_the_api_runs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In integers plan and file give the same."""
+    run_blocks(ROOT / "docs" / "python.md", folder)
+    assert re.search(r"^scores True ", capsys.readouterr().out, re.MULTILINE)
+
+
 def test_deployment_python_runs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     test_readme_python_runs(folder)
     run_blocks(ROOT / "docs" / "deployment.md", folder)

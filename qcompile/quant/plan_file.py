@@ -145,6 +145,19 @@ def plan_folders(path: Path) -> tuple[Path, ...]:
 
 def load_plan(path: Path, *, target: str, fingerprint: str) -> Plan:
     """Read a plan; raise InputError where it is not one, or was made for another target or another model."""
+    plan, made_from = read_plan_file(path)
+    if plan.target != target:
+        what = f"the plan was made for target {plan.target!r}, not {target!r}"
+        raise InputError(what, where=str(path), remedy=AGAIN)
+    if made_from != fingerprint:
+        raise InputError("the plan was made for another model or other weights", where=str(path), remedy=AGAIN)
+    if problem := plan_problem(plan):
+        raise InputError(f"the plan has a wrong entry: {problem}", where=str(path), remedy=AGAIN)
+    return plan
+
+
+def read_plan_file(path: Path) -> tuple[Plan, str]:
+    """Read a plan, whatever it was made for, and the fingerprint of its model; raise InputError where it is none."""
     document, arrays = _contents(path)
     if isinstance(document, dict) and document.get("version", VERSION) != VERSION:
         raise InputError("the plan is of another version of qcompile", where=str(path), remedy=AGAIN)
@@ -155,14 +168,7 @@ def load_plan(path: Path, *, target: str, fingerprint: str) -> Plan:
     wanted |= {f"biases/{index}" for index in range(len(document["biases"]))}
     if wanted != arrays.keys():
         raise InputError("the plan's arrays do not belong to it", where=str(path), remedy=AGAIN)
-    for key, mine in (("target", target), ("fingerprint", fingerprint)):
-        if document[key] != mine:
-            what = f"target {document[key]!r}, not {mine!r}" if key == "target" else "another model or other weights"
-            raise InputError(f"the plan was made for {what}", where=str(path), remedy=AGAIN)
-    plan = from_json(document, arrays)
-    if problem := plan_problem(plan):
-        raise InputError(f"the plan has a wrong entry: {problem}", where=str(path), remedy=AGAIN)
-    return plan
+    return from_json(document, arrays), document["fingerprint"]
 
 
 def _contents(path: Path) -> tuple[Any, Contents]:

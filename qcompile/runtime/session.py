@@ -110,6 +110,11 @@ class Session:
         ports = [*self._session.get_inputs(), *self._session.get_outputs()]
         self._bfloat16 = any(item.type == BFLOAT16 for item in ports)
 
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The properties of the model."""
+        return dict(self._session.get_modelmeta().custom_metadata_map)
+
     def run(self, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str] | None = None) -> Arrays:
         """Run once; return {output name: array} for `outputs` (all by default)."""
         names = self.outputs if outputs is None else list(outputs)
