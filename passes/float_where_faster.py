@@ -185,7 +185,7 @@ class Trials:
         placed = {name for name, node in plan.nodes.items() if node.form is Form.COMPUTE}
         plan.weights = {name: weight for name, weight in done.weights.items() if name in placed}
         plan.biases = {name: bias for name, bias in done.biases.items() if name in placed}
-        return backend_of(model.target).writer(model.graph, plan, lower(model.graph, plan), "none").model()
+        return backend_of(model.target).writer(model.graph, plan, lower(model.graph, plan), ()).model()
 
     def quantizer(self, key: Edge, spec: ActivationSpec) -> Quantizer:
         """Return the quantizer that a tensor had, or any other."""

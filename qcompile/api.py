@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,14 +26,16 @@ from qcompile.ir.freeze import freeze
 from qcompile.ir.load import check_model, load_model, model_files
 from qcompile.ir.prepare import plain_model, prepare
 from qcompile.ir.store import Store, stored_model, whole_model
+from qcompile.passes.settle_scales import SettleScales
 from qcompile.passmanager import Pass, PassManager, PassRun, Watch
-from qcompile.pipeline import build, build_placement
-from qcompile.qmodel import QModel
+from qcompile.pipeline import build, build_placement, decide, write
+from qcompile.qmodel import Journal, QModel
 from qcompile.quant.plan import Plan
 from qcompile.quant.plan_file import load_plan, plan_files, plan_folders
 from qcompile.reporting.summary import build_report
 from qcompile.runtime.session import Session, newest_opset, version
 from qcompile.targets.schema import Target, release
+from qcompile.targets.several import merged
 from qcompile.training.engines import check_engine
 from qcompile.training.recipe import Training
 from qcompile.training.work_dir import open_work_dir
@@ -46,10 +48,14 @@ NO_DATA = "give samples with --data FROM (data=... in Python), or ask for noise 
 
 @dataclass(frozen=True, repr=False)
 class Result:
-    """A compiled model: what the passes left behind, and the report about it (schema.json)."""
+    """A compiled model: what the passes left behind, and the report about it (schema.json).
+
+    Compiled for several targets, it is that for the first of them, and has the `others`.
+    """
 
     qmodel: QModel
     report: dict[str, Any]
+    others: tuple[Result, ...] = ()
 
     @classmethod
     def of(cls, model: QModel, runs: Sequence[PassRun] = (), name: str = "") -> Result:
@@ -76,7 +82,10 @@ class Result:
         return self.qmodel.plan
 
     def save(self, path: str | Path, *, plan: str | Path | None = None, report: str | Path | None = None) -> None:
-        """Write the model, and where asked its plan and its report: all of them, or InputError and nothing."""
+        """Write the model, and where asked its plan and its report: all of them, or InputError and nothing.
+
+        With `others` there are a file and a report for each target, such as out.TARGET.onnx.
+        """
         paths = (str, os.PathLike)
         expect(path, paths, "name of the model's file", "give a path")
         for name, what in ((plan, "plan"), (report, "report")):
@@ -90,17 +99,31 @@ class Result:
         self, path: str | Path | None = None, *, plan: str | Path | None = None, report: str | Path | None = None
     ) -> dict[Path, Content]:
         """Return what `save` writes under these names."""
-        contents = model_files(self._emitted, Path(path)) if path is not None else {}
+        contents: dict[Path, Content] = {}
+        results = (self, *self.others)
+        targets = [result.qmodel.target for result in results]
+        if path is not None:
+            for result, place in zip(results, places(path, targets)):
+                contents |= model_files(result._emitted, place)
         if plan is not None:
-            facts = {"target": self.qmodel.target.identity, "fingerprint": self.qmodel.fingerprint}
+            facts = {"target": self.plan.target, "fingerprint": self.qmodel.fingerprint}
             contents |= plan_files(self.plan, Path(plan), **facts)
         if report is not None:
-            contents[Path(report)] = [self.report_text().encode()]
+            for result, place in zip(results, places(report, targets)):
+                contents[place] = [result.report_text().encode()]
         return contents
 
     def report_text(self) -> str:
         """Return the report as JSON."""
         return json.dumps(self.report, indent=1, default=lambda array: array.tolist())
+
+
+def places(path: str | Path, targets: Sequence[Target]) -> list[Path]:
+    """Return where what is to have the name `path` is written for each of the targets: there, if it is one."""
+    path = Path(path)
+    if len(targets) == 1:
+        return [path]
+    return [path.with_name(f"{path.stem}.{target.name}{path.suffix}") for target in targets]
 
 
 def compile(
@@ -144,7 +167,14 @@ def compile(
         plan = read_plan(opened, Path(plan))
     if plan is not None:
         _note_overruled(opened, plan)
-    return _run(opened, build(opened.config, plan), model, watch)
+    name = "" if isinstance(model, onnx.ModelProto) else Path(model).name
+    if not opened.target.parts:
+        return Result.of(opened, _run(opened, build(opened.config, plan), watch), name)
+    decided, results = _run(opened, (*decide(opened.config, plan), SettleScales()), watch), list[Result]()
+    for target in opened.target.parts:
+        part = replace(opened, target=target, journal=Journal([*opened.journal.entries]))
+        results.append(Result.of(part, [*decided, *_run(part, write(opened.config), watch)], name))
+    return replace(results[0], others=tuple(results[1:]))
 
 
 def _note_overruled(opened: QModel, plan: Plan) -> None:
@@ -159,14 +189,14 @@ def _note_overruled(opened: QModel, plan: Plan) -> None:
 def plan_only(model: Source, config: Config | None = None, *, watch: Watch | None = None) -> Result:
     """Decide what would be done, without data: the result has a plan without numbers, and no model."""
     opened = open_model(model, config)
-    return _run(opened, build_placement(opened.config), model, watch)
+    runs = _run(opened, build_placement(opened.config), watch)
+    return Result.of(opened, runs, "" if isinstance(model, onnx.ModelProto) else Path(model).name)
 
 
-def _run(opened: QModel, passes: Sequence[Pass], model: Source, watch: Watch | None) -> Result:
+def _run(opened: QModel, passes: Sequence[Pass], watch: Watch | None) -> list[PassRun]:
     quiet = np.errstate(all="ignore")  # numpy's lines help nobody: what is not finite is looked for where it matters
     with blaming(opened.source, opened.data), quiet:
-        runs = PassManager(passes).run(opened, watch)
-    return Result.of(opened, runs, "" if isinstance(model, onnx.ModelProto) else Path(model).name)
+        return PassManager(passes).run(opened, watch)
 
 
 def report(model: QModel, runs: Sequence[PassRun] = ()) -> dict[str, Any]:
@@ -200,7 +230,7 @@ def open_model(model: Source, config: Config | None = None, data: Any = None, *,
     if config.fix:
         source = freeze(source, map(parse_fix, config.fix))
     with blaming(source):
-        packed = "int4" in target.forms_of_weights(config.pack)
+        packed = any("int4" in item.forms_of_weights(config.pack) for item in target.written)
         oldest = max(target.opset, INT4_OPSET) if packed else target.opset
         graph = prepare(source, oldest, newest_opset(), store)
         notes: list[str] = vars(graph)["notes"]
@@ -232,8 +262,16 @@ def open_model(model: Source, config: Config | None = None, data: Any = None, *,
 
 
 def open_target(config: Config) -> Target:
-    """Return the facts about the target, for the oldest version that the file has to run on."""
-    target, installed = Target.load(config.target), version()
+    """Return the facts about the target, or what all of several take, for the oldest version that has to run files."""
+    targets = [_open_one(name.strip(), config) for name in config.target.split(",")]
+    if len(targets) > 1 and config.placement != Config.placement:
+        what = f"--placement {config.placement} has no effect: files for several targets have one plan"
+        raise InputError(what, remedy="leave it out")
+    return targets[0] if len(targets) == 1 else merged(targets)
+
+
+def _open_one(name: str, config: Config) -> Target:
+    target, installed = Target.load(name), version()
     asked = installed if config.runtime_version == "installed" else config.runtime_version
     needed = target.packing_since.get(config.pack)
     if asked and needed and release(asked) < release(needed):
@@ -243,7 +281,7 @@ def open_target(config: Config) -> Target:
         what = f"--runtime-version {asked} is newer than what is installed, so the file could not be run here"
         raise InputError(what, where=f"ONNX Runtime {installed}", remedy="install it, or give an older version")
     _check_forms(config, target)
-    return Target.load(config.target, asked or needed)
+    return Target.load(name, asked or needed)
 
 
 def _check_forms(config: Config, target: Target) -> None:

@@ -54,9 +54,10 @@ def compile_model(request: Request, arguments: Sequence[str], *, verbose: bool, 
     with resumable(request.config, arguments), screen.progress():
         result = compiled(request, screen)
         hand_over(signal.SIG_IGN)  # all is written, and the last lines are for the user
-        if not request.plan_only:
-            screen.result(result.report, str(request.files.out))
-    if request.files.strict and (count := len(result.report["warnings"])):
+        results = () if request.plan_only else (result, *result.others)
+        for part, place in zip(results, api.places(str(request.files.out), [part.qmodel.target for part in results])):
+            screen.result(part.report, str(place))
+    if request.files.strict and (count := len({text for part in results for text in part.report["warnings"]})):
         raise QualityError(f"--strict: {count} warning{'s' if count > 1 else ''}", remedy="all files are written")
 
 
@@ -83,7 +84,10 @@ def check_places(request: Request) -> None:
     named = [None if request.plan_only else files.out, files.report, request.save_config]
     if folder := next((name for name in named if name and name.endswith(SEPARATORS)), ""):
         raise InputError(f"cannot write {folder}: it is the name of a folder", remedy="give the name of a file")
-    written = [*(Path(name) for name in named if name), *(plan_places(plan) if plan else ())]
+    written = [Path(request.save_config)] if request.save_config else []
+    targets = (api.open_target(config),) if request.plan_only else api.open_target(config).written
+    written += [place for name in named[:2] if name for place in api.places(name, targets)]
+    written += plan_places(plan) if plan else ()
     there = any(os.path.exists(path) for path in written)  # noqa: PTH110  (Path.exists fails for names too long)
     read = read_places(request) if there else {}  # a new file takes nobody's place
     made = plan_folders(plan) if plan else ()
@@ -97,7 +101,7 @@ def read_places(request: Request) -> dict[Path, str]:
     named = [(model, "model"), (request.recipe, "recipe"), (table, "labels")]
     named += [(part, "preprocessing") for part in (config.preprocess or "").split(",")]
     read = {Path(name): what for name, what in named if name}
-    read |= {Path(config.target): "target"} if is_own(config.target) else {}
+    read |= {Path(name): "target" for name in map(str.strip, config.target.split(",")) if is_own(name)}
     read |= dict.fromkeys(plan_places(Path(files.load_plan)) if files.load_plan else (), "plan")
     read |= dict.fromkeys(external_files(Path(model)), "external data of the model")
     read |= dict.fromkeys(files_behind(str(folder)) if files.eval else (), "evaluation data")

@@ -111,7 +111,7 @@ class Config:
         None, "Data", "mse, percentile, entropy or max [by bits]", metavar="NAME", choices=get_args(CalibrationMethod)
     )
     percentile: float = flag(99.99, "Data", "of that method", kind=float, metavar="P", least=50, most=100)
-    target: str = flag("ort-cpu", "Output", "see qcompile targets; or a .toml", metavar="NAME")
+    target: str = flag("ort-cpu", "Output", "see qcompile targets; a .toml; A,B", metavar="NAME")
     runtime_version: str | None = flag(
         None, "Output", "oldest one it runs on, or installed [1.19.2]", metavar="VERSION"
     )

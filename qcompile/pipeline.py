@@ -40,14 +40,19 @@ PREPARE: tuple[Pass, ...] = (NormalizeGraph(), FoldBatchNorm(), PartitionUnits()
 
 def build(config: Config, plan: Plan | None = None) -> tuple[Pass, ...]:
     """Return the passes that compile a model; with a `plan` that was made before, decisions are taken from it."""
+    passes = (*decide(config, plan), *emit(config))
+    if plan is not None or config.chosen_method != "rtn":
+        return passes
+    return (*passes, FloatWhereFaster(place(config), (*numbers(config), *emit(config)), config.placement))
+
+
+def decide(config: Config, plan: Plan | None = None) -> tuple[Pass, ...]:
+    """Return the passes behind which the plan is whole, or is that `plan`."""
     look: tuple[Pass, ...] = (CheckData(), TryPreprocessing(config.preprocess))
     if plan is not None:
-        return (*PREPARE, *change_channels(config, plan.untouched), UsePlan(plan), *look, *emit(config))
-    decide = (*PREPARE, *scheme(config), *look, *change_channels(config), *numbers(config), *serve(config))
-    if config.chosen_method == "rtn":
-        again = (*numbers(config), *emit(config))
-        return (*decide, *emit(config), FloatWhereFaster(place(config), again, config.placement))
-    return (*decide, *train(config), *emit(config))
+        return (*PREPARE, *change_channels(config, plan.untouched), UsePlan(plan), *look)
+    made = (*PREPARE, *scheme(config), *look, *change_channels(config), *numbers(config), *serve(config))
+    return (*made, *train(config))
 
 
 def build_placement(config: Config) -> tuple[Pass, ...]:
@@ -118,7 +123,12 @@ def train(config: Config) -> tuple[Pass, ...]:
 
 def emit(config: Config) -> tuple[Pass, ...]:
     """Return the passes that write and check the file."""
-    return (SettleScales(), InsertQDQ(config.pack), Validate())
+    return (SettleScales(), *write(config))
+
+
+def write(config: Config) -> tuple[Pass, ...]:
+    """Return those of them that make one file of a plan; plans for several targets are settled once."""
+    return (InsertQDQ(config.pack), Validate())
 
 
 def _needs_losses(config: Config) -> bool:

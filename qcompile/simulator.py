@@ -93,7 +93,7 @@ def _opened(source: Any, model: Source | None, config: Config | None) -> QModel:
 
 def _known(target: str) -> Config:
     """Return the configuration for a known target; raise InputError for one that only a file has."""
-    if target in known():
+    if {*target.split(",")} <= known().keys():
         return Config(target=target)
     raise InputError(f"{target} is a target from a file", remedy="give config=qcompile.Config(target='FILE.toml')")
 

@@ -40,7 +40,7 @@ class Screen:
         self.verbose, self.quiet = verbose, quiet
         self.out = console(width=width())
         self.err = console(stderr=True)
-        self.warned = 0
+        self.warned: set[str] = set()
         self.shown: list[str] = []  # lines about float nodes
 
     @contextmanager
@@ -79,9 +79,10 @@ class Screen:
 
     def warn(self, warnings: list[str]) -> None:
         """Show the warnings that have not been shown."""
-        for text in warnings[self.warned :]:
-            self.err.print(f"warning: {text}", style="yellow", markup=False, soft_wrap=True)
-        self.warned = len(warnings)
+        for text in warnings:
+            if text not in self.warned:
+                self.err.print(f"warning: {text}", style="yellow", markup=False, soft_wrap=True)
+        self.warned |= {*warnings}
 
     def result(self, report: dict[str, Any], path: str) -> None:
         """Show the audit, the table of before and after, and the verdict about the file at `path`."""

@@ -107,7 +107,7 @@ def _facts(base: Table, known: Mapping[str, Table]) -> dict[str, Any]:
         "name": _TEXT | {"pattern": r"^[\w.-]+$", "description": "a text of letters, digits, - and _"},
         **dict.fromkeys(TEXTS, _TEXT),
         "float_reasons": {"type": "object", "additionalProperties": _TEXT, "description": "a table of texts"},
-        "opset": {"type": "integer", "minimum": 18, "maximum": 23, "description": "a whole number from 18 to 23"},
+        "opset": {"type": "integer", "minimum": 18, "maximum": 21, "description": "a whole number from 18 to 21"},
         "activations": _one_of(get_args(Container)),
         "symmetric": _FLAG,
         "unrounded_sums": _FLAG,

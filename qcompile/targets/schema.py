@@ -63,7 +63,8 @@ class Target:
     `power_of_two` says of what scales are powers of two: "activations", "weights". `per_tensor_weights` names the
     operators, and "depthwise" convolutions, whose weights have one scale for all channels.
 
-    A target of one's own, from a file, is `like` a known one; `digest` is a hash of its facts.
+    A target of one's own, from a file, is `like` a known one; `digest` is a hash of its facts. Where plans are for
+    several targets at once, these are the `parts`, and files are for one of them.
     """
 
     name: str
@@ -96,11 +97,17 @@ class Target:
     per_tensor_weights: frozenset[str] = frozenset()
     like: str = ""
     digest: str = ""
+    parts: tuple[Target, ...] = ()
 
     @property
     def identity(self) -> str:
         """What plans are made for: the name, and the digest of facts that only a file has."""
         return f"{self.name} ({self.digest})" if self.digest else self.name
+
+    @property
+    def written(self) -> tuple[Target, ...]:
+        """The targets that files are written for: the parts, or this one."""
+        return self.parts or (self,)
 
     @property
     def runs_here(self) -> bool:

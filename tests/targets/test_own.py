@@ -73,7 +73,7 @@ def test_a_name_is_that_of_the_file(written: Path) -> None:
         ('like = "tensorrt"\ncodes = ["Add"]', "Add cannot be one of codes (npu.toml); it can be one of arithmetic"),
         ('like = "ort-cpu"\ncodes = ["Depth"]', "did you mean 'DepthToSpace'?"),
         ('like = "tensorrt"\nsymmetric = 1', "symmetric cannot be 1 (npu.toml); give true or false"),
-        ('like = "tensorrt"\nopset = 19.0', "opset cannot be 19.0 (npu.toml); give a whole number from 18 to 23"),
+        ('like = "tensorrt"\nopset = 19.0', "opset cannot be 19.0 (npu.toml); give a whole number from 18 to 21"),
         ('like = "tensorrt"\nclips = "Relu"', 'clips cannot be "Relu" (npu.toml); give a list of names'),
         ('like = "tensorrt"\npacking = []', "packing cannot be []"),
         ('like = "tensorrt"\nname = "a,b"', 'name cannot be "a,b"'),
