@@ -24,7 +24,7 @@ from qcompile.quant.plan import Plan
 from qcompile.quant.plan_file import read_plan_file
 from qcompile.runtime.session import Session
 from qcompile.simulation import simulate as simulation
-from qcompile.targets.schema import Target, known
+from qcompile.targets.schema import known
 
 Mode = Literal["integer", "fake-quant"]
 
@@ -50,9 +50,9 @@ def simulate(
     config
         What plan and file cannot say: which TOML file the target is, which inputs are fixed.
     mode
-        "integer": what the integer kernels of ONNX Runtime compute. A plan is interpreted in numpy with exact
-        accumulators, a file runs on the kernels themselves. "fake-quant": float operators on rounded values, which is
-        how files of targets without kernels here are run.
+        "integer": a plan is interpreted in numpy with exact sums of integers. They are rounded as by ONNX Runtime's
+        kernels where it is for these, else once for each layer, half to even. A file runs on these kernels.
+        "fake-quant": float operators on rounded values, which is how files of targets without kernels here are run.
 
     Returns
     -------
@@ -62,7 +62,7 @@ def simulate(
     Raises
     ------
     InputError
-        Something is missing or does not belong to the rest, or integers are asked of a target without kernels here.
+        Something is missing or does not belong to the rest, or integers are asked of a file whose kernels are not here.
     """
     expect(feeds, Mapping, "feeds", "give a dict of arrays by input name")
     if mode not in get_args(Mode):
@@ -102,7 +102,6 @@ def _of_plan(opened: QModel, feeds: Arrays, mode: Mode) -> Arrays:
     graph, plan = opened.graph, opened.plan
     if mode == "fake-quant":
         return Session(simulation(graph, plan, "float"), fuse_qdq=False, fault=InputError).run_all(feeds)
-    _check_kernels(opened.target)
     _check_feeds(feeds, {tensor.name: tensor.dtype for tensor in graph.inputs})
     values = feeds | simulation(graph, plan, "integer").run(feeds)
     outputs = {tensor.name: constant_value(tensor) for tensor in graph.outputs}
@@ -129,12 +128,7 @@ def _of_file(source: Source, feeds: Arrays, mode: Mode, config: Config | None) -
     if target is None:
         what, remedy = "qcompile did not write this file", "give one that it wrote, or a plan and the float model"
         raise InputError(what, remedy=remedy)
-    if mode == "integer":
-        _check_kernels(open_target(config or _known(target)))
+    if mode == "integer" and not open_target(config or _known(target)).runs_here:
+        what, remedy = f"the integer kernels of {target} are not here", 'give the plan, or mode="fake-quant"'
+        raise InputError(what, remedy=remedy)
     return session.run_all(feeds)
-
-
-def _check_kernels(target: Target) -> None:
-    if not target.runs_here:
-        what = f"what the integer kernels of {target.name} compute is not known here"
-        raise InputError(what, remedy='give mode="fake-quant"')

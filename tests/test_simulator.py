@@ -14,6 +14,13 @@ from networks import NETWORKS, RESIDUAL, Arrays, network, samples
 import qcompile
 from qcompile import Config, InputError
 
+SHIFTS = """like = "tensorrt"
+bias = "int32"
+unrounded_sums = false
+arithmetic = ["Add", "Mul", "Concat", "GlobalAveragePool"]
+power_of_two = ["activations", "weights"]
+per_tensor_weights = ["depthwise", "MatMul"]
+"""
 EXACT = ("chain", "residual", "relu6", "concat", "squeeze_excite", "movers", "classifier", "attention", "prelu")
 
 
@@ -122,8 +129,32 @@ def test_a_plan_is_for_one_model(tmp_path: Path) -> None:
         qcompile.simulate(tmp_path / "p.npz", feeds, other)
 
 
-def test_integers_of_a_target_without_kernels_are_not_known() -> None:
-    source, result, feeds = compiled("chain", target="tensorrt")
-    for given in (result.model, result.plan):
-        with pytest.raises(InputError, match='kernels of tensorrt compute is not known here; give mode="fake-quant"'):
-            qcompile.simulate(given, feeds, source)
+def test_a_file_for_other_kernels_has_no_integers() -> None:
+    _, result, feeds = compiled("chain", target="tensorrt")
+    with pytest.raises(
+        InputError, match='integer kernels of tensorrt are not here; give the plan, or mode="fake-quant"'
+    ):
+        qcompile.simulate(result.model, feeds)
+
+
+@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize("bits", [{}, {"w": 4, "a": 4}], ids=str)
+def test_with_powers_of_two_float_is_exact(tmp_path: Path, name: str, bits: dict[str, int]) -> None:
+    """Float32 holds sums of codes times powers of two: what rounds once gives what the file gives in float."""
+    path = tmp_path / "shifts.toml"
+    path.write_text(SHIFTS, encoding="utf-8")
+    config = Config(target=str(path), threads=1)
+    source, result, feeds = compiled(name, target=str(path), **bits)
+    expected = run(result.model, feeds, fused=False)
+    assert_equal(qcompile.simulate(result.plan, feeds, source, config), expected)
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "academic", "openvino"])
+def test_other_scales_make_single_codes_differ(target: str) -> None:
+    """Float32 rounds the products of scales and sums: what lies next to a half may become another code."""
+    source, result, feeds = compiled("residual", target=target)
+    (found,), (expected,) = (
+        qcompile.simulate(result.plan, feeds, source, mode=mode).values() for mode in ("integer", "fake-quant")
+    )
+    np.testing.assert_allclose(found, expected, atol=0.05 * np.abs(expected).max())
+    assert np.mean(np.abs(found - expected) > 1e-4 * np.abs(expected).max()) < 0.02

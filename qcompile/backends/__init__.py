@@ -9,6 +9,7 @@ from typing import Final
 import onnx
 
 from qcompile.backends import academic, ort_cpu, qdq
+from qcompile.backends.reference import Reference
 from qcompile.backends.simulation import Simulation
 from qcompile.emission.doubts import Doubt
 from qcompile.emission.emitted import Emitted, Rule, Violation
@@ -38,6 +39,7 @@ BACKENDS: Final[Mapping[str, Backend]] = {
     "qdq": Backend(Writer, qdq.RULES),
     "academic": Backend(academic.AcademicWriter, academic.RULES),
 }
+REFERENCES: Final[Mapping[str, type[Reference]]] = {"ort-cpu": ort_cpu.IntegerReference}  # others round but once
 FAKE: Final[Mapping[str, type[Writer]]] = {"ort-cpu": ort_cpu.OrtWriter}  # whose kernels round more than quantizers do
 
 
@@ -54,6 +56,11 @@ def fake_writer(graph: Graph, plan: Plan, program: Program, store: Store | None 
     """
     write = FAKE.get(plan.backend, Simulation)
     return write(graph, plan, program, packing=(), biases=plan.bias, fake=True, store=store)
+
+
+def reference(graph: Graph, plan: Plan, program: Program) -> Reference:
+    """Return what interprets `program` with exact integers, rounded as the target of `plan` has it."""
+    return REFERENCES.get(plan.backend, Reference)(graph, plan, program)
 
 
 def check(model: onnx.ModelProto, target: Target, planned: Collection[str] = ()) -> list[Violation]:

@@ -13,13 +13,8 @@ from hypothesis import strategies as st
 from onnx import helper
 
 from qcompile.backends.ort_cpu.elementwise import add, multiply
-from qcompile.backends.ort_cpu.kernels import (
-    centred,
-    convolve,
-    explicit_pads,
-    global_average_pool,
-    requantize,
-)
+from qcompile.backends.ort_cpu.kernels import global_average_pool, requantize
+from qcompile.backends.sums import centred, convolve, explicit_pads
 from qcompile.quant.grid import unsigned
 from qcompile.quant.params import Quantizer
 from qcompile.runtime.session import Session

@@ -29,13 +29,14 @@ from networks import (
 from onnx.reference import ReferenceEvaluator
 
 from qcompile import QModel
+from qcompile.backends.ort_cpu import IntegerReference
 from qcompile.calibration.collect import tap
 from qcompile.program.lower import lower
 from qcompile.quant.grid import unsigned
 from qcompile.quant.params import Quantizer, WeightQuantizer
 from qcompile.quant.plan import Edge
 from qcompile.runtime.session import Session
-from qcompile.simulation import IntegerReference, simulate
+from qcompile.simulation import simulate
 
 
 def with_numbers(text: str, quantizers: dict[str, Quantizer], weights: dict[str, Any], biases: Arrays) -> QModel:
