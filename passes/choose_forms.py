@@ -128,7 +128,7 @@ class _Choice:
 
     def decide_forms(self) -> None:
         """Backward: which light nodes lead to integers. Forward: which have codes to work on."""
-        wanted = self.wanted
+        wanted, rounds_all = self.wanted, not self.model.target.unrounded_floats
         for node in reversed(self.nodes):
             form, _ = self.candidates[node.name]
             readers = [reader for tensor in node.outputs for reader in self.readers.of(tensor)]
@@ -141,7 +141,7 @@ class _Choice:
                 leads = any(wanted[reader.name] for tensor in node.outputs for reader in self.readers.of(tensor))
                 if form is Form.ARITHMETIC and not (leads and any(coded)):
                     form, reason = Form.FLOAT, "its neighbours are float: quantizing it alone costs time and accuracy"
-                elif form is Form.CODES and not (all(coded) or self._only_integer_readers(node)):
+                elif form is Form.CODES and not (self._only_integer_readers(node) or (all(coded) and rounds_all)):
                     form, reason = Form.FLOAT, "moves float values"
             self.forms[node.name], self.reasons[node.name] = form, reason
 

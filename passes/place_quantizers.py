@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from qcompile.ir import Node, Tensor, is_output, topological
+from qcompile.ir import Node, Tensor, is_output, producer, topological
 from qcompile.program.lower import absorbed_bounds, absorbed_end
 from qcompile.program.operands import data_inputs, operands
 from qcompile.program.readers import Readers, reads
@@ -31,7 +31,7 @@ class PlaceQuantizers:
     def run(self, model: QModel) -> int:
         """Fill `plan.groups` and `plan.specs`; numbers of before are gone. Return how many specs there are."""
         plan = model.plan
-        plan.groups, plan.reads, plan.specs = {}, {}, {}
+        plan.groups, plan.reads, plan.unrounded, plan.specs = {}, {}, [], {}
         plan.quantizers, plan.weights, plan.biases = {}, {}, {}
         placement = _Placement(model, self.residual_bits)
         placement.group_tensors()
@@ -60,6 +60,8 @@ class _Placement:
             elif form in (Form.COMPUTE, Form.ARITHMETIC) and not self._float_output(node):
                 end = absorbed_end(self.graph, self.plan, node.outputs[0])
                 groups.setdefault(end.name, end.name)
+                if self._stays_unrounded(node, end):
+                    self.plan.unrounded.append(end.name)
 
     def _float_output(self, node: Node) -> bool:
         """Say whether a node on integers gives float32 at once: its kernel can, and no integer node reads codes."""
@@ -67,6 +69,13 @@ class _Placement:
         readers = [reader for reader in self.readers.of(made) if self._unrounded(reader) is not made]
         on_integers = any(self.plan.form(reader.name) is not Form.FLOAT for reader in readers)
         return node.op in self.model.target.float_output and not on_integers
+
+    def _stays_unrounded(self, node: Node, end: Tensor) -> bool:
+        """Say whether a node on integers gives float32 because float nodes read it too, and the target has it so."""
+        target = self.model.target
+        forms = [self.plan.form(reader.name) for reader in self.readers.of(end)]
+        read_as_float = Form.FLOAT in forms or is_output(self.graph, end)
+        return target.unrounded_floats and node.op in target.float_output and read_as_float
 
     def _unrounded(self, node: Node) -> Tensor | None:
         """Return the operand of a sum on integers that is added before it is rounded, or None."""
@@ -97,15 +106,23 @@ class _Placement:
         for name, root in self.plan.groups.items():
             tensor = tensors[name]
             edges = asked.setdefault(root, {})
+            read_as_float = set() if self._is_float(tensor) else {root}
             for reader in self.readers.of(tensor):
                 form = self.plan.form(reader.name)
                 if form is Form.COMPUTE and reads(reader, tensor):
                     edges.setdefault(self.plan.nodes[reader.name].input_bits, []).append(Edge(name, reader.name))
+                elif form is Form.FLOAT:
+                    shared |= read_as_float
                 elif form is not Form.CODES:
                     shared.add(root)
             if is_output(self.graph, tensor):
-                shared.add(root)
+                shared |= read_as_float
         return asked, shared
+
+    def _is_float(self, tensor: Tensor) -> bool:
+        """Say whether the float value of a tensor is there before it is rounded: float nodes read that."""
+        made_by = producer(tensor)
+        return tensor.name in self.plan.unrounded or made_by is None or self.plan.form(made_by.name) is Form.FLOAT
 
     def _spec(self, tensor: Tensor, bits: int) -> ActivationSpec:
         target = self.model.target

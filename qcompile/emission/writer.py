@@ -31,7 +31,7 @@ from qcompile.ir.protos import all_nodes
 from qcompile.ir.store import Store
 from qcompile.program.lower import Kind, Program, Step, Value
 from qcompile.program.operands import CLIPS, clip_bounds, float_bias, operands
-from qcompile.quant.arithmetic import fake_quantize, quantize
+from qcompile.quant.arithmetic import ends, fake_quantize, quantize
 from qcompile.quant.bias import integer_bias
 from qcompile.quant.grid import WEIGHTS, Grid
 from qcompile.quant.params import Quantizer, WeightQuantizer
@@ -173,8 +173,8 @@ class Writer:
         outputs = [self.constants.unique(f"{value.name}_dq") for value in step.outputs]
         data, rest = [self.float_of(value) for value in step.inputs], self.rest(node)
         if node.op in CLIPS and (bounds := clip_bounds(node)):
-            ends = fake_quantize(np.array(bounds, np.float32), quantizer)
-            rest = [self.constants.add(end, f"{outputs[0]}_bound") for end in ends]
+            low, high = fake_quantize(np.array(bounds, np.float32), quantizer)
+            rest = self.stored((low, high), outputs[0])
             self.nodes.append(helper.make_node("Clip", [*data, *rest], outputs, node.name))
         else:
             self.nodes.append(node_proto(node, [*data, *rest], outputs))
@@ -225,7 +225,10 @@ class Writer:
         assert quantizer is not None
         grid = quantizer.grid
         codes = target.name
-        if narrow := grid.is_narrow and not self._stays_within(source, quantizer):
+        narrow = grid.is_narrow and not self._stays_within(source, quantizer)
+        if narrow and self.movement == "behind-dq":
+            source, narrow = self._to_ends(source, quantizer, target.name), False
+        if narrow:
             codes = self.constants.unique(f"{target.name}_{grid.dtype.kind}{8 * grid.dtype.itemsize}")
         parameters = self.parameters(quantizer, target.name)
         self.nodes.append(
@@ -233,6 +236,15 @@ class Writer:
         )
         if narrow:
             self.nodes.append(self.clip(codes, grid, target.name, self.name(f"{target.name}/Clip")))
+
+    def _to_ends(self, source: str, quantizer: Quantizer, stem: str) -> str:
+        """Write a Clip of floats to the values that a grid ends with; return the result."""
+        return self.add("Clip", [source, *self.stored(ends(quantizer), stem)], stem)
+
+    def stored(self, bounds: tuple[np.float32, np.float32], stem: str) -> list[str]:
+        """Store the bounds of a Clip of floats; return their names."""
+        names = (f"{stem}_low", f"{stem}_high")
+        return [self.constants.add(bound, name if bound else "float_0") for bound, name in zip(bounds, names)]
 
     def _stays_within(self, source: str, quantizer: Quantizer) -> bool:
         """Say whether QuantizeLinear alone makes codes of the grid: the values end before, or the container does."""

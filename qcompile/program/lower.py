@@ -196,7 +196,7 @@ class _Lowering:
             inputs = tuple(self.operand(tensor, reader) for tensor in data)
             nodes = [node, *absorbed_clips(self.graph, self.plan, node.outputs[0])]
             end = nodes[-1].outputs[0]
-            if end.name in self.plan.groups:
+            if end.name in self.plan.groups and end.name not in self.plan.unrounded:
                 output = self._new_codes(end, self.plan.key(end.name))
             else:
                 output = Value(end.name)

@@ -30,3 +30,9 @@ def dequantize(codes: NDArray[Any], quantizer: Quantizer) -> NDArray[np.float32]
 def fake_quantize(x: NDArray[np.float32], quantizer: Quantizer) -> NDArray[np.float32]:
     """Return the values on the quantizer's grid that stand for `x`."""
     return dequantize(quantize(x, quantizer), quantizer)
+
+
+def ends(quantizer: Quantizer) -> tuple[np.float32, np.float32]:
+    """Return the values of the lowest and the highest code as float32 arithmetic gives them."""
+    low, high = dequantize(np.array([quantizer.grid.low, quantizer.grid.high]), quantizer)
+    return low, high

@@ -83,17 +83,19 @@ class Plan:
     `groups` maps each quantized tensor to the tensor whose quantizer it shares (often itself). `specs` and `quantizers`
     are keyed by the edge that they stand on: that tensor without a reader, or for a second, narrower quantizer the
     first of the edges to compute nodes that share it. `reads` maps every edge to a compute node to the one whose
-    quantizer it has. `weights` and `biases` are keyed by node name; biases are float32 [C], rounded to int32 only on
-    emission. `capacities` (in bits) and `losses` (squared error after training relative to the squared values) are by
-    unit. `untouched` names the places where rotating or equalising channels was tried and made an error larger.
-    `regions` lists the names of the units that are trained together, in order; empty means every unit by itself.
-    `recipe` is a hash of the settings that decided; `target` says which target they decided for, `backend` what writes
-    its files, and `bias` the type of biases there: simulations round as the file does.
+    quantizer it has. `unrounded` are those of these tensors that float nodes read before they are rounded. `weights`
+    and `biases` are keyed by node name; biases are float32 [C], rounded to int32 only on emission. `capacities` (in
+    bits) and `losses` (squared error after training relative to the squared values) are by unit. `untouched` names the
+    places where rotating or equalising channels was tried and made an error larger. `regions` lists the names of the
+    units that are trained together, in order; empty means every unit by itself. `recipe` is a hash of the settings that
+    decided; `target` says which target they decided for, `backend` what writes its files, and `bias` the type of biases
+    there: simulations round as the file does.
     """
 
     nodes: dict[str, NodePlan] = field(default_factory=dict)
     groups: dict[str, str] = field(default_factory=dict)
     reads: dict[Edge, Edge] = field(default_factory=dict)
+    unrounded: list[str] = field(default_factory=list)
     specs: dict[Edge, ActivationSpec] = field(default_factory=dict)
     quantizers: dict[Edge, Quantizer] = field(default_factory=dict)
     weights: dict[str, WeightQuantizer] = field(default_factory=dict)
@@ -111,7 +113,9 @@ class Plan:
 
     def unplaced(self) -> Plan:
         """Return the plan as it was before placement: without nodes, quantizers and numbers."""
-        return replace(self, nodes={}, groups={}, reads={}, specs={}, quantizers={}, weights={}, biases={})
+        return replace(
+            self, nodes={}, groups={}, reads={}, unrounded=[], specs={}, quantizers={}, weights={}, biases={}
+        )
 
     def form(self, node: str) -> Form:
         """Return the form of a node; a node that no pass has placed is float."""

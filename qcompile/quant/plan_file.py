@@ -29,7 +29,7 @@ from qcompile.quant.params import ActivationSpec, Quantizer, WeightQuantizer, We
 from qcompile.quant.plan import Bias, Boundary, Edge, Form, NodePlan, Plan, Unit
 from qcompile.quant.plan_check import plan_problem
 
-VERSION = 5
+VERSION = 6
 AGAIN = "make it again with --save-plan"
 ARRAYS = ("codes", "scale", "step", "offset")  # of a WeightQuantizer
 Contents = dict[str, NDArray[Any]]
@@ -104,6 +104,7 @@ SCHEMA = record(
     boundaries={"type": "array", "items": _BOUNDARY},
     losses=_table(_POSITIVE),
     untouched=_NAMES,
+    unrounded=_NAMES,
     regions={"type": "array", "items": _NAMES},
     recipe={"type": "string"},
     backend={"type": "string"},
@@ -206,6 +207,7 @@ def to_json(plan: Plan, *, target: str, fingerprint: str) -> dict[str, Any]:
         "boundaries": [asdict(boundary) for boundary in plan.boundaries],
         "losses": plan.losses,
         "untouched": plan.untouched,
+        "unrounded": plan.unrounded,
         "regions": [list(region) for region in plan.regions],
         "recipe": plan.recipe,
         "backend": plan.backend,
@@ -239,6 +241,7 @@ def from_json(document: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -
         boundaries=[Boundary(**row) for row in document["boundaries"]],
         losses=dict(document["losses"]),
         untouched=list(document["untouched"]),
+        unrounded=list(document["unrounded"]),
         regions=[tuple(region) for region in document["regions"]],
         recipe=document["recipe"],
         target=document["target"],

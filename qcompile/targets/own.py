@@ -29,7 +29,7 @@ DIGITS: Final = 8  # of the hash of a table
 # By the backend of the target that a file is like: facts that its writer rests on.
 KEPT: Final[Mapping[str, Collection[str]]] = {
     "ort-cpu": (
-        *("opset", "activations", "symmetric", "unrounded_sums", "movement", "bias"),
+        *("opset", "activations", "symmetric", "unrounded_sums", "unrounded_floats", "movement", "bias"),
         *("power_of_two", "per_tensor_weights"),
     ),
     "academic": ("packing", "movement", "bias"),
@@ -111,6 +111,7 @@ def _facts(base: Table, known: Mapping[str, Table]) -> dict[str, Any]:
         "activations": _one_of(get_args(Container)),
         "symmetric": _FLAG,
         "unrounded_sums": _FLAG,
+        "unrounded_floats": _FLAG,
         "movement": _one_of(("codes", "behind-dq")),
         "bias": _one_of(get_args(Bias)),
         "power_of_two": _list_of(("activations", "weights")),

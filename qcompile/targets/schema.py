@@ -54,8 +54,9 @@ class Target:
     `backend` is what writes the files. `activations` is the type of the codes of activations, `symmetric` where their
     zero point is 0; `least_output_scale` the smallest scale of an output that a kernel takes, as a share of that of its
     input. `unrounded_sums`: an Add takes the result of the layer in front of it before it is rounded, so that operand
-    has no quantizer. `movement` says where what moves codes stands: on them, or behind their DequantizeLinear.
-    `packing` names the forms of weights below 8 bits, the usual one first; `bias` the type that biases are written in.
+    has no quantizer. `unrounded_floats`: float nodes, too, read what a layer makes before it is rounded. `movement`
+    says where what moves or clips codes stands: on them, or in float around them. `packing` names the forms of weights
+    below 8 bits, the usual one first; `bias` the type that biases are written in.
 
     `runtime` is the oldest version that files run on. What needs a later one is counted in where `runtime` is that:
     `codes_since` names the versions from which operators are `codes`, `packing_since` those of forms of weights.
@@ -75,6 +76,7 @@ class Target:
     activations: Container
     symmetric: bool
     unrounded_sums: bool
+    unrounded_floats: bool
     movement: Literal["codes", "behind-dq"]
     packing: tuple[str, ...]
     bias: Bias

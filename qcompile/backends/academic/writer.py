@@ -17,8 +17,7 @@ from qcompile.emission.origin import NOTE
 from qcompile.ir import Constant, node_proto
 from qcompile.program.lower import Step, Value
 from qcompile.program.operands import CLIPS, clip_bounds
-from qcompile.quant.arithmetic import dequantize, fake_quantize
-from qcompile.quant.params import Quantizer
+from qcompile.quant.arithmetic import ends, fake_quantize
 
 ROW = ("Div", "Round", "Mul", "Clip")  # the nodes of a quantizer
 MARK = f"{NOTE}fake-quant, "  # begins the note of its Clip: codes and zero point, which a float graph does not tell
@@ -53,7 +52,7 @@ class AcademicWriter(Simulation):
         outputs = [value.name for value in step.outputs]
         if node.op in CLIPS and (bounds := clip_bounds(node)):
             low, high = fake_quantize(np.array(bounds, np.float32), source.quantizer)
-            inputs = [source.name, *self._bounds(low, high, outputs[0])]
+            inputs = [source.name, *self.stored((low, high), outputs[0])]
             self.nodes.append(helper.make_node("Clip", inputs, outputs, node.name))
         else:
             self.nodes.append(node_proto(node, [value.name for value in step.inputs] + self.rest(node), outputs))
@@ -63,7 +62,7 @@ class AcademicWriter(Simulation):
         quantizer = target.quantizer
         assert quantizer is not None
         scale = self.constants.add(np.float32(quantizer.scale), f"{target.name}_scale")
-        rest = {"Div": [scale], "Round": [], "Mul": [scale], "Clip": self._bounds(*ends(quantizer), target.name)}
+        rest = {"Div": [scale], "Round": [], "Mul": [scale], "Clip": self.stored(ends(quantizer), target.name)}
         for op in ROW:
             output = target.name if op == ROW[-1] else self.constants.unique(f"{target.name}_{op.lower()}")
             self.nodes.append(helper.make_node(op, [source, *rest[op]], [output], self.name(f"{target.name}/{op}")))
@@ -73,13 +72,3 @@ class AcademicWriter(Simulation):
     def float_of(self, value: Value) -> str:
         """Return the name of a value: it is float already."""
         return value.name
-
-    def _bounds(self, low: np.float32, high: np.float32, stem: str) -> list[str]:
-        stems = ((low, f"{stem}_low"), (high, f"{stem}_high"))
-        return [self.constants.add(bound, name if bound else "float_0") for bound, name in stems]
-
-
-def ends(quantizer: Quantizer) -> tuple[np.float32, np.float32]:
-    """Return the values of the lowest and the highest code as float32 arithmetic gives them."""
-    low, high = dequantize(np.array([quantizer.grid.low, quantizer.grid.high]), quantizer)
-    return low, high

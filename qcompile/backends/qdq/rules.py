@@ -83,14 +83,13 @@ def bias_type(emitted: Emitted) -> Iterator[Finding]:
 
 
 def movers_behind_dequantize(emitted: Emitted) -> Iterator[Finding]:
-    """Nothing but quantizers, their clips and packed weights works on codes where the target has movers behind them."""
+    """Nothing but quantizers and packed weights works on codes where the target has movers and clips in float."""
     if emitted.target.movement == "codes":
         return
     on_codes = emitted.on_codes()
     for node in emitted.nodes:
-        clips = node.op_type == "Clip" and emitted.maker(node.input[0], "QuantizeLinear") is not None
         packed = node.input and node.input[0] in emitted.constants
-        if node.name in on_codes and not (clips or packed or node.op_type in SHAPE_SOURCES):
+        if node.name in on_codes and not (packed or node.op_type in SHAPE_SOURCES):
             yield node.name, f"it is a {node.op_type} on codes"
 
 

@@ -28,6 +28,11 @@ DEPLOYMENT = Path(__file__).parents[3] / "docs" / "deployment.md"
 ROUNDING = 1e-5  # of the largest value: float32 sums in another order; a code that is off by one is far more
 installed = pytest.mark.skipif(util.find_spec("openvino") is None, reason="openvino is not installed")
 
+BOTTLENECK = """net (float[N,3,8,8] image, float[4,3,3,3] W1, float[4,4,3,3] W2, float[4,4,1,1] W3) => (float[N,4,P,Q] y) {
+  [stem] a = Conv(image, W1)  [inner] b = Conv<pads = [1,1,1,1]>(a, W2)  [relu] c = Relu(b)
+  [sum] s = Add(a, c)  [head] y = Conv(s, W3)
+}"""
+
 
 def emitted(name: str, **settings: int | str) -> QModel:
     """Return a network compiled for openvino."""
@@ -99,3 +104,13 @@ def test_weights_are_never_taken_apart_by_bit_operations() -> None:
     assert not {"BitShift", "BitwiseAnd"} & {node.op_type for node in file_of(model).graph.node}
     with pytest.raises(InputError, match="--pack planes is no form of weights for openvino"):
         compiled(NETWORKS["chain"], target="openvino", w=4, pack="planes")
+
+
+def test_float_nodes_read_what_a_layer_makes_unrounded() -> None:
+    """The quantizer stands in front of the layer alone; a clip that a sum reads too is no quantizer's."""
+    model = compiled(BOTTLENECK, (*CORRECT, InsertQDQ()), target="openvino", w=4, a=4)
+    assert model.plan.unrounded == ["a"] and model.plan.form("relu") is Form.FLOAT
+    made = {node.name: node for node in file_of(model).graph.node}
+    assert list(made["sum"].input) == ["a", "c"]
+    assert {spec.bits for spec in model.plan.specs.values()} == {4, 8}
+    assert [edge for edge in model.plan.specs if edge.reader] == []  # nobody else reads codes of these tensors
