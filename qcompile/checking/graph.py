@@ -60,9 +60,6 @@ class QuantizedFile(Emitted):
         self.model = model
         self._made: dict[str, NDArray[Any] | None] = {}
         super().__init__(model, Target.load("ort-cpu"))
-        for node in self.nodes:
-            if node.op_type == "DynamicQuantizeLinear":
-                self.kinds[node.output[1]] = TensorProto.FLOAT
 
     def value(self, name: str) -> NDArray[Any] | None:
         """Return the array of a constant; what nodes make of constants, ONNX Runtime computes. None if it cannot."""
@@ -94,6 +91,10 @@ class QuantizedFile(Emitted):
             return made_by(self.model, behind(name, makers), name)
         except QCompileError:  # a type that numpy lacks, an operator of a library that is not here
             return None
+
+    def _kinds(self, node: NodeProto) -> dict[str, int]:
+        scale = {node.output[1]: TensorProto.FLOAT} if node.op_type == "DynamicQuantizeLinear" else {}
+        return super()._kinds(node) | scale
 
     def _kind(self, node: NodeProto) -> int:
         if node.op_type == QUANTIZE and len(node.input) < 3 and (kind := attribute(node, "output_dtype", 0)):

@@ -142,10 +142,9 @@ def _read_as(file: QuantizedFile, node: NodeProto, places: tuple[int, int, int],
         return None
     tensor, scale, zero_point = (node.input[place] if 0 <= place < len(node.input) else "" for place in places)
     kind = type_name(file.kinds.get(tensor, TensorProto.UNDEFINED))
-    scales = file.value(scale)
-    return Codes(
-        tensor, kind, scales, _zero_point(file, zero_point), axis if scales is not None and scales.size > 1 else None
-    )
+    scales, zeros = file.value(scale), _zero_point(file, zero_point)
+    several = any(values is not None and values.size > 1 for values in (scales, zeros))
+    return Codes(tensor, kind, scales, zeros, axis if several else None)
 
 
 def _zero_point(file: QuantizedFile, name: str) -> Array | None:

@@ -63,7 +63,7 @@ class Emitted:
         for node in self.nodes:
             if all(name in self.constants for name in node.input if name):
                 self.constants.update(node.output)
-            self.kinds.update(dict.fromkeys(node.output, self._kind(node)))
+            self.kinds.update(self._kinds(node))
         self.integer = [node for node in self.nodes if node.name in planned or self._quantized_compute(node)]
 
     def maker(self, name: str, op_type: str) -> onnx.NodeProto | None:
@@ -100,6 +100,9 @@ class Emitted:
 
     def _quantized_compute(self, node: onnx.NodeProto) -> bool:
         return self.weight(node) is not None and self.maker(node.input[0], "DequantizeLinear") is not None
+
+    def _kinds(self, node: onnx.NodeProto) -> dict[str, int]:
+        return dict.fromkeys(node.output, self._kind(node))
 
     def _kind(self, node: onnx.NodeProto) -> int:
         if node.op_type == "QuantizeLinear":

@@ -63,6 +63,7 @@ FUNCTIONS: Final = {
     "QC123": ort_cpu.useful_pairs,
     "QC124": ort_cpu.moves_on_codes,
     "QC125": ort_cpu.no_float_pad,
+    "QC126": ort_cpu.static_convolutions,
     "QC131": ort_cpu.no_saturation,
     "QC132": ort_cpu.no_lowest_depthwise,
     "QC133": ort_cpu.stored_in_codes,

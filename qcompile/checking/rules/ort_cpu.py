@@ -244,9 +244,15 @@ def merged_pairs(file: QuantizedFile) -> Iterator[Finding]:
 
 
 def unsigned_weights(file: QuantizedFile) -> Iterator[Finding]:
-    """Weights are int8: there is no fast kernel for two unsigned operands."""
+    """Weights are int8: there is no fast kernel for two unsigned operands. (ConvInteger has a rule of its own.)"""
     for layer in layers(file):
-        if layer.constant and layer.weight is not None and layer.weight.kind == "uint8" and reads_codes(layer):
+        if (
+            layer.node.op_type != "ConvInteger"
+            and layer.constant
+            and layer.weight is not None
+            and layer.weight.kind == "uint8"
+            and reads_codes(layer)
+        ):
             yield layer.node.name, "its weight is uint8"
 
 
@@ -263,7 +269,20 @@ def weights_in_float(file: QuantizedFile) -> Iterator[Finding]:
         if layer.op == "ConvTranspose":
             yield layer.node.name, "there is no integer ConvTranspose"
         elif layer.data is None:
-            yield layer.node.name, "its weight is quantized, its input is not"
+            yield layer.node.name, f"its weight is quantized, its input comes from {made_by(file, layer.node.input[0])}"
+
+
+def static_convolutions(file: QuantizedFile) -> Iterator[Finding]:
+    """Convolutions are quantized statically: those that quantize their input as they run are slower than float ones."""
+    for node in file.nodes:
+        if node.op_type == "ConvInteger":
+            yield node.name, "it is a ConvInteger"
+
+
+def made_by(file: QuantizedFile, name: str) -> str:
+    """Say which operator makes a tensor, with what stands between it and a DequantizeLinear in front of it."""
+    maker = file.before(name)
+    return "the model's input" if maker is None else f"{maker.op_type} {maker.name!r}"
 
 
 def useful_pairs(file: QuantizedFile) -> Iterator[Finding]:
@@ -336,9 +355,10 @@ def no_lowest_depthwise(file: QuantizedFile) -> Iterator[Finding]:
 
 def stored_in_codes(file: QuantizedFile) -> Iterator[Finding]:
     """Weights are stored as codes: as floats with a QuantizeLinear behind them they take four times the bytes."""
-    for node in file.nodes:
-        if node.op_type == QUANTIZE and node.output[0] in file.constants:
-            yield node.name, f"{node.input[0]!r} is stored in float"
+    for layer in layers(file):
+        made = file.maker(layer.weight.tensor, QUANTIZE) if layer.weight is not None and layer.constant else None
+        if made is not None:
+            yield layer.node.name, f"its weight {made.input[0]!r} is stored in float"
 
 
 def known_operators(file: QuantizedFile) -> Iterator[Finding]:
