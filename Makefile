@@ -32,10 +32,10 @@ test-lowest: .venv-lowest/installed
 	.venv-lowest/bin/python -m pytest
 
 test-tensorrt: .venv/installed-tensorrt
-	$(BIN)/python -m pytest tests/backends/qdq/test_tensorrt_rtx.py
+	$(BIN)/python -m pytest tests/backends/qdq/test_tensorrt_rtx.py tests/checking/test_tensorrt_rules.py
 
 test-openvino: .venv/installed-openvino
-	$(BIN)/python -m pytest tests/backends/qdq/test_openvino.py
+	$(BIN)/python -m pytest tests/backends/qdq/test_openvino.py tests/checking/test_openvino_rules.py
 
 test-ort-training: .venv/installed-dev .venv-ort-training/installed
 	QCOMPILE_ORT_TRAINING_PYTHON=$(CURDIR)/.venv-ort-training/bin/python \

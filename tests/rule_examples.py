@@ -12,7 +12,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper, parser
 
-HEAD: Final = '<ir_version: 10, opset_import: ["": 21, "com.microsoft": 1, "other": 1]>\n'
+HEAD: Final = '<ir_version: 10, opset_import: ["": %d, "com.microsoft": 1, "other": 1]>\n'
+OPSET: Final = 21
 TABLE: Final = tomllib.loads(Path(__file__).with_name("rule_examples.toml").read_text(encoding="utf-8"))
 BASES: Final[dict[str, str]] = TABLE["bases"]
 BIASES: Final = {"bs": ("xs", "ws"), "cs": ("ys", "vs")}  # scales that are products of two others, in float32
@@ -32,6 +33,7 @@ class Example:
     node: str
     change: Sequence[tuple[str, str]]
     effect: str = ""
+    opset: int = OPSET
 
     def __str__(self) -> str:
         return f"{self.code}-{self.name}"
@@ -46,12 +48,12 @@ class Example:
         for old, new in self.change:
             assert old in text, old
             text = text.replace(old, new)
-        return parsed(text)
+        return parsed(text, self.opset)
 
 
-def parsed(text: str) -> onnx.ModelProto:
+def parsed(text: str, opset: int = OPSET) -> onnx.ModelProto:
     """Parse a file; scales of biases become exact float32 products (text holds decimal fractions)."""
-    model = parser.parse_model(HEAD + text)
+    model = parser.parse_model(HEAD % opset + text)
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     for name, (data, weight) in BIASES.items():
         if name in tensors:

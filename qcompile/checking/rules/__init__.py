@@ -72,6 +72,7 @@ FUNCTIONS: Final = {
     "QC202": numbers.whole_bias,
     "QC203": numbers.sound_scales,
     "QC204": numbers.room_for_sums,
+    "QC205": numbers.axis_known,
     "QC301": tensorrt.symmetric,
     "QC302": tensorrt.signed_codes,
     "QC303": tensorrt.float_bias,
@@ -80,10 +81,16 @@ FUNCTIONS: Final = {
     "QC306": tensorrt.pairs_alone,
     "QC307": tensorrt.int4_read_by_pairs,
     "QC308": tensorrt.int4_weights_alone,
-    "QC309": tensorrt.float_pad,
+    "QC309": tensorrt.constants_behind_pairs,
     "QC310": tensorrt.fused_outputs,
     "QC401": openvino.plain_weights,
     "QC402": openvino.transposed_floats,
+    "QC403": openvino.symmetric_weights,
+    "QC404": openvino.zero_points_of_convolutions,
+    "QC405": openvino.byte_activations,
+    "QC406": openvino.static_layers,
+    "QC407": openvino.operators_read,
+    "QC408": openvino.one_scale_of_convolutions,
 }
 
 

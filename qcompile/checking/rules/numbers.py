@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from qcompile.checking.graph import DEQUANTIZE, QUANTIZE, QuantizedFile
 from qcompile.checking.layers import BYTES, Layer, grid, layers, rows
 from qcompile.emission.emitted import Finding
+from qcompile.ir.protos import opset
 
 INT32: Final = 2**31 - 1
+PER_CHANNEL: Final = 13  # the opset from which on QuantizeLinear and DequantizeLinear have an axis
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,13 @@ def whole_bias(file: QuantizedFile) -> Iterator[Finding]:
     for layer in layers(file):
         if np.abs(bias_codes(file, layer)).max(initial=0) >= INT32:
             yield layer.node.name, "its bias stands at the end of int32"
+
+
+def axis_known(file: QuantizedFile) -> Iterator[Finding]:
+    """Scales per channel need opset 13: before, DequantizeLinear has no axis."""
+    for node in file.nodes if opset(file.model) < PER_CHANNEL else ():
+        if node.op_type in (QUANTIZE, DEQUANTIZE) and any(item.name == "axis" for item in node.attribute):
+            yield node.name, f"it has an axis at opset {opset(file.model)}"
 
 
 def sound_scales(file: QuantizedFile) -> Iterator[Finding]:

@@ -80,11 +80,19 @@ def int4_weights_alone(file: QuantizedFile) -> Iterator[Finding]:
             yield layer.node.name, f"its weight is int4, its input {layer.data.kind}"
 
 
-def float_pad(file: QuantizedFile) -> Iterator[Finding]:
-    """Pad stands on floats: the builder takes no constant of codes but in front of a DequantizeLinear."""
+def constants_behind_pairs(file: QuantizedFile) -> Iterator[Finding]:
+    """Constants of codes are read by DequantizeLinear; that of a Pad, which moves onto codes, not even by that."""
     for node in file.nodes:
-        if node.op_type == "Pad" and file.kinds.get(node.input[0]) in CODES:
-            yield node.name, "it pads codes"
+        if node.op_type in (*PAIR, "Clip") or is_quantized(node) or node.output[0] in file.constants:
+            continue
+        if node.op_type == "Pad" and (pads := file.value(node.input[1])) is not None and not pads.any():
+            continue
+        for name in node.input:
+            pair = file.maker(name, DEQUANTIZE) if node.op_type == "Pad" else None
+            codes = pair.input[0] if pair is not None else name
+            if codes in file.constants and file.kinds.get(codes) in CODES:
+                yield node.name, f"{node.op_type} reads the constant {codes!r}"
+                break
 
 
 def fused_outputs(file: QuantizedFile) -> Iterator[Finding]:
