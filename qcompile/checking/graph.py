@@ -20,6 +20,7 @@ from qcompile.targets.schema import Target
 
 DEQUANTIZE: Final = "DequantizeLinear"
 QUANTIZE: Final = "QuantizeLinear"
+WITH_SCALE: Final = 7  # inputs of a QGemm that gives float; with more, it gives codes
 BIT_OPERATORS: Final = ("BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "BitwiseNot")
 # what ONNX Runtime moves Q and DQ across, or drops: a node before or behind it is quantized as if it were not there
 CARRIED: Final = frozenset(["Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "MaxPool", "Identity", "Dropout"])
@@ -103,6 +104,6 @@ class QuantizedFile(Emitted):
             return TensorProto.UINT8
         if node.op_type in ("MatMulInteger", "ConvInteger"):
             return TensorProto.INT32
-        if node.op_type.startswith("QLinear"):
+        if node.op_type.startswith("QLinear") or (node.op_type == "QGemm" and len(node.input) > WITH_SCALE):
             return self.kinds.get(node.input[1 if node.op_type == "QLinearConcat" else 0], TensorProto.UNDEFINED)
         return super()._kind(node)

@@ -20,21 +20,25 @@ PREFIX: Final = re.compile(r"^.* cannot load the model: (Load model from \S+ fai
 
 
 class Kernels:
-    """The graph that ONNX Runtime makes of a file: `integer` says of its nodes whether they run on integers.
+    """The graph that ONNX Runtime makes of a file: `operators` are what it makes of nodes, by their names.
 
-    Nodes that it folds or merges into a neighbour are not in it.
+    `integer` says whether those run on integers. Nodes that it folds or merges into a neighbour are in neither.
     """
 
     def __init__(self, file: QuantizedFile) -> None:
         self.integer: dict[str, bool] = {}
+        self.operators: dict[str, str] = {}
         try:
             model = optimized_model(file.model)
         except QCompileError as error:
             self.verdict = Verdict(NAME, refused=PREFIX.sub("", error.what))
             return
         optimized = QuantizedFile(model)
-        made = {node.name.removesuffix(MERGED): on_integers(optimized, node) for node in optimized.nodes}
-        self.integer = {node.name: made[node.name] for node in file.nodes if node.name in made}
+        known = {node.name for node in file.nodes}
+        for node in optimized.nodes:
+            if (name := node.name.removesuffix(MERGED)) in known:
+                self.operators[name] = node.op_type
+                self.integer[name] = on_integers(optimized, node)
         layers = [layer.node.name for layer in quantized(file)]
         counts = kernel_counts((node.name, node.op_type) for node in optimized.nodes)
         floating = [name for name in layers if not self.integer.get(name, False)]

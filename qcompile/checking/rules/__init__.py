@@ -12,7 +12,7 @@ from importlib import resources
 from typing import Final, Literal
 
 from qcompile.checking.graph import QuantizedFile
-from qcompile.checking.rules import numbers, openvino, ort_cpu, tensorrt
+from qcompile.checking.rules import numbers, openvino, ort_cpu, ort_waste, tensorrt
 from qcompile.emission.emitted import Finding
 from qcompile.errors import InputError, nearest
 
@@ -58,16 +58,17 @@ FUNCTIONS: Final = {
     "QC112": ort_cpu.tensor_activations,
     "QC113": ort_cpu.merged_pairs,
     "QC114": ort_cpu.bias_scale,
-    "QC121": ort_cpu.unsigned_weights,
-    "QC122": ort_cpu.weights_in_float,
-    "QC123": ort_cpu.useful_pairs,
-    "QC124": ort_cpu.moves_on_codes,
-    "QC125": ort_cpu.no_float_pad,
-    "QC126": ort_cpu.static_convolutions,
-    "QC131": ort_cpu.no_saturation,
-    "QC132": ort_cpu.no_lowest_depthwise,
-    "QC133": ort_cpu.stored_in_codes,
-    "QC134": ort_cpu.known_operators,
+    "QC115": ort_cpu.moved_int8,
+    "QC121": ort_waste.unsigned_weights,
+    "QC122": ort_waste.weights_in_float,
+    "QC123": ort_waste.useful_pairs,
+    "QC124": ort_waste.moves_on_codes,
+    "QC125": ort_waste.no_float_pad,
+    "QC126": ort_waste.static_convolutions,
+    "QC131": ort_waste.no_saturation,
+    "QC132": ort_waste.no_lowest_depthwise,
+    "QC133": ort_waste.stored_in_codes,
+    "QC134": ort_waste.known_operators,
     "QC201": numbers.no_wrapping,
     "QC202": numbers.whole_bias,
     "QC203": numbers.sound_scales,

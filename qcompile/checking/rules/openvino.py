@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from qcompile.checking.graph import BIT_OPERATORS, CARRIED, QuantizedFile
-from qcompile.checking.layers import BYTES, LAYERS, Layer, quantized
+from qcompile.checking.layers import BYTES, LAYERS, Layer, codes_behind, layers, quantized
 from qcompile.emission.emitted import Finding
 from qcompile.runtime.unpack import behind
 
@@ -53,8 +53,9 @@ def symmetric_weights(file: QuantizedFile) -> Iterator[Finding]:
 
 def zero_points_of_convolutions(file: QuantizedFile) -> Iterator[Finding]:
     """A Conv reads uint8, or int8 with zero point 0; a ConvTranspose either of them with zero point 0."""
-    for layer in between_pairs(file):
-        codes = layer.data
+    for layer in (item for item in layers(file) if item.node.op_type in LAYERS and item.weight is not None):
+        pad = file.maker(layer.node.input[0], "Pad")
+        codes = layer.data if pad is None else codes_behind(file, pad.input[0])
         if codes is None or codes.zero_point is None or not codes.zero_point.any():
             continue
         if layer.op == "ConvTranspose" or (layer.op == "Conv" and codes.kind == "int8"):

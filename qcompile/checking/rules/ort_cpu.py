@@ -9,42 +9,17 @@ from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
-from onnx import NodeProto
 
 from qcompile.backends.ort_cpu import rules as own
+from qcompile.checking.ends import absorbs, end_of, quantizes, read_inside
 from qcompile.checking.graph import CARRIED, DEQUANTIZE, QUANTIZE, QuantizedFile
-from qcompile.checking.layers import (
-    BYTES,
-    UNKNOWN,
-    Codes,
-    Layer,
-    bounds_of,
-    dequantized,
-    grid,
-    layers,
-    quantizers,
-    rows,
-)
-from qcompile.emission.emitted import Finding, attribute, same_parameters, type_name
+from qcompile.checking.layers import BYTES, UNKNOWN, Codes, Layer, dequantized, layers
+from qcompile.emission.emitted import Finding, attribute, type_name
+from qcompile.ir.protos import opset
 
-CLIPS: Final = ("Relu", "Clip")
+OUTPUT_TYPE: Final = 21  # the opset from which on QuantizeLinear has an output_dtype
 SCALE_TOLERANCE: Final = 0.01  # by which the scale of a bias may differ: ONNX Runtime fuses up to it
-PLAIN: Final = frozenset(["", "ai.onnx", "ai.onnx.ml", "com.microsoft"])
-# operators with an integer kernel between DequantizeLinear and QuantizeLinear, whatever the parameters
-KERNELS: Final = frozenset(
-    [
-        *("Conv", "Gemm", "MatMul", "Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool"),
-        *("LeakyRelu", "Sigmoid", "Softmax", "Where"),
-    ]
-)
-# those that run on codes where the parameters are equal on both sides, and those that never do
-MOVING: Final = frozenset(
-    [
-        *("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "MaxPool", "Flatten", "Split", "Gather", "Tile"),
-        *("Expand", "ReduceMax", "ReduceMin", "Resize", "DepthToSpace"),
-    ]
-)
-STUCK: Final = frozenset(["Pad", "SpaceToDepth"])
+ONE_TO_ONE: Final = frozenset(["Identity", "Dropout"])  # which are gone before anything is moved
 
 
 def meant(file: QuantizedFile) -> Iterator[Layer]:
@@ -55,57 +30,32 @@ def meant(file: QuantizedFile) -> Iterator[Layer]:
             yield layer
 
 
-def followed(file: QuantizedFile, node: NodeProto) -> tuple[str, list[NodeProto]]:
-    """Return the tensor that a node makes, behind what moves it on, and the Relu and Clip on the way to a quantizer."""
-    name, clips = node.output[0], list[NodeProto]()
-    while (
-        len(readers := file.read(name)) == 1 and name not in file.outputs and readers[0].op_type in {*CARRIED, *CLIPS}
-    ):
-        if readers[0].op_type in CLIPS:
-            clips.append(readers[0])
-        name = readers[0].output[0]
-    return name, clips
-
-
 def one_quantizer(file: QuantizedFile) -> Iterator[Finding]:
     """The output of a layer goes to one QuantizeLinear and nothing else; of Gemm and MatMul, to none also."""
     for layer in meant(file):
-        name, clips = followed(file, layer.node)
-        readers = file.read(name)
-        count = sum(reader.op_type == QUANTIZE for reader in readers)
+        end = end_of(file, layer.node)
+        readers = file.read(end.tensor)
+        count = sum(quantizes(file, reader) for reader in readers)
         if not count and layer.op == "Conv":
-            others = ", ".join(sorted({reader.op_type for reader in readers + clips})) or "the model's output"
+            others = ", ".join(sorted({reader.op_type for reader in readers + end.clips})) or "the model's output"
             yield layer.node.name, f"no QuantizeLinear stands behind it, but {others}"
-        elif count > 1 and layer.node.output[0] == name:
+        elif count > 1 and layer.node.output[0] == end.tensor:
             yield layer.node.name, f"{count} QuantizeLinear read its output"
-        elif count and (len(readers) > count or name in file.outputs):
+        elif count and (len(readers) > count or end.tensor in file.outputs or end.shared):
             yield layer.node.name, "its output is read in float besides the QuantizeLinear"
 
 
 def absorbed_clips(file: QuantizedFile) -> Iterator[Finding]:
     """A Relu or Clip between a layer and its QuantizeLinear lets through all that the quantizer can represent."""
     for layer in meant(file):
-        name, clips = followed(file, layer.node)
-        quantizers_behind = [reader for reader in file.read(name) if reader.op_type == QUANTIZE]
-        for clip in clips if len(quantizers_behind) == 1 else []:
+        end = end_of(file, layer.node)
+        quantizers_behind = [reader for reader in file.read(end.tensor) if reader.op_type == QUANTIZE]
+        direct = [clip for clip in end.clips if clip.input[0] == layer.node.output[0] and read_inside(file, clip)]
+        if direct and not quantizers_behind and layer.op != "Conv":
+            yield layer.node.name, f"{direct[0].op_type} {direct[0].name!r} reads its float output"
+        for clip in end.clips if len(quantizers_behind) == 1 else []:
             if not absorbs(file, quantizers_behind[0], clip):
                 yield layer.node.name, f"{clip.op_type} {clip.name!r} clips values that its quantizer represents"
-
-
-def absorbs(file: QuantizedFile, quantize: NodeProto, clip: NodeProto) -> bool:
-    """Say whether the values that a quantizer represents pass a Relu or Clip unchanged."""
-    scale, zero_point = file.parameters(quantize)
-    if scale is None or scale.size > 1:
-        return False
-    low, high = bounds_of(type_name(file.kinds[quantize.output[0]]))
-    least, most = ((bound - int(zero_point)) * float(scale) for bound in (low, high))
-    bounds = [0.0, np.inf]
-    if clip.op_type == "Clip":
-        given = [file.value(name) if name else None for name in [*clip.input[1:3], "", ""][:2]]
-        old = [attribute(clip, key, None) for key in ("min", "max")]  # before opset 11
-        bounds = [float(value) if value is not None else known for value, known in zip(given, old)]
-        bounds = [-np.inf if bounds[0] is None else bounds[0], np.inf if bounds[1] is None else bounds[1]]
-    return bounds[0] <= least and most <= bounds[1]
 
 
 def byte_weights(file: QuantizedFile) -> Iterator[Finding]:
@@ -136,6 +86,17 @@ def integer_bias(file: QuantizedFile) -> Iterator[Finding]:
             yield layer.node.name, f"the scale of its bias is not that of input times weight, but {off:.3g} times it"
 
 
+def moved_int8(file: QuantizedFile) -> Iterator[Finding]:
+    """From opset 21 on, what moves int8 activations has a QuantizeLinear behind it."""
+    for node in file.nodes if opset(file.model) >= OUTPUT_TYPE else ():
+        pair = file.maker(node.input[0], DEQUANTIZE) if node.input and node.op_type in CARRIED - ONE_TO_ONE else None
+        codes = pair.input[0] if pair is not None else ""
+        if file.maker(codes, QUANTIZE) is None or type_name(file.kinds[codes]) != "int8":
+            continue
+        if all(reader.op_type != QUANTIZE for reader in file.read(end_of(file, node).tensor)):
+            yield node.name, f"{node.op_type} reads the int8 codes {codes!r}, and no QuantizeLinear stands behind it"
+
+
 def bias_scale(file: QuantizedFile) -> Iterator[Finding]:
     """The bias of a Gemm has the scale of input times weight: ONNX Runtime takes that for granted."""
     for layer in meant(file):
@@ -158,21 +119,29 @@ def scale_error(layer: Layer, bias: Codes) -> float:
 
 
 def quantized_output(file: QuantizedFile, layer: Layer) -> bool:
-    """Say whether a QuantizeLinear stands behind a layer, with what moves or clips values in between."""
-    return any(reader.op_type == QUANTIZE for reader in file.read(followed(file, layer.node)[0]))
+    """Say whether a QuantizeLinear stands behind a layer, with what clips values, or moves them alone, in between."""
+    end = end_of(file, layer.node)
+    shared = end.moved and layer.node.output[0] in file.outputs
+    return not shared and any(reader.op_type == QUANTIZE for reader in file.read(end.tensor))
 
 
 def lonely_int8(file: QuantizedFile) -> Iterator[Finding]:
     """int8 activations go from one QuantizeLinear through one DequantizeLinear to one reader: else they stay int8."""
     for layer in meant(file):
-        behind = file.read(followed(file, layer.node)[0])
-        ends = [layer.data.tensor] if layer.data else []
-        ends += [] if layer.constant or layer.weight is None else [layer.weight.tensor]
-        ends += [reader.output[0] for reader in behind if reader.op_type == QUANTIZE]
-        for tensor in ends:
-            if type_name(file.kinds[tensor]) == "int8" and not lonely(file, tensor):
+        ends = [(codes.tensor, lonely(file, codes.tensor)) for codes in activations(layer)]
+        end = end_of(file, layer.node)
+        for quantize in (reader for reader in file.read(end.tensor) if reader.op_type == QUANTIZE):
+            alone = layer.op != "Conv" or layer.node.output[0] not in file.outputs  # a Conv has it in front of both
+            ends.append((quantize.output[0], alone if end.moved else lonely(file, quantize.output[0])))
+        for tensor, alone in ends:
+            if type_name(file.kinds[tensor]) == "int8" and not alone:
                 yield layer.node.name, f"the int8 codes {tensor!r} have more than one reader, or one that is no pair's"
                 break
+
+
+def activations(layer: Layer) -> list[Codes]:
+    """Return the codes of a layer that are no weight."""
+    return [codes for codes in (layer.data, None if layer.constant else layer.weight) if codes is not None]
 
 
 def lonely(file: QuantizedFile, tensor: str) -> bool:
@@ -205,7 +174,7 @@ def unmerged_sums(file: QuantizedFile) -> Iterator[Finding]:
     for name, detail in own.no_merged_sum(file):
         node = next(node for node in file.nodes if node.name == name)
         adds = [reader for reader in file.read(node.output[0]) if reader.op_type == "Add"]
-        ends = [file.read(followed(file, add)[0]) for add in adds]
+        ends = [file.read(end_of(file, add).tensor) for add in adds]
         biases = [file.maker(part, DEQUANTIZE) for add in adds for part in add.input]
         quantized = any(reader.op_type == QUANTIZE for readers in ends for reader in readers)
         if name in wanted and len(file.read(node.output[0])) == 1 and not quantized and not any(biases):
@@ -241,128 +210,3 @@ def merged_pairs(file: QuantizedFile) -> Iterator[Finding]:
         types = {file.kinds[node.output[0]] for node in (file.makers[middle.input[0]], second)}
         if all(len(readers) == 1 for readers in ends) and len(types) == 1 and ends[2][0].op_type == DEQUANTIZE:
             yield name, detail
-
-
-def unsigned_weights(file: QuantizedFile) -> Iterator[Finding]:
-    """Weights are int8: there is no fast kernel for two unsigned operands. (ConvInteger has a rule of its own.)"""
-    for layer in layers(file):
-        if (
-            layer.node.op_type != "ConvInteger"
-            and layer.constant
-            and layer.weight is not None
-            and layer.weight.kind == "uint8"
-            and reads_codes(layer)
-        ):
-            yield layer.node.name, "its weight is uint8"
-
-
-def reads_codes(layer: Layer) -> bool:
-    """Say whether a layer reads activations as codes, or quantizes them itself."""
-    return layer.data is not None or layer.node.op_type == "DynamicQuantizeMatMul"
-
-
-def weights_in_float(file: QuantizedFile) -> Iterator[Finding]:
-    """A weight that a float kernel reads is not stored in codes: DequantizeLinear makes floats of it at every run."""
-    for layer in layers(file):
-        if layer.weight is None or layer.weight.node is None or not layer.constant:
-            continue
-        if layer.op == "ConvTranspose":
-            yield layer.node.name, "there is no integer ConvTranspose"
-        elif layer.data is None:
-            yield layer.node.name, f"its weight is quantized, its input comes from {made_by(file, layer.node.input[0])}"
-
-
-def static_convolutions(file: QuantizedFile) -> Iterator[Finding]:
-    """Convolutions are quantized statically: those that quantize their input as they run are slower than float ones."""
-    for node in file.nodes:
-        if node.op_type == "ConvInteger":
-            yield node.name, "it is a ConvInteger"
-
-
-def made_by(file: QuantizedFile, name: str) -> str:
-    """Say which operator makes a tensor, with what stands between it and a DequantizeLinear in front of it."""
-    maker = file.before(name)
-    return "the model's input" if maker is None else f"{maker.op_type} {maker.name!r}"
-
-
-def useful_pairs(file: QuantizedFile) -> Iterator[Finding]:
-    """A pair stands beside an operator that runs on integers: between float ones it is two more passes."""
-    near, on_codes = KERNELS | MOVING | STUCK | {*CLIPS}, file.on_codes()
-    for node in quantizers(file):
-        if node.op_type != QUANTIZE or not (pairs := file.read(node.output[0])):
-            continue
-        maker = file.before(node.input[0])
-        readers = [reader for pair in pairs for reader in file.read(pair.output[0])]
-        around = [*([maker] if maker is not None else []), *readers]
-        only = all(pair.op_type == DEQUANTIZE for pair in pairs) and node.output[0] not in file.outputs
-        if only and readers and not any(item.op_type in near or item.name in on_codes for item in around):
-            yield node.name, f"only {', '.join(sorted({item.op_type for item in around}))} stand beside it"
-
-
-def moves_on_codes(file: QuantizedFile) -> Iterator[Finding]:
-    """What moves values between DequantizeLinear and QuantizeLinear keeps their parameters, and nothing clips there."""
-    for node, pair, quantize in between_pairs(file):
-        if node.op_type in CLIPS and not absorbs(file, quantize, node):
-            yield node.name, f"{node.op_type} stands between DequantizeLinear and QuantizeLinear"
-        elif node.op_type in MOVING and not same_parameters(file, pair, quantize):
-            yield node.name, f"{node.op_type} has other parameters behind it than in front"
-
-
-def no_float_pad(file: QuantizedFile) -> Iterator[Finding]:
-    """Pad works on codes: ONNX Runtime does not move it there."""
-    for node, _, _ in between_pairs(file):
-        if node.op_type in STUCK:
-            yield node.name, f"{node.op_type} stands between DequantizeLinear and QuantizeLinear"
-
-
-def between_pairs(file: QuantizedFile) -> Iterator[tuple[NodeProto, NodeProto, NodeProto]]:
-    """Yield every node whose data come from a DequantizeLinear and go to one QuantizeLinear alone, with those two."""
-    for node in file.nodes:
-        pair = file.maker(node.input[0], DEQUANTIZE) if node.input else None
-        readers = file.read(node.output[0])
-        if (
-            pair is not None
-            and pair.output[0] not in file.constants
-            and [item.op_type for item in readers] == [QUANTIZE]
-        ):
-            yield node, pair, readers[0]
-
-
-def no_saturation(file: QuantizedFile) -> Iterator[Finding]:
-    """No two products of uint8 and int8 exceed int16 together: processors without VNNI add them there."""
-    for layer in layers(file):
-        weights = rows(layer, file) if layer.data is not None and layer.data.kind in BYTES else None
-        if weights is None or layer.weight is None or layer.weight.kind != "int8" or weights.shape[1] < 2:
-            continue
-        ends = np.partition(weights, (1, -2), axis=1)
-        worst = max(int(ends[:, -2:].sum(1).max()), -int(ends[:, :2].sum(1).min()))
-        most = grid_top(file, layer)
-        if worst * most > 32767:
-            yield layer.node.name, f"two products come to {worst * most}, int16 holds 32767"
-
-
-def grid_top(file: QuantizedFile, layer: Layer) -> int:
-    """Return the largest code of the input as kernels see it: int8 ones are shifted by 128."""
-    low, high = grid(file, layer.data.tensor) if layer.data else (0, 0)
-    return high if low >= 0 else high + 128
-
-
-def no_lowest_depthwise(file: QuantizedFile) -> Iterator[Finding]:
-    """No depthwise weight is -128: a kernel on Arm multiplies it wrongly."""
-    depthwise = {node.name for node in file.nodes if node.op_type == "Conv" and attribute(node, "group", 1) > 1}
-    yield from ((name, detail) for name, detail in own.no_lowest_weight(file) if name in depthwise)
-
-
-def stored_in_codes(file: QuantizedFile) -> Iterator[Finding]:
-    """Weights are stored as codes: as floats with a QuantizeLinear behind them they take four times the bytes."""
-    for layer in layers(file):
-        made = file.maker(layer.weight.tensor, QUANTIZE) if layer.weight is not None and layer.constant else None
-        if made is not None:
-            yield layer.node.name, f"its weight {made.input[0]!r} is stored in float"
-
-
-def known_operators(file: QuantizedFile) -> Iterator[Finding]:
-    """Operators are those of ONNX or ONNX Runtime: others need a library beside the file."""
-    for node in file.nodes:
-        if node.domain not in PLAIN:
-            yield node.name, f"{node.op_type} is of the domain {node.domain}"

@@ -47,7 +47,7 @@ def float_bias(file: QuantizedFile) -> Iterator[Finding]:
 def readable_types(file: QuantizedFile) -> Iterator[Finding]:
     """Codes have a type that TensorRT has: int8, int4 of weights, float8 (E4M3), float4."""
     for node in file.nodes:
-        if node.op_type in PAIR and (kind := kind_of(file, node)) not in READABLE:
+        if node.op_type in PAIR and (kind := kind_of(file, node)) not in {*READABLE, "undefined"}:
             yield node.name, f"its codes are {kind}"
 
 
