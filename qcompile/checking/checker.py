@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,8 @@ from qcompile.audit.compare import compared
 from qcompile.checking.graph import QuantizedFile, read_quantized
 from qcompile.checking.inventory import form_of, inventory
 from qcompile.checking.kernels import Kernels
-from qcompile.checking.result import Check, Found
+from qcompile.checking.layers import layers, quantized
+from qcompile.checking.result import WRONG, Check, Found
 from qcompile.checking.rules import RULES, RUNTIMES, Rule
 from qcompile.checking.rules.numbers import accumulators
 from qcompile.data import input_infos, open_dataset
@@ -58,6 +59,7 @@ def check(
         raise InputError("a comparison needs both the float model and samples", remedy="give --against and --data")
     file = read_quantized(Path(path))
     kernels = Kernels(file) if target == HERE else None
+    faults = list(findings(file, target, kernels))
     found = Check(
         file=str(path),
         target=target,
@@ -65,13 +67,22 @@ def check(
         form=form_of(file),
         opset=opset(file.model),
         bytes=byte_size(file.model),
-        operators=inventory(file, kernels.integer if kernels else None),
-        findings=list(findings(file, target, kernels)),
+        operators=inventory(file, kernels.integer if kernels else by_rules(file, faults)),
+        findings=faults,
         verdict=kernels.verdict if kernels else None,
         accumulator_bits=max((item.bits for item in accumulators(file)), default=0),
     )
     loads = kernels is None or not kernels.verdict.refused
     return with_float(found, file, Path(against), data, preprocess) if against is not None and loads else found
+
+
+def by_rules(file: QuantizedFile, found: Sequence[Found]) -> dict[str, bool]:
+    """Say of layers whether they run on integers, as the rules know it; of none in a file that is refused."""
+    if any(item.severity == WRONG for item in found):
+        return {}
+    missed = {item.node for item in found if RULES[item.code].kernels == "missed"}
+    meant = {layer.node.name for layer in quantized(file)}
+    return {layer.node.name: layer.node.name in meant - missed for layer in layers(file)}
 
 
 def findings(file: QuantizedFile, target: str, kernels: Kernels | None) -> Iterator[Found]:

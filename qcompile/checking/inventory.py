@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Final, TypeAlias
 
@@ -31,27 +30,24 @@ def form_of(file: QuantizedFile) -> str:
     return "QDQ" if pairs else "weights"
 
 
-def inventory(file: QuantizedFile, integer: Mapping[str, bool] | None) -> list[Operators]:
+def inventory(file: QuantizedFile, integer: Mapping[str, bool]) -> list[Operators]:
     """Return operators by the codes that they read, layers first, those in float too.
 
-    `integer` says of nodes whether they run on integers; None where that is not known.
+    `integer` says of nodes whether they run on integers, as far as that is known.
     """
     known = {layer.node.name: layer for layer in layers(file)}
-    nodes: Counter[Row] = Counter()
-    on_integers: Counter[Row] = Counter()
-    for layer in known.values():
-        row = (layer.op, weight_encoding(file, layer), data_encoding(file, layer.data))
-        nodes[row] += 1
-        on_integers[row] += bool(integer and integer.get(layer.node.name))
+    rows: dict[Row, list[str]] = {}
+    for name, layer in known.items():
+        rows.setdefault((layer.op, weight_encoding(file, layer), data_encoding(file, layer.data)), []).append(name)
     for node, codes in readers_of_codes(file):
         if node.name not in known:
-            row = (node.op_type, None, data_encoding(file, codes))
-            nodes[row] += 1
-            on_integers[row] += bool(integer and integer.get(node.name))
-    return [
-        Operators(op, count, weight, data, None if integer is None else on_integers[op, weight, data])
-        for (op, weight, data), count in nodes.items()
-    ]
+            rows.setdefault((node.op_type, None, data_encoding(file, codes)), []).append(node.name)
+    return [Operators(row[0], len(names), *row[1:], counted(names, integer)) for row, names in rows.items()]
+
+
+def counted(names: list[str], integer: Mapping[str, bool]) -> int | None:
+    """Return how many of the nodes run on integers; None where that is known of none."""
+    return sum(integer.get(name, False) for name in names) if any(name in integer for name in names) else None
 
 
 def readers_of_codes(file: QuantizedFile) -> Iterator[tuple[NodeProto, Codes]]:

@@ -9,6 +9,7 @@ from typing import Final
 from qcompile.outcomes import Compared, Speed
 
 SCHEMA_VERSION: Final = 1
+WRONG: Final = "wrong"
 NOTE: Final = "note"
 
 
@@ -33,7 +34,8 @@ class Encoding:
 class Operators:
     """Nodes of one operator that are quantized alike; `weight` and `data` are None where there is none, or a float one.
 
-    `integer` counts those that run on integers; None where that is not known without the runtime.
+    `integer` counts those that run on integers: as the runtime says itself, or, where it is not here, as the rules do;
+    None where these do not know.
     """
 
     op: str

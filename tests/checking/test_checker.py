@@ -57,9 +57,17 @@ def test_what_is_quantized_and_how(tmp_path: Path) -> None:
     assert found.verdict is not None and found.verdict.kernels["QLinearConv"] == 1
 
 
-def test_without_the_runtime_nothing_is_claimed(tmp_path: Path) -> None:
+def test_without_the_runtime_the_rules_say_what_runs_on_integers(tmp_path: Path) -> None:
     found = checked(tmp_path, parsed(BASES["tensorrt"]), target="tensorrt")
-    assert found.verdict is None and {row.integer for row in found.operators} == {None} and found.findings == []
+    assert found.verdict is None and found.findings == []
+    assert [(row.op, row.integer) for row in found.operators] == [("Conv", 2), ("Add", None)]
+    missed = checked(tmp_path, example("QC404"), target="openvino")
+    assert [(row.op, row.integer) for row in missed.operators][:2] == [("Conv", 0), ("Gemm", 1)]
+
+
+def test_nothing_runs_in_a_file_that_is_refused(tmp_path: Path) -> None:
+    found = checked(tmp_path, example("QC301"), target="tensorrt")
+    assert {row.integer for row in found.operators} == {None}
 
 
 def test_a_file_that_does_not_load_is_a_finding_with_the_message_of_the_runtime(tmp_path: Path) -> None:
