@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from qcompile.errors import InputError, nearest
+from qcompile.flags import FLOAT_BITS
 from qcompile.ir import Node, constant_value, topological
 from qcompile.ir.protos import WEIGHT_READERS
+from qcompile.program.operands import weight_axis
 from qcompile.program.readers import Readers
 from qcompile.qmodel import QModel
 from qcompile.quant.plan import ENDS, WIDE, Form
@@ -21,7 +23,8 @@ class AssignBits:
 
     They are `w` and `a`, at the first and the last of them `first_last_bits`. `bits` holds (regular expression, weight
     bits, input bits) for nodes of that name; the last match wins. Products of two activations (attention) have 8 bits:
-    fewer make neither the file smaller nor the kernel faster.
+    fewer make neither the file smaller nor the kernel faster. With `a` 32 no input has a quantizer; `block_size` is
+    that of matrices which fall into such blocks.
     A pass behind this one may change them: quantizers are placed by what the plan says then.
     """
 
@@ -29,6 +32,7 @@ class AssignBits:
     a: int = WIDE
     first_last_bits: int = WIDE
     bits: Sequence[tuple[str, int, int]] = ()
+    block_size: int | None = None
     name: ClassVar[str] = "assign-bits"
     requires: ClassVar[tuple[str, ...]] = ("choose-forms",)
 
@@ -42,10 +46,10 @@ class AssignBits:
         for node in compute:
             edge = self.first_last_bits if node.name in ends else None
             weight_bits = (edge or self.w) if constant_value(node.inputs[1]) is not None else 0
-            input_bits = edge or (self.a if weight_bits else WIDE)
-            reason = ENDS if edge else ""
+            input_bits = self.a if self.a == FLOAT_BITS else edge or (self.a if weight_bits else WIDE)
+            reason, block = ENDS if edge else "", self._block(model, node)
             plan.nodes[node.name] = replace(
-                before[node.name], reason=reason, weight_bits=weight_bits, input_bits=input_bits
+                before[node.name], reason=reason, weight_bits=weight_bits, input_bits=input_bits, block=block
             )
         for pattern, weight_bits, input_bits in self.bits:
             matching = [node.name for node in compute if re.search(pattern, node.name)]
@@ -57,6 +61,13 @@ class AssignBits:
                 plan.nodes[name] = replace(old, reason=reason, weight_bits=bits, input_bits=input_bits)
         self._tell_unused(model, compute)
         return sum(plan.nodes[name] != node for name, node in before.items())
+
+    def _block(self, model: QModel, node: Node) -> int:
+        """Return the block of the weight: as asked for, where it is a matrix of whole blocks."""
+        weight = constant_value(node.inputs[1])
+        if self.block_size is None or weight is None or weight.ndim != 2 or model.target.weight_spec(node).per_tensor:
+            return 0
+        return 0 if weight.shape[1 - weight_axis(node)] % self.block_size else self.block_size
 
     def _tell_unused(self, model: QModel, compute: Sequence[Node]) -> None:
         """Warn where the bits that were asked for are those of no layer."""

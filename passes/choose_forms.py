@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from qcompile.errors import InputError, nearest
-from qcompile.ir import Node, Tensor, is_output, producer, topological
+from qcompile.ir import Node, Tensor, constant_value, is_output, producer, topological
 from qcompile.ir.branches import deciding_inputs
 from qcompile.ir.protos import LAYERS, nodes_of
 from qcompile.program.dag import activation_dag
@@ -27,16 +27,18 @@ class ChooseForms:
     2. Light nodes (arithmetic, movers, clips) do where their inputs are codes and codes are wanted behind them.
     3. A clip whose input nobody else reads is absorbed by the quantizer in its place.
 
-    Nodes whose names match a regular expression of `keep_float` stay float.
+    Nodes whose names match a regular expression of `keep_float` stay float. `weights_alone`: everything does, but for
+    the weights of compute nodes.
     """
 
     keep_float: Sequence[str] = ()
+    weights_alone: bool = False
     name: ClassVar[str] = "choose-forms"
     requires: ClassVar[tuple[str, ...]] = ("normalize-graph",)
 
     def run(self, model: QModel) -> int:
         """Fill `plan.nodes`; return the number of compute nodes on integers."""
-        choice = _Choice(model, self.keep_float)
+        choice = _Choice(model, self.keep_float, self.weights_alone)
         choice.decide_forms()
         choice.absorb_clips()
         model.plan.nodes = {
@@ -70,6 +72,7 @@ class _Choice:
 
     model: QModel
     keep_float: Sequence[str]
+    weights_alone: bool
     forms: dict[str, Form] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
 
@@ -82,6 +85,8 @@ class _Choice:
         self._keep_float()
         self._keep_bias_float()
         self._keep_computed_weights_float()
+        if self.weights_alone:
+            self._keep_activations_float()
         self._name_what_decides()
 
     def _keep_bias_float(self) -> None:
@@ -102,6 +107,13 @@ class _Choice:
             made_by = producer(node.inputs[1]) if self._is_compute(node) else None
             if made_by is not None and made_by.name not in flowing:
                 self.candidates[node.name] = (Form.FLOAT, "its weight is computed from constants in every run")
+
+    def _keep_activations_float(self) -> None:
+        """Leave codes to nothing but constant weights."""
+        for node in self.nodes:
+            form, _ = self.candidates[node.name]
+            if form is not Form.FLOAT and not (form is Form.COMPUTE and constant_value(node.inputs[1]) is not None):
+                self.candidates[node.name] = (Form.FLOAT, "weights alone are quantized")
 
     def _name_what_decides(self) -> None:
         """Say of an If which inputs have to be fixed so that its branch is compiled."""

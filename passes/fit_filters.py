@@ -98,9 +98,9 @@ def improve(plan: Plan, seen: Windows, judge: Windows) -> int:
     plan.weights[name] = new
     if node.op != "MatMul":  # the fit leaves the mean to the bias
         missing = np.moveaxis(weight - new.dequantize(), new.axis, 0).reshape(seen.outputs, -1)
-        given = plan.quantizers[plan.key(node.inputs[0].name, name)]
+        given = plan.scale_in_front(name, node.inputs[0].name)
         shift = np.einsum("ck,ck->c", missing, seen.mean(), dtype=np.float64)
-        take_up(plan, name, given.scale, np.ones(seen.outputs), shift)
+        take_up(plan, name, given, np.ones(seen.outputs), shift)
     return better
 
 

@@ -49,6 +49,8 @@ class _Placement:
         groups = self.plan.groups
         for node in self.nodes:
             form = self.plan.form(node.name)
+            if not self.plan.nodes[node.name].reads_codes:
+                continue
             if form in (Form.COMPUTE, Form.ARITHMETIC, Form.CODES):
                 unrounded = self._unrounded(node)
                 for tensor in operands(node) if form is Form.ARITHMETIC else data_inputs(node):

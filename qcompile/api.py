@@ -20,7 +20,7 @@ from qcompile.data.dataset import Dataset
 from qcompile.emission.pack import INT4_OPSET
 from qcompile.errors import InputError, QCompileError, expect
 from qcompile.files import Content, check_outputs, write_files
-from qcompile.flags import parse_fix
+from qcompile.flags import FLOAT_BITS, parse_fix
 from qcompile.ir.fingerprint import fingerprint
 from qcompile.ir.freeze import freeze
 from qcompile.ir.load import check_model, load_model, model_files
@@ -34,7 +34,7 @@ from qcompile.quant.plan import Plan
 from qcompile.quant.plan_file import load_plan, plan_files, plan_folders
 from qcompile.reporting.summary import build_report
 from qcompile.runtime.session import Session, newest_opset, version
-from qcompile.targets.schema import Target, release
+from qcompile.targets.schema import Target, known, release
 from qcompile.targets.several import merged
 from qcompile.training.engines import check_engine
 from qcompile.training.recipe import Training
@@ -231,7 +231,7 @@ def open_model(model: Source, config: Config | None = None, data: Any = None, *,
         source = freeze(source, map(parse_fix, config.fix))
     with blaming(source):
         packed = any("int4" in item.forms_of_weights(config.pack) for item in target.written)
-        oldest = max(target.opset, INT4_OPSET) if packed else target.opset
+        oldest = max(target.opset, INT4_OPSET) if packed or config.block_size else target.opset
         graph = prepare(source, oldest, newest_opset(), store)
         notes: list[str] = vars(graph)["notes"]
         reference = stored_model(_reference(source, notes), store)
@@ -280,12 +280,19 @@ def _open_one(name: str, config: Config) -> Target:
     if asked and release(asked) > release(installed):
         what = f"--runtime-version {asked} is newer than what is installed, so the file could not be run here"
         raise InputError(what, where=f"ONNX Runtime {installed}", remedy="install it, or give an older version")
+    target = Target.load(name, asked or needed)
+    if config.a == FLOAT_BITS:
+        target = replace(target, packing=target.packing_alone)
     _check_forms(config, target)
-    return Target.load(name, asked or needed)
+    return target
 
 
 def _check_forms(config: Config, target: Target) -> None:
     """Raise InputError where something is asked for that the target does not have."""
+    if not target.packing:
+        what = f"--a {FLOAT_BITS}, which quantizes weights alone, is of no use on {target.name}"
+        able = [name for name in known() if Target.load(name).packing_alone]
+        raise InputError(what, remedy=f"give 2 to 8, or one of the targets {', '.join(able)}")
     if config.pack not in ("auto", *target.packing):
         what = f"--pack {config.pack} is no form of weights for {target.name}"
         raise InputError(what, remedy=f"it takes: auto, {', '.join(target.packing)}")

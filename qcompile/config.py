@@ -21,6 +21,7 @@ from qcompile.files import parse_toml, read_bytes
 from qcompile.flags import (
     AUTO,
     BITS,
+    FLOAT_BITS,
     bit_count,
     check,
     check_pattern,
@@ -56,6 +57,8 @@ DECIDING, RANGES = ("Precision", "Fusion"), ("calibration_method", "percentile")
 class Config:
     """How to compile.
 
+    `a` 32 leaves activations float: weights alone are quantized, and all else is as it was.
+    `block_size`: beside that, so many weights along the inputs of a matrix share a scale; None means all of a channel.
     `fix` holds NAME=VALUE: an input that is a constant of the file and no input any more, or a symbolic size.
     `placement`: "all" puts on integers whatever has a kernel; "fast" measures and keeps float what is faster there;
     "auto" does so where all bits are 8 and the file came out slower than the float model.
@@ -73,7 +76,7 @@ class Config:
     """
 
     w: int = bit_count(8, "weights, 2 to 8")
-    a: int = bit_count(8, "inputs of Conv, Gemm and MatMul, 2 to 8")
+    a: int = bit_count(8, "inputs of Conv, Gemm and MatMul, 2 to 8; 32: float", beyond=(FLOAT_BITS,))
     method: Method | None = flag(
         None, "Precision", "rtn, adaround, brecq, qdrop, mrecg ... [mrecg; rtn at 8]", metavar="NAME",
         choices=get_args(Method),
@@ -83,6 +86,15 @@ class Config:
     )
     steps: int | None = flag(None, "Precision", "of training per unit [by effort]", kind=int, metavar="N", least=1)
     recon_batch: int | None = flag(None, "Precision", "samples in one of them [16]", kind=int, metavar="N", least=1)
+    block_size: int | None = flag(
+        None,
+        "Precision",
+        "with --a 32: N inputs of a weight share a scale [all]",
+        kind=int,
+        metavar="N",
+        least=16,
+        most=1024,
+    )
     first_last_bits: int = bit_count(8, "first and last compute node")
     residual_bits: int = bit_count(8, "sums that a compute node reads too; a: as --a", words=("a",))
     bits: tuple[tuple[str, int, int], ...] = flag((), "Precision", "bits of nodes of that name", metavar="REGEX=W,A")
@@ -140,6 +152,8 @@ class Config:
         if self.placement == "fast" and self.chosen_method != "rtn":
             what = "--placement fast is for methods that do not train"
             raise InputError(what, remedy="add --method rtn, or leave it out")
+        if self.block_size is not None:
+            _check_block(self.block_size, self.a)
         if self.resume and self.work_dir is None:
             raise InputError("--resume without a state to go on from", remedy="name its folder with --work-dir")
         if self.memory is not None:
@@ -162,7 +176,7 @@ class Config:
     def chosen_method(self) -> Method:
         """The method; where none is given, rtn (nothing is trained) at 8 bits throughout and on noise, else MRECG."""
         bits = [self.w, self.a, *(count for _, *counts in self.bits for count in counts)]
-        return self.method or ("rtn" if self.random_data or min(bits) == BITS[1] else "mrecg")
+        return self.method or ("rtn" if self.random_data or min(bits) >= BITS[1] else "mrecg")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Config:
@@ -191,6 +205,15 @@ class Files:
 def decided_by_plan() -> list[str]:
     """Return the fields of `Config` whose effect a saved plan holds: beside one they mean nothing."""
     return [item.name for item in fields(Config) if flag_of(item).group in DECIDING or item.name in RANGES]
+
+
+def _check_block(size: int, input_bits: int) -> None:
+    """Raise InputError where blocks are not such as runtimes have, or activations have codes."""
+    if size & (size - 1):
+        raise InputError(f"--block-size {size} is no power of two", remedy="give 32, 64 or 128")
+    if input_bits != FLOAT_BITS:
+        what = f"--block-size {size} has no effect beside quantized inputs: kernels sum up whole channels"
+        raise InputError(what, remedy=f"add --a {FLOAT_BITS}, or leave it out")
 
 
 def _check_fusion(config: Config, name: str, given: Collection[str]) -> None:

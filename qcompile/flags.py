@@ -11,6 +11,7 @@ from typing import Any
 from qcompile.errors import InputError, nearest
 
 BITS = (2, 8)
+FLOAT_BITS = 32  # of inputs that are not quantized: weights alone are
 AUTO = "auto"
 ACCEPTED: dict[type, tuple[type, ...]] = {int: (int,), float: (int, float), str: (str,), bool: (bool,)}
 TYPE_NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
@@ -29,6 +30,7 @@ class Flag:
     most: float = math.inf
     choices: tuple[str, ...] = ()
     words: tuple[str, ...] = ()  # texts that stand for a number
+    beyond: tuple[int, ...] = ()  # numbers that are right too
 
 
 def flag(default: Any, group: str, text: str, **facts: Any) -> Any:
@@ -69,7 +71,7 @@ def check(settings: Any) -> None:
             raise InputError(f"{where} {value} is unknown", remedy=nearest(str(value), known.choices))
         elif not has_type(value, known.kind):
             raise InputError(f"{where} {value!r} has the wrong type", remedy=f"give {TYPE_NAMES[known.kind]}")
-        elif known.kind in (int, float):
+        elif known.kind in (int, float) and value not in known.beyond:
             check_range(where, value, known.least, known.most)
 
 
@@ -119,7 +121,10 @@ def parse_precision(text: Any) -> dict[str, int]:
     """Return the values of `w` and `a` in a text such as w4a4."""
     found = re.fullmatch(r"w(\d+)a(\d+)", str(text), re.IGNORECASE)
     if not found:
-        raise InputError(f"--precision {text} is not of the form w4a4", remedy="give wXaY with X and Y from 2 to 8")
+        raise InputError(
+            f"--precision {text} is not of the form w4a4",
+            remedy="give wXaY with X and Y from 2 to 8, Y 32 for weights alone",
+        )
     return {"w": int(found[1]), "a": int(found[2])}
 
 

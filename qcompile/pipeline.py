@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from qcompile.calibration.ranges import Ranges
 from qcompile.config import FUSING, CalibrationMethod, Config
+from qcompile.flags import FLOAT_BITS
 from qcompile.passes.assign_bits import AssignBits
 from qcompile.passes.calibrate import Calibrate
 from qcompile.passes.check_data import CheckData
@@ -62,8 +63,8 @@ def build_placement(config: Config) -> tuple[Pass, ...]:
 
 def place(config: Config) -> tuple[Pass, ...]:
     """Return the passes that decide what runs on integers, with how many bits, and where quantizers stand."""
-    bits = AssignBits(config.w, config.a, config.first_last_bits, config.bits)
-    return (ChooseForms(config.keep_float), bits, PlaceQuantizers(config.residual_bits))
+    bits = AssignBits(config.w, config.a, config.first_last_bits, config.bits, config.block_size)
+    return (ChooseForms(config.keep_float, config.a == FLOAT_BITS), bits, PlaceQuantizers(config.residual_bits))
 
 
 def scheme(config: Config) -> tuple[Pass, ...]:

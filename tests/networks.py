@@ -44,6 +44,12 @@ RESIDUAL = """net (float[N,3,8,8] image, float[4,3,3,3] W1, float[4] B1, float[4
   [add] s = Add(d, trunk)  [outer] t = Relu(s)
   [head] y = Conv(t, W4)
 }"""
+MATRICES = """net (float[N,6,64] x, float[64,96] W1, float[96] B1, float[96,40] W2, float[7,240] W3, float[7] B3,
+  float[7,12] W4) => (float[N,P] y) {
+  [wide] a = MatMul(x, W1)  [bias] b = Add(a, B1)  [relu] c = Relu(b)
+  [narrow] d = MatMul(c, W2)  [flat] e = Flatten(d)  [head] f = Gemm<transB = 1>(e, W3, B3)
+  [last] y = MatMul(f, W4)
+}"""
 RELU6 = """net (float[N,3,8,8] image, float[8,3,1,1] W1, float[8] B1, float[8,1,3,3] W2, float[8] B2, float[4,8,1,1] W3)
   => (float[N,4,P,Q] y) <float zero = {0}, float six = {6}> {
   [expand] a = Conv(image, W1, B1)  [clip1] b = Clip(a, zero, six)

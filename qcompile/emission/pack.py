@@ -20,7 +20,7 @@ from qcompile.emission.constants import Constants
 from qcompile.quant.params import WeightQuantizer
 
 AddNode = Callable[..., str]  # add(op, inputs, stem, **attributes) -> name of the output
-INT4_OPSET = 21  # a model below it is packed as planes
+INT4_OPSET = 21  # of blocks too; a model below it is packed as planes
 PLANES = {1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1)}
 NODES_COST = {1: 700, 2: 1200, 3: 1700}  # bytes of nodes and constants of one tensor, by its number of planes
 

@@ -283,19 +283,26 @@ class Writer:
         stem = node.inputs[1].name
         if self.fake:
             return self.constants.add(weight.dequantize(), stem)
-        key = (weight.axis, content_key(weight.integers()), weight.scale.tobytes(), weight.spec)
+        alone = not self.plan.nodes[node.name].reads_codes
+        key = (weight.axis, content_key(weight.integers()), weight.scale.tobytes(), weight.spec, alone)
         if key not in self.weights:
             values, along = along_channels(weight, weight.scale, weight.axis)
             scale = self.constants.add(values, f"{stem}_scale")
-            # a Gemm without zero points stays float; shared ones bar the file from session.x64quantprecision
-            zeros = self.constants.own(np.zeros(values.shape, WEIGHTS.dtype), f"{stem}_zeros")
-            inputs = [self._integers(weight, stem), scale, zeros]
+            if alone and self._takes_int4(weight):
+                inputs = [self.constants.proto(pack.int4_initializer(weight.integers(), f"{stem}_int4")), scale]
+            else:
+                # a Gemm without zero points stays float; shared ones bar the file from session.x64quantprecision
+                zeros = self.constants.own(np.zeros(values.shape, WEIGHTS.dtype), f"{stem}_zeros")
+                inputs = [self._integers(weight, stem), scale, zeros]
             output = self.constants.unique(f"{stem}_dq")
             self.weights[key] = self.add("DequantizeLinear", inputs, output, output=output, **along)
         return self.weights[key]
 
+    def _takes_int4(self, weight: WeightQuantizer) -> bool:
+        return "int4" in self.packing and self.opset >= pack.INT4_OPSET and pack.fits_int4(weight)
+
     def _integers(self, weight: WeightQuantizer, stem: str) -> str:
-        if "int4" in self.packing and self.opset >= pack.INT4_OPSET and pack.fits_int4(weight):
+        if self._takes_int4(weight):
             nibbles = self.constants.proto(pack.int4_initializer(weight.integers(), f"{stem}_int4"))
             return self.add("Cast", [nibbles], stem, to=TensorProto.INT8)
         if "planes" in self.packing and pack.worth_packing(weight):
@@ -307,9 +314,8 @@ class Writer:
         bias = self.plan.biases.get(node.name)
         if bias is None:
             return []
-        assert data.quantizer is not None
         stem = bias_name(node)
-        if self.biases == "float32":
+        if self.biases == "float32" or data.quantizer is None:
             return [self.constants.add(bias, stem)]
         codes, scale = integer_bias(bias, data.quantizer.scale, weight.scale)
         if self.fake:
@@ -344,7 +350,9 @@ class Writer:
 
 
 def along_channels(weight: WeightQuantizer, scale: NDArray[np.float32], axis: int) -> tuple[Any, dict[str, int]]:
-    """Return scales [C] as a DequantizeLinear reads them, a scalar where there is one for all, and its attributes."""
+    """Return scales as a DequantizeLinear reads them, a scalar where there is one for all, and its attributes."""
+    if weight.spec.block:
+        return scale.reshape(weight.shared_shape), {"axis": 1 - axis, "block_size": weight.spec.block}
     return (scale[0], {}) if weight.spec.per_tensor else (scale, {"axis": axis})
 
 

@@ -58,7 +58,7 @@ def correction(
     are not free. Where the output enters a residual Add, the shift also takes up the mean error of the other operand,
     if it is kept.
     """
-    channels = len(weight.scale)
+    channels = weight.channels
     found = _fit(kernels, pairs, layer.outputs[0].quantizer).solve(channels, slopes=weight.spec.is_free)
     return replace(found, shift=found.shift + _skip_error(program, layer, channels, kernels, kept))
 

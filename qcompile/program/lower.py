@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -90,10 +91,9 @@ class Step:
 
     @property
     def input_scale(self) -> float:
-        """The scale of the codes that this reads first."""
+        """The scale of the codes that this reads first; infinite in front of a float, beside which any bias fits."""
         quantizer = self.inputs[0].quantizer
-        assert quantizer is not None
-        return quantizer.scale
+        return math.inf if quantizer is None else quantizer.scale
 
 
 @dataclass(frozen=True)

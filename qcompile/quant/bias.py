@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -27,7 +28,7 @@ def take_up(plan: Plan, name: str, input_scale: float, slope: NDArray[np.float64
     weight = plan.weights[name]
     old = plan.biases.get(name, np.zeros(len(slope), np.float32))
     plan.biases[name] = new = (slope * old + shift).astype(np.float32)
-    scaled = replace(weight, scale=(weight.scale * slope).astype(np.float32))
+    scaled = replace(weight, scale=(weight.scale * weight.of_channels(slope)).astype(np.float32))
     plan.weights[name] = with_room_for_bias(scaled, new, input_scale)
 
 
@@ -37,6 +38,8 @@ def with_room_for_bias(weight: WeightQuantizer, bias: NDArray[np.float32], input
     That happens in channels of tiny weights and a large bias (dead ones after BatchNorm folding), whose weights matter
     little beside the bias: they are rounded to the wider grid.
     """
+    if math.isinf(input_scale):
+        return weight
     least = np.abs(bias).astype(np.float64) / (np.float64(np.float32(input_scale)) * LARGEST)
     if (least <= weight.scale).all():
         return weight

@@ -44,30 +44,47 @@ def compensate(
     axis = quantized.axis
     codes = np.moveaxis(quantized.codes, axis, 0)
     rows = np.moveaxis(weight, axis, 0).reshape(len(codes), -1).astype(np.float64)
-    step, offset = (values.astype(np.float64)[:, None] for values in (quantized.step, quantized.offset))
-    found = _rounded(rows, _with_ridge(covariance), quantized.scale * step[:, 0], offset / step, quantized.bits)
+    step, offset, scale = (_by_row(quantized, values) for values in (quantized.step, quantized.offset, quantized.scale))
+    found = _rounded(rows, _with_ridge(covariance), scale * step, offset / step, quantized.bits)
+    unit = scale if quantized.spec.block else np.ones((1, 1))  # blocks keep their scales beside each other
     others = _with_ridge(judge)
-    kept = None if quantized.spec.is_free else quantized.scale.astype(np.float64)
-    before, _ = _error(rows, others, step * codes.reshape(rows.shape) + offset, kept)
-    after, _ = _error(rows, others, step * found + offset, kept)
-    scale = _error(rows, _with_ridge(covariance), step * found + offset, kept)[1]
-    better = (found != codes.reshape(rows.shape)).any(1) & (after < before) & (scale > LEAST_SCALE)
+    own = np.ones(len(rows)) if quantized.spec.block else quantized.scale.astype(np.float64)
+    kept = None if quantized.spec.is_free else own
+    before, _ = _error(rows, others, unit * (step * codes.reshape(rows.shape) + offset), kept)
+    after, _ = _error(rows, others, unit * (step * found + offset), kept)
+    fitted = _error(rows, _with_ridge(covariance), unit * (step * found + offset), kept)[1]
+    better = (found != codes.reshape(rows.shape)).any(1) & (after < before) & (fitted > LEAST_SCALE)
     chosen = np.where(better[:, None], found, codes.reshape(rows.shape)).astype(np.uint8).reshape(codes.shape)
-    scales = np.where(better, scale, quantized.scale).astype(np.float32)
-    return replace(quantized, codes=np.ascontiguousarray(np.moveaxis(chosen, 0, axis)), scale=scales), int(better.sum())
+    scales = np.where(better, fitted, own)
+    if quantized.spec.block:
+        scales = quantized.scale * quantized.of_channels(scales)
+    codes = np.ascontiguousarray(np.moveaxis(chosen, 0, axis))
+    return replace(quantized, codes=codes, scale=scales.astype(np.float32)), int(better.sum())
+
+
+def _by_row(quantized: WeightQuantizer, values: Array) -> Array:
+    """Return [R, 1] of a vector of filters, [R, K] of one of blocks."""
+    if not quantized.spec.block:
+        return values.astype(np.float64)[:, None]
+    return np.moveaxis(quantized.along(values), quantized.axis, 0).astype(np.float64)
 
 
 def _rounded(rows: Array, form: Array, size: Array, shift: Array, bits: int) -> Array:
-    """Return the codes [R, K], of which the weight of the largest variance is rounded first."""
+    """Return the codes [R, K], of which the weight of the largest variance is rounded first.
+
+    `size` and `shift` are [R, 1] or, of blocks, [R, K].
+    """
     order = np.argsort(-np.diag(form), kind="stable")
+    size, shift = (array[:, order] if array.shape[1] > 1 else array for array in (size, shift))
     factor = np.linalg.cholesky(np.linalg.inv(form[np.ix_(order, order)])).T
     left, codes = rows[:, order], np.empty(rows.shape)
     for start in range(0, len(form), AT_ONCE):
         stop = min(start + AT_ONCE, len(form))
         errors = np.empty((len(rows), stop - start))
         for k in range(start, stop):
-            codes[:, k] = np.clip(np.rint(left[:, k] / size - shift[:, 0]), 0, largest_code(bits))
-            error = (left[:, k] - (codes[:, k] + shift[:, 0]) * size) / factor[k, k]
+            own, low = (array[:, k] if array.shape[1] > 1 else array[:, 0] for array in (size, shift))
+            codes[:, k] = np.clip(np.rint(left[:, k] / own - low), 0, largest_code(bits))
+            error = (left[:, k] - (codes[:, k] + low) * own) / factor[k, k]
             left[:, k:stop] -= error[:, None] * factor[k, k:stop]
             errors[:, k - start] = error
         left[:, stop:] -= errors @ factor[start:stop, stop:]

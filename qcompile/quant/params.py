@@ -82,10 +82,14 @@ def largest_code(bits: int) -> int:
 
 @dataclass(frozen=True)
 class WeightSpec:
-    """What a target asks of the scales of a weight: one for all channels (`per_tensor`), powers of two."""
+    """What is asked of the scales of a weight: one for all channels (`per_tensor`), powers of two.
+
+    So many weights of a channel share a scale as a `block` has; all where it is 0.
+    """
 
     per_tensor: bool = False
     power_of_two: bool = False
+    block: int = 0
 
     @property
     def is_free(self) -> bool:
@@ -104,11 +108,13 @@ class WeightSpec:
 
 @dataclass(frozen=True)
 class WeightQuantizer:
-    """Per-channel weight quantizer on the int8 lattice: real = scale * (codes * step + offset).
+    """Weight quantizer on the int8 lattice, per channel: real = scale * (codes * step + offset).
 
     `codes` uint8, the weight's shape, in 0 .. largest_code(bits); `axis` the output-channel axis; `scale` float32 [C],
     the real value of one int8 step; `step` and `offset` int8 [C]. The integers codes * step + offset are those of the
     grid `WEIGHTS`. The plain signed w-bit grid is step 1, offset plain_offset(w). The scales obey `spec`.
+
+    With blocks the weight is a matrix, they lie along its other axis, and the vectors have those of all, row by row.
     """
 
     bits: int
@@ -119,11 +125,40 @@ class WeightQuantizer:
     offset: NDArray[np.int8] = field(repr=False)
     spec: WeightSpec = WeightSpec()
 
+    @property
+    def channels(self) -> int:
+        """How many outputs the weight has."""
+        return int(self.codes.shape[self.axis])
+
+    @property
+    def shared_shape(self) -> tuple[int, ...]:
+        """The shape of what has a scale: [C], or that of the matrix in blocks."""
+        if not self.spec.block:
+            return (self.channels,)
+        sizes = enumerate(self.codes.shape)
+        return tuple(size if axis == self.axis else size // self.spec.block for axis, size in sizes)
+
     def along(self, values: NDArray[Scalar]) -> NDArray[Scalar]:
-        """Reshape a [C] vector so that it broadcasts over the weight along `axis`."""
+        """Reshape a vector of what has a scale so that it broadcasts over the weight."""
+        if self.spec.block:
+            return np.repeat(values.reshape(self.shared_shape), self.spec.block, 1 - self.axis)
         shape = [1] * self.codes.ndim
         shape[self.axis] = -1
         return values.reshape(shape)
+
+    def of_channels(self, values: NDArray[Scalar]) -> NDArray[Scalar]:
+        """Return a vector [C] with a value for each that has a scale."""
+        if not self.spec.block:
+            return values
+        return np.broadcast_to(np.expand_dims(values, 1 - self.axis), self.shared_shape).ravel()
+
+    def rows(self, values: NDArray[Scalar]) -> NDArray[Scalar]:
+        """Return values of the weight's shape as rows [of what has a scale, of what shares it]."""
+        if not self.spec.block:
+            return np.moveaxis(values, self.axis, 0).reshape(self.channels, -1)
+        if self.axis == 0:
+            return values.reshape(-1, self.spec.block)
+        return values.reshape(-1, self.spec.block, self.channels).swapaxes(1, 2).reshape(-1, self.spec.block)
 
     def lattice(self) -> NDArray[np.int32]:
         """Return codes * step + offset, the weight's shape."""

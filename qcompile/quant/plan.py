@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcompile.errors import QCompileError
-from qcompile.flags import BITS
+from qcompile.flags import BITS, FLOAT_BITS
 from qcompile.quant.params import ActivationSpec, Quantizer, WeightQuantizer
 
 ENDS = "first or last"  # the reason of layers that have the bits of these
@@ -32,12 +33,22 @@ class Form(StrEnum):
 
 @dataclass(frozen=True)
 class NodePlan:
-    """One node's decision: its form, why, and for a compute node the bits of its weight and of its data inputs."""
+    """One node's decision: its form, why, and for a compute node the bits of its weight and of its data inputs.
+
+    Of `FLOAT_BITS`, 32, are inputs without quantizers. So many weights of an output share a scale as a `block` has, all
+    where it is 0.
+    """
 
     form: Form
     reason: str = ""
     weight_bits: int = 0
     input_bits: int = 0
+    block: int = 0
+
+    @property
+    def reads_codes(self) -> bool:
+        """Say whether it works on quantized values."""
+        return self.form is not Form.FLOAT and self.input_bits != FLOAT_BITS
 
 
 @dataclass(frozen=True)
@@ -130,6 +141,13 @@ class Plan:
             remedy = "let place-quantizers run behind the pass that made it a compute node"
             raise QCompileError(f"no quantizer was placed for {edge}", remedy=remedy)
         return self.reads[edge]
+
+    def scale_in_front(self, node: str, tensor: str) -> float:
+        """Return the scale of the codes of `tensor` that a compute node reads; infinite where it reads floats.
+
+        The int32 bias of the node has to fit beside it.
+        """
+        return self.quantizers[self.key(tensor, node)].scale if self.nodes[node].reads_codes else math.inf
 
     def stands_on(self, key: Edge) -> str:
         """Return the tensor whose values the quantizer `key` was made for."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from qcompile.flags import BITS
+from qcompile.flags import BITS, FLOAT_BITS
 from qcompile.quant.grid import WEIGHTS
 from qcompile.quant.params import ActivationSpec, Quantizer, WeightQuantizer, largest_code
 from qcompile.quant.plan import Edge, Form, Plan
@@ -27,7 +28,7 @@ def _bits(plan: Plan) -> Problems:
     """Compute nodes have bits for their data, and for a weight that is constant; nothing else has any."""
     for name, node in plan.nodes.items():
         compute = node.form is Form.COMPUTE
-        if not (_is_width(node.input_bits) if compute else node.input_bits == 0):
+        if not (_is_width(node.input_bits) or node.input_bits == FLOAT_BITS if compute else node.input_bits == 0):
             yield f"node {name!r} of the form {node.form} has {node.input_bits} input bits"
         if not (node.weight_bits == 0 or (compute and _is_width(node.weight_bits))):
             yield f"node {name!r} of the form {node.form} has {node.weight_bits} weight bits"
@@ -110,6 +111,8 @@ def _weights(plan: Plan) -> Problems:
         node = plan.nodes.get(name)
         if node is None:
             yield f"weight {name!r} belongs to no node"
+        elif weight.spec.block != node.block:
+            yield f"weight {name!r} has blocks of {weight.spec.block}, its node of {node.block}"
         elif weight.bits != node.weight_bits:
             yield f"weight {name!r} has {weight.bits} bits, its node {node.weight_bits}"
         elif text := _weight_problem(weight):
@@ -120,11 +123,13 @@ def _weight_problem(weight: WeightQuantizer) -> str:
     """Say in which way a weight is none."""
     if weight.axis >= weight.codes.ndim:
         return f"has no axis {weight.axis}"
-    channels = weight.codes.shape[weight.axis]
+    if weight.spec.block and (weight.codes.ndim != 2 or weight.codes.shape[1 - weight.axis] % weight.spec.block):
+        return f"has blocks of {weight.spec.block}, which do not divide it"
+    count = math.prod(weight.shared_shape)
     for part, kind in (("codes", np.uint8), ("scale", np.float32), ("step", np.int8), ("offset", np.int8)):
         array = getattr(weight, part)
-        if array.dtype != kind or (part != "codes" and array.shape != (channels,)):
-            shape = "" if part == "codes" else f" [{channels}]"
+        if array.dtype != kind or (part != "codes" and array.shape != (count,)):
+            shape = "" if part == "codes" else f" [{count}]"
             return f"has {part} {array.dtype} {list(array.shape)}, not {np.dtype(kind).name}{shape}"
     if not ((weight.scale >= LEAST) & (weight.scale <= LARGEST / WEIGHTS.high)).all():
         return "has a scale that is not a positive float32 number"
@@ -145,8 +150,8 @@ def _biases(plan: Plan) -> Problems:
         weight = plan.weights.get(name)
         if weight is None:
             yield f"bias {name!r} belongs to no weight"
-        elif bias.dtype != np.float32 or bias.shape != weight.scale.shape:
-            yield f"bias {name!r} is {bias.dtype} {list(bias.shape)}, not float32 {list(weight.scale.shape)}"
+        elif bias.dtype != np.float32 or bias.shape != (weight.channels,):
+            yield f"bias {name!r} is {bias.dtype} {list(bias.shape)}, not float32 [{weight.channels}]"
         elif not np.isfinite(bias).all():
             yield f"bias {name!r} holds NaN or infinity"
 

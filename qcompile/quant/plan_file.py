@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from qcompile.errors import InputError
 from qcompile.files import Content, parse_json, read_bytes, write_files
-from qcompile.flags import BITS
+from qcompile.flags import BITS, FLOAT_BITS
 from qcompile.quant.grid import Container, Grid
 from qcompile.quant.params import ActivationSpec, Quantizer, WeightQuantizer, WeightSpec
 from qcompile.quant.plan import Bias, Boundary, Edge, Form, NodePlan, Plan, Unit
@@ -36,6 +36,8 @@ Contents = dict[str, NDArray[Any]]
 
 _BITS = {"type": "integer", "minimum": BITS[0], "maximum": BITS[1]}
 _BITS_OR_NONE = {"enum": [0, *range(BITS[0], BITS[1] + 1)], "type": "integer"}
+_INPUT_BITS = {"enum": [0, *range(BITS[0], BITS[1] + 1), FLOAT_BITS], "type": "integer"}
+_BLOCK = {"type": "integer", "minimum": 0}
 _NAMES = {"type": "array", "items": {"type": "string"}}
 _LARGEST = 3.5e38  # a little above float32's: no whole number is too large for a float
 _BOUND = {"type": ["number", "null"], "minimum": -_LARGEST, "maximum": _LARGEST}
@@ -62,7 +64,8 @@ _NODE = record(
     form={"enum": [str(form) for form in Form]},
     reason={"type": "string"},
     weight_bits=_BITS_OR_NONE,
-    input_bits=_BITS_OR_NONE,
+    input_bits=_INPUT_BITS,
+    block=_BLOCK,
 )
 _SPEC = record(
     grid=_GRID,
@@ -77,6 +80,7 @@ _WEIGHT = record(
     bits=_BITS,
     axis={"type": "integer", "minimum": 0},
     per_tensor={"type": "boolean"},
+    block=_BLOCK,
     power_of_two={"type": "boolean"},
 )
 _UNIT = record(name={"type": "string"}, nodes=_NAMES, inputs=_NAMES, outputs=_NAMES, note={"type": "string"})
@@ -228,7 +232,7 @@ def from_json(document: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -
                 row["bits"],
                 row["axis"],
                 **{key: arrays[f"weights/{index}/{key}"] for key in ARRAYS},
-                spec=WeightSpec(row["per_tensor"], row["power_of_two"]),
+                spec=WeightSpec(row["per_tensor"], row["power_of_two"], row["block"]),
             )
             for index, (name, row) in enumerate(document["weights"].items())
         },

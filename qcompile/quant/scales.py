@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qcompile.errors import InputError
-from qcompile.quant.params import WeightQuantizer, WeightSpec, largest_code, plain_offset
+from qcompile.quant.params import Scalar, WeightQuantizer, WeightSpec, largest_code, plain_offset
 from qcompile.quant.powers import power_above
 
 Floats = NDArray[np.float32]
@@ -48,7 +49,8 @@ def quantize_weight(
     search : bool
         False takes the plain grid over all weights, which at 8 bits is nearly as good.
     spec : WeightSpec
-        What is asked of the scales. Channels that have one scale have one grid.
+        What is asked of the scales. Channels that have one scale have one grid. A weight in blocks is a matrix that
+        falls into such.
 
     Returns
     -------
@@ -61,6 +63,9 @@ def quantize_weight(
         The weight holds NaN or infinity.
     """
     rows = np.moveaxis(weight, axis, 0)
+    if spec.block:
+        blocks, alone = rows.reshape(-1, spec.block), replace(spec, block=0)
+        return _in_blocks(quantize_weight(blocks, bits=bits, axis=0, search=search, spec=alone), spec, len(rows), axis)
     channels = rows.shape[0]
     codes = np.empty(rows.shape, np.uint8)
     scale = np.empty(channels, np.float32)
@@ -70,14 +75,24 @@ def quantize_weight(
     at_once = max(1, BLOCK * channels // max(1, weight.size))
     for start in range(0, channels, at_once):
         some = slice(start, start + at_once)
-        block = np.ascontiguousarray(rows[some]).reshape(len(rows[some]), -1)
+        part = np.ascontiguousarray(rows[some]).reshape(len(rows[some]), -1)
         if not spec.per_tensor:
-            scale[some], step[some], offset[some] = least_error(block, bits, search, powers=spec.power_of_two)
-        lattice = block / scale[some, None] - offset[some, None]
+            scale[some], step[some], offset[some] = least_error(part, bits, search, powers=spec.power_of_two)
+        lattice = part / scale[some, None] - offset[some, None]
         lattice /= step[some, None]
         np.clip(np.rint(lattice, out=lattice), 0, largest_code(bits), out=lattice)
         codes[some] = lattice.reshape(codes[some].shape)
     return WeightQuantizer(bits, axis, np.ascontiguousarray(np.moveaxis(codes, 0, axis)), scale, step, offset, spec)
+
+
+def _in_blocks(blocks: WeightQuantizer, spec: WeightSpec, channels: int, axis: int) -> WeightQuantizer:
+    """Return the quantizer of a matrix whose blocks, channel by channel, are the rows of `blocks`."""
+
+    def laid(array: NDArray[Scalar]) -> NDArray[Scalar]:
+        return np.ascontiguousarray(np.moveaxis(array.reshape(channels, -1), 0, axis))
+
+    scale, step, offset = laid(blocks.scale).ravel(), laid(blocks.step).ravel(), laid(blocks.offset).ravel()
+    return WeightQuantizer(blocks.bits, axis, laid(blocks.codes), scale, step, offset, spec)
 
 
 def grids(bits: int) -> list[tuple[int, int]]:

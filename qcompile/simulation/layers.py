@@ -81,7 +81,7 @@ def _steps(graph: Graph, program: Program) -> tuple[dict[str, Step], list[_Layer
     for step in program.steps:
         if step.form is not Form.COMPUTE or step.node is None:
             continue
-        for value in step.inputs:
+        for value in (item for item in step.inputs if item.quantizer is not None):
             source = made[value.name].inputs[0].name
             origin = source if isinstance(tensors.get(source), Constant) else program.tensors[value.name]
             steps[value.name] = Step(Kind.ENCODE, (Value(origin),), (value,))

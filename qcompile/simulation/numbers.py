@@ -84,11 +84,11 @@ def _round_weight(plan: Plan, node: Node, spec: WeightSpec, *, search: bool) -> 
     """Fill `plan.weights` and `plan.biases` for a layer."""
     weight, bias, placed = constant_value(node.inputs[1]), float_bias(node), plan.nodes[node.name]
     assert weight is not None
+    spec = replace(spec, block=placed.block)
     quantized = quantize_weight(weight, bits=placed.weight_bits, axis=weight_axis(node), search=search, spec=spec)
     if bias is not None:
         plan.biases[node.name] = bias
-        given = plan.quantizers[plan.key(node.inputs[0].name, node.name)]
-        quantized = with_room_for_bias(quantized, bias, given.scale)
+        quantized = with_room_for_bias(quantized, bias, plan.scale_in_front(node.name, node.inputs[0].name))
     plan.weights[node.name] = quantized
 
 

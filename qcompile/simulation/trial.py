@@ -14,7 +14,7 @@ from qcompile.errors import QCompileError
 from qcompile.ir.layers import Kept
 from qcompile.memory import release_freed_memory
 from qcompile.qmodel import QModel
-from qcompile.quant.plan import Plan
+from qcompile.quant.plan import WIDE, Plan
 from qcompile.simulation.numbers import choose_numbers
 from qcompile.simulation.stretches import OutputError, open_stretches
 from qcompile.targets.schema import Target
@@ -75,7 +75,11 @@ def copied(plan: Plan) -> Plan:
 def at_8_bits(plan: Plan, target: Target) -> Plan:
     """Return the plan with 8 bits for all that is on integers: no tensor has a second quantizer then."""
     nodes = {
-        name: replace(node, weight_bits=8 if node.weight_bits else 0, input_bits=8 if node.input_bits else 0)
+        name: replace(
+            node,
+            weight_bits=WIDE if node.weight_bits else 0,
+            input_bits=WIDE if 0 < node.input_bits < WIDE else node.input_bits,
+        )
         for name, node in plan.nodes.items()
     }
     specs = {key: replace(spec, grid=target.grid(8, spec.lower)) for key, spec in plan.specs.items() if not key.reader}

@@ -24,15 +24,16 @@ SUFFIX: Final = ".toml"
 FORMS: Final = ("compute", "arithmetic", "codes")  # an operator has one of them
 OPERATORS: Final = (*FORMS, "clips", "float_output")  # facts that are sets of operators
 TEXTS: Final = ("purpose", "proven", "float_reason")
+PACKING: Final = ("packing", "packing_alone")  # facts whose order counts
 DIGITS: Final = 8  # of the hash of a table
 
 # By the backend of the target that a file is like: facts that its writer rests on.
 KEPT: Final[Mapping[str, Collection[str]]] = {
     "ort-cpu": (
         *("opset", "activations", "symmetric", "unrounded_sums", "unrounded_floats", "movement", "bias"),
-        *("power_of_two", "per_tensor_weights"),
+        *("power_of_two", "per_tensor_weights", "packing_alone"),
     ),
-    "academic": ("packing", "movement", "bias"),
+    "academic": (*PACKING, "movement", "bias"),
     "qdq": (),
 }
 
@@ -69,7 +70,7 @@ def own_table(path: Path, known: Mapping[str, Table]) -> Table:
 def _digest(table: Table) -> str:
     """Return a hash of what the facts decide: not of texts, or of the order of operators."""
     decides = {
-        key: sorted(value) if isinstance(value, list) and key != "packing" else value
+        key: sorted(value) if isinstance(value, list) and key not in PACKING else value
         for key, value in table.items()
         if key not in (*TEXTS, "float_reasons")
     }
@@ -116,6 +117,7 @@ def _facts(base: Table, known: Mapping[str, Table]) -> dict[str, Any]:
         "bias": _one_of(get_args(Bias)),
         "power_of_two": _list_of(("activations", "weights")),
         "per_tensor_weights": _list_of({"depthwise", *base["compute"]}),
+        "packing_alone": _list_of({"int4", "none"}),
         "packing": _list_of({form for table in tables for form in table["packing"]}) | {"minItems": 1},
         **{key: _list_of({op for table in tables for op in _operators(table, key)}) for key in OPERATORS},
     }

@@ -117,6 +117,8 @@ def _quantized(fit: _Fit) -> Problems:
     """What nodes on integers read and make has a quantizer; those that move codes have one for both."""
     groups, used = fit.plan.groups, set[str]()
     for node in fit.of_form(Form.COMPUTE, Form.ARITHMETIC, Form.CODES):
+        if not fit.plan.nodes[node.name].reads_codes:
+            continue
         read = operands(node) if fit.plan.form(node.name) is Form.ARITHMETIC else data_inputs(node)
         if fit.target.unrounded_sums and fit.plan.form(node.name) is Form.ARITHMETIC:
             read = [tensor for tensor in read if tensor is not unrounded_operand(fit.graph, fit.plan, node)]
@@ -200,6 +202,8 @@ def _cosine(exact: Any, rounded: NDArray[Any]) -> float:
 def _scales(fit: _Fit) -> Problems:
     """Products and quotients of scales fit into float32, biases into int32: kernels compute with them."""
     for node in fit.of_form(Form.COMPUTE, Form.ARITHMETIC):
+        if not fit.plan.nodes[node.name].reads_codes:
+            continue
         output = fit.output(node)
         products, made = _products(fit, node), fit.scale(output) if output is not None else 1.0
         sums = products * 2.0**31  # the largest that an accumulator holds

@@ -22,7 +22,7 @@ from qcompile.program.operands import is_depthwise
 from qcompile.quant.grid import Container, Grid, signed, unsigned
 from qcompile.quant.params import Quantizer, WeightSpec
 from qcompile.quant.plan import WIDE, Bias
-from qcompile.targets.own import Table, is_own, own_table
+from qcompile.targets.own import PACKING, Table, is_own, own_table
 
 GRIDS: Final[Mapping[str, Callable[[int], Grid]]] = {"uint8": unsigned, "int8": signed}  # by the codes of a target
 SETS: Final = (
@@ -56,7 +56,8 @@ class Target:
     input. `unrounded_sums`: an Add takes the result of the layer in front of it before it is rounded, so that operand
     has no quantizer. `unrounded_floats`: float nodes, too, read what a layer makes before it is rounded. `movement`
     says where what moves or clips codes stands: on them, or in float around them. `packing` names the forms of weights
-    below 8 bits, the usual one first; `bias` the type that biases are written in.
+    below 8 bits, the usual one first; `packing_alone` those of weights that alone have codes, none where a target has no
+    use for such; `bias` the type that biases are written in.
 
     `runtime` is the oldest version that files run on. What needs a later one is counted in where `runtime` is that:
     `codes_since` names the versions from which operators are `codes`, `packing_since` those of forms of weights.
@@ -79,6 +80,7 @@ class Target:
     unrounded_floats: bool
     movement: Literal["codes", "behind-dq"]
     packing: tuple[str, ...]
+    packing_alone: tuple[str, ...]
     bias: Bias
     opset: int
     kernels: Literal["onnxruntime", "others", "none"]
@@ -154,7 +156,7 @@ class Target:
         table = own_table(Path(name), tables) if is_own(name) else tables[name]
         forms = import_module(f"{__package__}.{table.get('like', name).replace('-', '_')}.forms")
         table |= {key: frozenset(table[key]) for key in SETS if key in table}
-        table |= {key: tuple(table[key]) for key in ("packing", "power_of_two") if key in table}
+        table |= {key: tuple(table[key]) for key in (*PACKING, "power_of_two") if key in table}
         oldest, runtime = table["runtime"], runtime or table["runtime"]
         if release(runtime) < release(oldest):
             raise InputError(f"--runtime-version {runtime} is too old", remedy=f"give {oldest} or a later one")

@@ -232,5 +232,5 @@ def store(model: QModel, region: Region, state: Mapping[str, Array]) -> None:
         elif item.kind is ParameterKind.BIAS:
             plan.biases[item.owner] = state[name]
     for owner in {item.owner for item in region.parameters.values() if item.kind is ParameterKind.BIAS}:
-        data = plan.quantizers[plan.key(nodes[owner].inputs[0].name, owner)]
-        plan.weights[owner] = with_room_for_bias(plan.weights[owner], plan.biases[owner], data.scale)
+        data = plan.scale_in_front(owner, nodes[owner].inputs[0].name)
+        plan.weights[owner] = with_room_for_bias(plan.weights[owner], plan.biases[owner], data)

@@ -285,10 +285,16 @@ class RegionBuilder:
         Filters are rows here: elementwise operators are up to 90 times slower on shapes that end in ones.
         """
         exact = np.asarray(node.inputs[1].values, np.float32)
-        as_rows = exact.ndim > 2 and weight.axis == 0
         step, start, base = soft_start(exact, weight)
-        if as_rows:
-            step, start, base = (array.reshape(len(array), -1) for array in (step, start, base))
+        shape = exact.shape
+        if weight.spec.block:
+            rows, columns = weight.shared_shape
+            shape = (rows, exact.shape[0] // rows, columns, exact.shape[1] // columns)
+            step = step.reshape(shape)[:, :1, :, :1]
+        elif exact.ndim > 2 and weight.axis == 0:
+            shape = (len(exact), exact.size // len(exact))
+            step = step.reshape(-1, 1)
+        start, base = start.reshape(shape), base.reshape(shape)
         scale = self._constant(step)
         if weight.spec.is_free:
             name, start_at = f"{node.name}/weight_log_scale", np.zeros(step.shape, np.float32)
@@ -297,7 +303,9 @@ class RegionBuilder:
         variable = self._parameter_of(f"{node.name}/rounding", ParameterKind.ROUNDING, start, node.name)
         inputs = [variable, scale, self._constant(base), STRETCH]
         filters = self._own("FakeQuantWeight", inputs, f"{node.name}/weight", rounding="adaround")
-        return self._node("Reshape", [filters, self._constant(np.array(exact.shape))]) if as_rows else filters
+        return (
+            filters if shape == exact.shape else self._node("Reshape", [filters, self._constant(np.array(exact.shape))])
+        )
 
     def _parameter_of(self, name: str, kind: ParameterKind, start: Array, owner: str) -> str:
         return self._parameter(name, Parameter(kind, start.astype(np.float32), owner))

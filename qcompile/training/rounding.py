@@ -57,13 +57,15 @@ def _grid(exact: Floats, weight: WeightQuantizer) -> tuple[Floats, Floats]:
 
 
 def own_scale(exact: Floats, weight: WeightQuantizer) -> Floats:
-    """Return the scale [C] at which the codes come closest to the float weight, before anybody stretched it.
+    """Return the scale at which the codes come closest to the float weight, before anybody stretched it.
 
-    Nobody stretches scales that are not free.
+    It is that of each channel or block; nobody stretches scales that are not free.
     """
     if not weight.spec.is_free:
         return weight.scale
     lattice, others = weight.integers().astype(np.float32), tuple(set(range(exact.ndim)) - {weight.axis})
+    if weight.spec.block:
+        exact, lattice, others = weight.rows(exact), weight.rows(lattice), (1,)
     fitted = (exact * lattice).sum(others) / np.maximum(np.square(lattice).sum(others), 1)
     return np.where(fitted > 0, fitted, weight.scale).astype(np.float32)
 

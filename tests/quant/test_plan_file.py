@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from plans import small_weight
+from plans import small_weight, weight_in_blocks
 
 from qcompile.errors import InputError
 from qcompile.quant.grid import unsigned
@@ -21,7 +21,11 @@ def example() -> Plan:
     """A plan that uses every field, with names as exporters make them and bounds that JSON has no number for."""
     weight = small_weight()
     return Plan(
-        nodes={"/layer1/conv": NodePlan(Form.COMPUTE, "", 4, 2), "soft max": NodePlan(Form.FLOAT, "no integer kernel")},
+        nodes={
+            "/layer1/conv": NodePlan(Form.COMPUTE, "", 4, 2),
+            "/head": NodePlan(Form.COMPUTE, "", 4, 32, 3),
+            "soft max": NodePlan(Form.FLOAT, "no integer kernel"),
+        },
         groups={"/x": "/x"},
         reads={FRONT: FRONT},
         specs={
@@ -32,7 +36,7 @@ def example() -> Plan:
             Edge("/x"): Quantizer(unsigned(4), float(np.float32(0.1)), 3),
             FRONT: Quantizer(unsigned(2), 1 / 3, 1),
         },
-        weights={"/layer1/conv": weight},
+        weights={"/layer1/conv": weight, "/head": weight_in_blocks()},
         biases={"/layer1/conv": np.array([1.5, -2], np.float32)},
         units=[Unit("stem", ("/layer1/conv",), ("/x",), ("/y",), "a note"), Unit("head", ("soft max",), ("/y",), ())],
         capacities={"stem": 48.0, "head": 0.0},
@@ -62,10 +66,12 @@ def test_a_plan_comes_back_whole(tmp_path: Path, name: str) -> None:
         "regions",
     ):
         assert getattr(loaded, field) == getattr(plan, field)
-    one, two = loaded.weights["/layer1/conv"], plan.weights["/layer1/conv"]
-    assert (one.bits, one.axis) == (two.bits, two.axis)
-    for array in ("codes", "scale", "step", "offset"):
-        np.testing.assert_array_equal(getattr(one, array), getattr(two, array), strict=True)
+    assert loaded.weights.keys() == plan.weights.keys()
+    for name, two in plan.weights.items():
+        one = loaded.weights[name]
+        assert (one.bits, one.axis, one.spec) == (two.bits, two.axis, two.spec)
+        for array in ("codes", "scale", "step", "offset"):
+            np.testing.assert_array_equal(getattr(one, array), getattr(two, array), strict=True)
     np.testing.assert_array_equal(loaded.biases["/layer1/conv"], plan.biases["/layer1/conv"], strict=True)
 
 

@@ -15,7 +15,7 @@ from onnx import numpy_helper
 from qcompile.errors import InputError
 from qcompile.quant import scales
 from qcompile.quant.grid import WEIGHTS
-from qcompile.quant.params import WeightQuantizer, largest_code, plain_offset
+from qcompile.quant.params import WeightQuantizer, WeightSpec, largest_code, plain_offset
 from qcompile.quant.scales import BLOCK, QUARTERS, grids, least_share, peaks, quantize_weight
 
 BITS = range(2, 9)
@@ -187,3 +187,23 @@ def test_a_damaged_weight_as_large_as_float32_allows_has_a_grid() -> None:
     expected, found = (quantize_weight(item, bits=8, axis=0) for item in (weight, huge))
     np.testing.assert_array_equal(found.codes, expected.codes)
     np.testing.assert_array_equal(found.scale, expected.scale * np.array([1, 2.0**120, 1], np.float32))
+
+
+@given(st.integers(1, 4), st.integers(1, 3), st.sampled_from([2, 16]), st.sampled_from(BITS), st.sampled_from([0, 1]))
+def test_blocks_are_quantized_like_filters_of_their_own(
+    channels: int, count: int, block: int, bits: int, axis: int
+) -> None:
+    rows = np.random.default_rng(count).standard_normal((channels, count * block)).astype(np.float32)
+    weight = rows if axis == 0 else np.ascontiguousarray(rows.T)
+    found = quantize_weight(weight, bits=bits, axis=axis, spec=WeightSpec(block=block))
+    alone = quantize_weight(rows.reshape(-1, block), bits=bits, axis=0)
+    assert found.shared_shape == ((channels, count) if axis == 0 else (count, channels))
+    assert found.channels == channels
+    expected = alone.dequantize().reshape(rows.shape)
+    np.testing.assert_array_equal(found.dequantize(), expected if axis == 0 else expected.T)
+    np.testing.assert_array_equal(found.rows(weight), rows.reshape(-1, block) if axis == 0 else _by_group(rows, block))
+
+
+def _by_group(rows: NDArray[np.float32], block: int) -> NDArray[np.float32]:
+    """Return the blocks of [C, K] with those of one place along K beside each other, as in a matrix [K, C]."""
+    return rows.reshape(len(rows), -1, block).swapaxes(0, 1).reshape(-1, block)

@@ -25,12 +25,13 @@ from qcompile.passes.insert_qdq import InsertQDQ
 from qcompile.passes.normalize_graph import NormalizeGraph
 from qcompile.passes.rotate_channels import RotateChannels
 from qcompile.passmanager import Pass
-from qcompile.quant.plan import Edge, Plan
+from qcompile.quant.plan import Edge, Form, NodePlan, Plan
 from qcompile.runtime.session import Session
 from qcompile.simulation import trial as trials
 from qcompile.simulation.numbers import choose_numbers
 from qcompile.simulation.stretches import OutputError
 from qcompile.simulation.trial import SERVED, Place, at_8_bits, change_where_better, total, trial
+from qcompile.targets.schema import Target
 
 PLACED: tuple[Pass, ...] = (NormalizeGraph(), FoldBatchNorm(), *PLACEMENT)
 
@@ -260,3 +261,9 @@ def test_a_trial_that_is_held_against_a_limit_takes_more_samples(
     monkeypatch.setattr(trials, "choose_numbers", choose)
     assert trial(model, [["project", "expand"]], times=times)
     assert model.data is not None and seen == [min(count, -(-model.data.count // 2))], model.data.count
+
+
+def test_at_8_bits_inputs_that_are_float_stay_so() -> None:
+    nodes = {"a": NodePlan(Form.COMPUTE, "", 4, 32), "b": NodePlan(Form.COMPUTE, "", 4, 2), "c": NodePlan(Form.FLOAT)}
+    wide = at_8_bits(Plan(nodes=nodes), Target.load("tensorrt")).nodes
+    assert [(node.weight_bits, node.input_bits) for node in wide.values()] == [(8, 32), (8, 8), (0, 0)]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import onnx
 import pytest
-from networks import CORRECT, NETWORKS, compiled
+from networks import CORRECT, MATRICES, NETWORKS, compiled, network, samples
 
 from qcompile import Config, compile
 from qcompile.passes.insert_qdq import InsertQDQ
@@ -31,6 +31,14 @@ def written(path: Path, name: str, target: str, bits: int) -> Path:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_no_complaints(name: str, bits: int, tmp_path: Path) -> None:
     assert complaints(written(tmp_path / "a.onnx", name, "tensorrt", bits)) == []
+
+
+@pytest.mark.parametrize("block", [None, 16])
+def test_no_complaints_of_weights_alone(block: int | None, tmp_path: Path) -> None:
+    source = network(MATRICES)
+    config = Config(w=4, a=32, first_last_bits=4, block_size=block, method="rtn", target="tensorrt", threads=1)
+    compile(source, config, samples(source, 16)).save(tmp_path / "a.onnx")
+    assert complaints(tmp_path / "a.onnx") == []
 
 
 def test_no_complaints_of_a_real_network(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Float graphs of fake-quantized values."""
