@@ -37,11 +37,11 @@ def top1(case_name: str, model: Path | None = None) -> float:
     return score(case_name, model).top1
 
 
-def score(case_name: str, model: Path | None = None) -> Score:
-    """Return the score of `model`, or of the case's own float model, on one thread."""
+def score(case_name: str, model: Path | None = None, *, fuse_qdq: bool = True) -> Score:
+    """Return the score of `model`, or of the case's own float model, on one thread; without fusion in float."""
     case = CASES[case_name]
     exact = float_logits(case_name)
-    answers = exact if model is None else logits(case_name, model)
+    answers = exact if model is None else logits(case_name, model, fuse_qdq=fuse_qdq)
     labels = case.labels(case.evaluation)
     difference = log_softmax(exact) - log_softmax(answers)
     kl = (np.exp(log_softmax(exact)) * difference).sum(-1).mean()
@@ -54,9 +54,9 @@ def float_logits(case_name: str) -> NDArray[np.float32]:
     return logits(case_name, CASES[case_name].model)
 
 
-def logits(case_name: str, model: Path) -> NDArray[np.float32]:
+def logits(case_name: str, model: Path, *, fuse_qdq: bool = True) -> NDArray[np.float32]:
     """Return the answers [images, classes] of a model file to the evaluation images."""
-    case, session = CASES[case_name], Session(model, threads=1)
+    case, session = CASES[case_name], Session(model, threads=1, fuse_qdq=fuse_qdq)
     feeds = case.batches(case.evaluation, batch=20)
     return np.concatenate([session.run(item)[session.outputs[0]] for item in feeds])
 

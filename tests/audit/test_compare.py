@@ -49,7 +49,7 @@ def test_sequences_and_texts_are_compared_too() -> None:
     source, emitted = (
         parser.parse_model(text.replace("BY", by).replace("NAME", name)) for by, name in (("1", "dog"), ("0.9", "ant"))
     )
-    found = compared(source, emitted, dataset(8), describe_outputs(prepare(source, 18)), timed=False)
+    found = compared(source, emitted, dataset(8), describe_outputs(prepare(source, 18)), on_integers=False)
     assert found.agreement.outputs["label"]["same"] == 0.75 and found.agreement.outputs["label"]["sqnr_db"] is None
     assert found.agreement.outputs["parts"]["sqnr_db"] == pytest.approx(10 * np.log10(2 / 0.1**2), abs=1e-4)
 
