@@ -141,6 +141,9 @@ REWRITES = {
         POOL + "<int64[1] a = {-1}, int64[1] f = {2}, int64[1] t = {3}>"
         "{ s = Shape(x) c = Slice(s, f, t) p = Concat<axis = 0>(f, c) y = Pad<mode = \"edge\">(x, p, , a) }",
         DYNAMIC, "Shape Slice Concat Concat Gather Pad"),
+    "region of interest that holds nothing": (
+        POOL + "<float[0] r = {}, float[4] s = {1, 1, 2, 2}> { y = Resize<mode = \"nearest\">(x, r, s) }",
+        DYNAMIC, "Resize"),
     "Resize of two axes": (
         POOL + "<float[2] s = {2, 1.5}> { y = Resize<axes = [-1, 2], mode = \"linear\">(x, , s) }", DYNAMIC, "Resize"),
     "Resize of two axes to sizes": (

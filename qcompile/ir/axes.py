@@ -45,6 +45,14 @@ def _resize(graph: Graph, node: Node) -> bool:
     return True
 
 
+def _leave_out(graph: Graph, node: Node) -> bool:
+    """An optional input that holds nothing is one that is left out: TensorRT warns of a constant without values."""
+    empty = [place for place in range(1, len(node.inputs)) if optional_input(node, place) and not _filled(node, place)]
+    for place in empty:
+        node.inputs[place] = Variable.empty()
+    return bool(empty)
+
+
 def _filled(node: Node, position: int) -> Tensor | None:
     """Return an input, or None where it is left out or holds nothing."""
     tensor = optional_input(node, position)
@@ -85,4 +93,5 @@ def _spread(graph: Graph, node: Node, values: Tensor, places: Sequence[int], oth
 AXES = (
     rule("pads of all axes", "Pad", _pad),
     rule("scales of all axes", "Resize", _resize),
+    rule("no empty inputs", "Resize", _leave_out),
 )

@@ -267,3 +267,9 @@ def test_ppocr(shared_assets: Path, as_qmodel: AsQModel, same_outputs: Same) -> 
     same_outputs(
         source, model.graph, [{"x": (1, 3, 64, 96)}, {"x": (2, 3, 96, 64)}], rtol=1e-4
     )  # 62 layers of rounding
+
+
+def test_what_holds_nothing_is_left_out(model_of: Build, as_qmodel: AsQModel) -> None:
+    model = as_qmodel(model_of(REWRITES["region of interest that holds nothing"][0]))
+    NormalizeGraph().run(model)
+    assert [tensor.name for tensor in model.graph.nodes[0].inputs] == ["x", "", "s"]
