@@ -56,8 +56,8 @@ class Target:
     input. `unrounded_sums`: an Add takes the result of the layer in front of it before it is rounded, so that operand
     has no quantizer. `unrounded_floats`: float nodes, too, read what a layer makes before it is rounded. `movement`
     says where what moves or clips codes stands: on them, or in float around them. `packing` names the forms of weights
-    below 8 bits, the usual one first; `packing_alone` those of weights that alone have codes, none where a target has no
-    use for such; `bias` the type that biases are written in.
+    below 8 bits, the usual one first; `packing_alone` those of weights that alone have codes, where there is a use for
+    such; `bias` the type that biases are written in.
 
     `runtime` is the oldest version that files run on. What needs a later one is counted in where `runtime` is that:
     `codes_since` names the versions from which operators are `codes`, `packing_since` those of forms of weights.

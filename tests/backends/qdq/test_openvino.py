@@ -28,7 +28,8 @@ DEPLOYMENT = Path(__file__).parents[3] / "docs" / "deployment.md"
 ROUNDING = 1e-5  # of the largest value: float32 sums in another order; a code that is off by one is far more
 installed = pytest.mark.skipif(util.find_spec("openvino") is None, reason="openvino is not installed")
 
-BOTTLENECK = """net (float[N,3,8,8] image, float[4,3,3,3] W1, float[4,4,3,3] W2, float[4,4,1,1] W3) => (float[N,4,P,Q] y) {
+BOTTLENECK = """net (float[N,3,8,8] image, float[4,3,3,3] W1, float[4,4,3,3] W2, float[4,4,1,1] W3)
+  => (float[N,4,P,Q] y) {
   [stem] a = Conv(image, W1)  [inner] b = Conv<pads = [1,1,1,1]>(a, W2)  [relu] c = Relu(b)
   [sum] s = Add(a, c)  [head] y = Conv(s, W3)
 }"""

@@ -1,1 +1,0 @@
-"""Float graphs of fake-quantized values."""
