@@ -31,7 +31,6 @@ from qcompile.program.readers import Readers
 from qcompile.quant.bias import with_room_for_bias
 from qcompile.quant.params import ActivationSpec, Quantizer, WeightSpec
 from qcompile.quant.plan import Edge, Form, Plan
-from qcompile.quant.powers import power_above
 from qcompile.quant.scales import quantize_weight
 from qcompile.targets.schema import Target
 
@@ -151,9 +150,8 @@ def _widen_for_kernels(nodes: Iterable[Node], plan: Plan, target: Target) -> Non
         share = target.least_output_scale.get(node.op)
         if share is not None and plan.form(node.name) is Form.ARITHMETIC and output is not None:
             given, made = plan.quantizers[plan.key(node.inputs[0].name)], plan.quantizers[Edge(output)]
-            scale = max(made.scale, float(np.float32(share * given.scale)))
-            scale = float(power_above(scale)) if plan.specs[Edge(output)].power_of_two else scale
-            plan.quantizers[Edge(output)] = replace(made, scale=scale)
+            least = float(np.float32(share * given.scale))
+            plan.quantizers[Edge(output)] = replace(made, scale=max(made.scale, least))
 
 
 def _observer(ranges: Ranges, root: str, specs: Sequence[ActivationSpec]) -> MinMax:

@@ -87,6 +87,15 @@ def test_a_settled_plan_stays() -> None:
     assert SettleScales().run(model) == 0 and model.plan.quantizers == before
 
 
+def test_powers_of_two_stay_with_a_note() -> None:
+    model = compiled(RESIDUAL, CALIBRATE)
+    model.plan.specs = {key: replace(spec, power_of_two=True) for key, spec in model.plan.specs.items()}
+    simple_ratios(model)
+    in_doubt_before, before = in_doubt(model), dict(model.plan.quantizers)
+    assert in_doubt_before and SettleScales().run(model) == 0 and model.plan.quantizers == before
+    assert [entry["node"] for entry in model.journal.by("settle-scales")] == in_doubt_before
+
+
 def test_a_grid_stays_within_its_bounds() -> None:
     model = compiled(BOUNDED, CALIBRATE, w=8, a=8)
     key = model.plan.key("d")

@@ -12,8 +12,10 @@ from command_line import DATA, Run
 from networks import NETWORKS, RELU6, Arrays, initializers, network, samples
 
 import qcompile
-from qcompile import Config, InputError
+from qcompile import Config, InputError, PassManager, open_model
 from qcompile.api import open_target
+from qcompile.passes.settle_scales import SettleScales
+from qcompile.pipeline import decide
 from qcompile.quant.params import Quantizer
 from qcompile.quant.powers import is_power
 from qcompile.runtime.session import Session
@@ -22,6 +24,16 @@ from qcompile.targets.schema import Target
 from qcompile.targets.several import merged
 
 ORT, TRT, ACADEMIC, OPENVINO = map(Target.load, ("ort-cpu", "tensorrt", "academic", "openvino"))
+BYTES = """like = "tensorrt"
+activations = "uint8"
+symmetric = false
+unrounded_sums = false
+arithmetic = [
+  "Add", "Mul", "AveragePool", "GlobalAveragePool", "LeakyRelu", "PRelu", "Sigmoid", "HardSigmoid", "HardSwish",
+]
+power_of_two = ["activations", "weights"]
+per_tensor_weights = ["Gemm"]
+"""
 SHIFTS = 'like = "tensorrt"\nname = "shifts"\npower_of_two = ["activations"]\nper_tensor_weights = ["depthwise"]\n'
 
 
@@ -125,6 +137,40 @@ def test_what_one_plan_says_for_ort_cpu_is_what_its_kernels_compute() -> None:
     assert scales[0].keys() == scales[1].keys() and scales[0]
     for name, array in scales[0].items():
         np.testing.assert_array_equal(scales[1][name], array)
+
+
+@pytest.mark.parametrize("name", ["residual", "squeeze_excite", "elementwise", "hard_swish", "prelu", "classifier"])
+def test_kernels_of_onnx_runtime_take_powers_of_two(tmp_path: Path, name: str) -> None:
+    """Scales that its kernels ask for, or that are settled for it, are powers of two where the other wants these."""
+    path = tmp_path / "bytes.toml"
+    path.write_text(BYTES, encoding="utf-8")
+    source = network(NETWORKS[name])
+    config = Config(target=f"ort-cpu,{path}", threads=1)
+    result = qcompile.compile(source, config, samples(source, count=32))
+    assert all(is_power(item.scale) for item in (*result.plan.quantizers.values(), *result.plan.weights.values()))
+    assert not result.report["audit"]["fused"]["missing"]
+    feeds = samples(source, seed=9)
+    found = qcompile.simulate(result.plan, feeds, source, config)
+    for output, expected in Session(result.model, threads=1).run(feeds).items():
+        np.testing.assert_array_equal(found[output], expected)
+
+
+def test_scales_are_settled_for_the_one_that_asks_for_it() -> None:
+    source = network(NETWORKS["residual"])
+    data, config = samples(source, count=32), Config(target="academic,ort-cpu", method="rtn", threads=1)
+    alone = open_model(source, replace(config, target="ort-cpu"), data)
+    PassManager(decide(alone.config)).run(alone)
+    assert SettleScales().run(alone) > 0  # there is something to settle
+    (ort_cpu,) = qcompile.compile(source, config, data).others
+    assert SettleScales().run(ort_cpu.qmodel) == 0
+
+
+def test_what_is_said_of_one_file_is_not_said_of_another() -> None:
+    source = network(NETWORKS["residual"])
+    config = Config(target="ort-cpu,openvino", pack="int4", method="rtn", threads=1)
+    result = qcompile.compile(source, config, samples(source, count=32))
+    for item in (result, *result.others):
+        assert item.qmodel.journal.warnings == ["--pack int4 has no effect: all weights have 8 bits"]
 
 
 def test_a_trained_plan_is_saved_once_and_read_again(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qcompile.quant.params import largest_code
+from qcompile.quant.params import WeightSpec, largest_code
 from qcompile.quant.scales import quantize_weight
 from qcompile.training.rounding import LEANING, hardened, soft_start
 
@@ -16,10 +16,15 @@ def soft(variable: np.ndarray) -> np.ndarray:
     return np.clip(1.2 / (1 + np.exp(-variable.astype(np.float64))) - 0.1, 0, 1)
 
 
-@given(st.integers(0, 2**31), st.sampled_from([2, 3, 4, 8]), st.sampled_from([0, 1]))
-def test_training_starts_at_the_float_weight_where_the_grid_has_it(seed: int, bits: int, axis: int) -> None:
+SPECS = [WeightSpec(), WeightSpec(power_of_two=True), WeightSpec(per_tensor=True)]
+
+
+@given(st.integers(0, 2**31), st.sampled_from([2, 3, 4, 8]), st.sampled_from([0, 1]), st.sampled_from(SPECS))
+def test_training_starts_at_the_float_weight_where_the_grid_has_it(
+    seed: int, bits: int, axis: int, spec: WeightSpec
+) -> None:
     exact = np.random.default_rng(seed).normal(0, 1, (5, 6, 3)).astype(np.float32)
-    weight = quantize_weight(exact, bits=bits, axis=axis)
+    weight = quantize_weight(exact, bits=bits, axis=axis, spec=spec)
     scale, variable, base = soft_start(exact, weight)
     start = scale * (base + soft(variable))
     low, high = scale * base, scale * (base + 1)
