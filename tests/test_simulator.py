@@ -21,6 +21,9 @@ arithmetic = ["Add", "Mul", "Concat", "GlobalAveragePool"]
 power_of_two = ["activations", "weights"]
 per_tensor_weights = ["depthwise", "MatMul"]
 """
+BLOCKS = """net (float[N,32] x, float[32,32] A, float[32,8] B) => (float[N,8] y) {
+  [one] a = MatMul(x, A)  [relu] b = Relu(a)  [two] y = MatMul(b, B)
+}"""
 EXACT = ("chain", "residual", "relu6", "concat", "squeeze_excite", "movers", "classifier", "attention", "prelu")
 
 
@@ -158,3 +161,18 @@ def test_other_scales_make_single_codes_differ(target: str) -> None:
     )
     np.testing.assert_allclose(found, expected, atol=0.05 * np.abs(expected).max())
     assert np.mean(np.abs(found - expected) > 1e-4 * np.abs(expected).max()) < 0.02
+
+
+@pytest.mark.parametrize("settings", [{}, {"block_size": 16}], ids=str)
+def test_a_saved_plan_of_weights_alone_is_read_again(tmp_path: Path, settings: dict[str, int]) -> None:
+    source = network(BLOCKS)
+    config = Config(target="tensorrt", w=4, a=32, method="rtn", threads=1, **settings)
+    data = samples(source, count=32)
+    result = qcompile.compile(source, config, data)
+    result.save(tmp_path / "out.onnx", plan=tmp_path / "p.npz")
+    again = qcompile.compile(source, config, data, plan=tmp_path / "p.npz")
+    assert again.model.SerializeToString() == result.model.SerializeToString()
+    for mode in ("integer", "fake-quant"):
+        for output, found in qcompile.simulate(tmp_path / "p.npz", data, source, mode=mode).items():
+            expected = run(result.model, data, fused=False)[output]
+            np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())

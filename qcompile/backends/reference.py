@@ -70,6 +70,8 @@ class Reference:
         """The sum of a layer, exact, with its bias: scaled, rounded once, half to even."""
         node, target = step.node, step.outputs[0].quantizer
         assert node is not None
+        if step.inputs[0].quantizer is None:
+            return self._on_floats(step, values)
         sums = self.sums(step, values)
         real = sums * along(node, self.scales(step, np.float64), sums.ndim)
         if (bias := self.plan.biases.get(node.name)) is not None:
@@ -77,6 +79,13 @@ class Reference:
         if target is None:
             return [real.astype(np.float32)]
         return [target.grid.clip(np.rint(real / target.scale) + target.zero_point)]
+
+    def _on_floats(self, step: Step, values: dict[str, Array]) -> list[Array]:
+        """A layer whose weight alone has codes, in float32."""
+        assert step.node is not None
+        name, data = step.node.name, [self._float(value, values) for value in step.inputs]
+        bias = [self.plan.biases[name]] if name in self.plan.biases else []
+        return self._session(step.node, "floats", [*data, self.plan.weights[name].dequantize(), *bias], {})
 
     def sums(self, step: Step, values: dict[str, Array]) -> Array:
         """Return the sum of products of codes of a layer, without its bias."""

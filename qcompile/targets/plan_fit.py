@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -166,7 +166,8 @@ def _specs(fit: _Fit) -> Problems:
 
 def _reads(fit: _Fit) -> Problems:
     """Compute nodes say through which quantizer they see each of their inputs, and no other edges do."""
-    edges = {Edge(item.name, node.name) for node in fit.of_form(Form.COMPUTE) for item in data_inputs(node)}
+    layers = [node for node in fit.of_form(Form.COMPUTE) if fit.plan.nodes[node.name].reads_codes]
+    edges = {Edge(item.name, node.name) for node in layers for item in data_inputs(node)}
     yield from (f"no quantizer is named for {edge}" for edge in sorted(edges - fit.plan.reads.keys()))
     yield from (f"there is no place for a quantizer on {edge}" for edge in sorted(fit.plan.reads.keys() - edges))
 
@@ -180,7 +181,7 @@ def _weights(fit: _Fit) -> Problems:
             yield f"node {node.name!r} has {has} constant weight, in the plan it has {planned}"
     for name, weight in fit.plan.weights.items():
         node = fit.nodes[name]
-        if weight.spec != fit.target.weight_spec(node):
+        if weight.spec != replace(fit.target.weight_spec(node), block=fit.plan.nodes[name].block):
             yield f"the scales of the weight of {name!r} are not those that the target asks for"
         wanted, axis = tuple(node.inputs[1].shape), weight_axis(node)
         if weight.codes.shape != wanted or weight.axis != axis:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-from networks import PLACE, compiled
+import pytest
+from networks import CORRECT, NETWORKS, PLACE, compiled, samples
 
 from qcompile.quant.grid import signed
 from qcompile.quant.params import Quantizer, WeightQuantizer
 from qcompile.quant.plan import Edge
+from qcompile.runtime.session import Session
 from qcompile.simulation import simulate
 
 LAYER = (
@@ -32,3 +34,13 @@ def test_a_layer_is_rounded_once_half_to_even() -> None:
     assert coded.tolist() == [[2, -3], [0, -1]]
     # Behind the last layer nothing is rounded: 2 -> 4, -3 -> -6, sums of codes 2 * 3 - 3 * -2 = 12, 2 - 12 = -10 ...
     np.testing.assert_array_equal(values["z"], np.array([[6.25, -23.0], [1.25, -11.0]], np.float32))
+
+
+@pytest.mark.parametrize("name", ["chain", "classifier", "attention"])
+def test_layers_whose_weights_alone_have_codes_are_in_float(name: str) -> None:
+    model = compiled(NETWORKS[name], CORRECT, target="tensorrt", w=4, a=32)
+    feeds = samples(model.source)
+    values = simulate(model.graph, model.plan, "integer").run(feeds)
+    fake = Session(simulate(model.graph, model.plan, "float"), level="off", fuse_qdq=False).run(feeds)
+    for output, expected in fake.items():
+        np.testing.assert_allclose(values[output], expected, atol=1e-5 * np.abs(expected).max())  # order of sums
