@@ -25,7 +25,7 @@ class InsertQDQ:
         """Write `model.emitted`; return the number of steps."""
         program = lower(model.graph, model.plan)
         target, write = model.target, backend_of(model.target).writer
-        forms = (target.forms_of_weights(self.pack), target.bias, target.movement)
+        forms = (target.forms_of_weights(self.pack), target.bias, target.movement, target.costly_zero_points)
         model.emitted = write(model.graph, model.plan, program, *forms, store=model.store).model()
         tell_origin(model.emitted, model)
         weights = model.plan.weights.values()

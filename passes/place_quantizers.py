@@ -14,6 +14,8 @@ from qcompile.qmodel import QModel
 from qcompile.quant.params import ActivationSpec
 from qcompile.quant.plan import WIDE, Edge, Form
 
+CENTRED, ALWAYS = 1.125, 2.0  # times as large a scale: 1 dB, and what a range on one side of 0 takes
+
 
 @dataclass(frozen=True)
 class PlaceQuantizers:
@@ -92,13 +94,13 @@ class _Placement:
             wide = max(edges, default=WIDE)
             if root in shared:
                 wide = max(wide, self.residual_bits) if edges else WIDE
-            spec = self._spec(tensors[root], wide)
+            spec = self._centred(self._spec(tensors[root], wide), [edge for group in edges.values() for edge in group])
             self.plan.specs[Edge(root)] = spec
             for bits in sorted(edges):
                 key = Edge(root) if spec.serves(bits) else edges[bits][0]
                 if key.reader:
                     grid = self.model.target.grid(bits, spec.lower)
-                    self.plan.specs[key] = replace(spec, grid=grid, even_zero_point=False, fixed=None)
+                    self.plan.specs[key] = replace(spec, grid=grid, even_zero_point=False, fixed=None, centred=1.0)
                 self.plan.reads.update(dict.fromkeys(edges[bits], key))
 
     def _asked(self, tensors: dict[str, Tensor]) -> tuple[dict[str, dict[int, list[Edge]]], set[str]]:
@@ -120,6 +122,13 @@ class _Placement:
             if is_output(self.graph, tensor):
                 shared |= read_as_float
         return asked, shared
+
+    def _centred(self, spec: ActivationSpec, edges: list[Edge]) -> ActivationSpec:
+        """Say how much larger the scale may be for a zero point in the middle, which a product of activations needs."""
+        if not self.model.target.costly_zero_points or spec.bits != WIDE or spec.lower >= 0:
+            return spec
+        product = any(not self.plan.nodes[edge.reader].weight_bits for edge in edges)
+        return replace(spec, centred=ALWAYS if product else CENTRED)
 
     def _is_float(self, tensor: Tensor) -> bool:
         """Say whether the float value of a tensor is there before it is rounded: float nodes read that."""

@@ -96,8 +96,10 @@ def choose(
     else:
         assert isinstance(observed, Histogram), f"{method} needs a histogram"
         lo, hi = METHODS[method](Distribution.inside(observed, least, most), spec, percentile)
-    scale, zero_point = grids(np.array([lo]), np.array([hi]), spec)
-    found = Quantizer(spec.grid, float(scale[0]), spec.grid.low + int(zero_point[0]))
+    found = _of_range(lo, hi, spec)
+    if spec.centred > 1 and lo < 0 < hi:
+        middle = _of_range(lo, hi, replace(spec, symmetric=True))
+        found = middle if found.scale < middle.scale <= spec.centred * found.scale else found
     found = _within_bounds(found, spec) if spec.power_of_two else found
     if not (found.scale > 0 and found.grid.is_held):
         raise InputError(
@@ -105,6 +107,11 @@ def choose(
             remedy="keep the node that makes it in float",
         )
     return found
+
+
+def _of_range(lo: float, hi: float, spec: ActivationSpec) -> Quantizer:
+    scale, zero_point = grids(np.array([lo]), np.array([hi]), spec)
+    return Quantizer(spec.grid, float(scale[0]), spec.grid.low + int(zero_point[0]))
 
 
 def _within_bounds(found: Quantizer, spec: ActivationSpec) -> Quantizer:
@@ -139,7 +146,7 @@ def grids(lo: Reals, hi: Reals, spec: ActivationSpec) -> tuple[Reals, NDArray[np
     highest = np.full_like(below, steps) if upper < LEAST_SCALE else below
     zero_point = np.clip(np.stack([below, below + stride, highest]), 0, steps - steps % stride)
     if spec.symmetric:
-        zero_point = np.full_like(zero_point[:1], -spec.grid.low)
+        zero_point = np.full_like(zero_point[:1], spec.grid.middle - spec.grid.low)
     above = steps - zero_point
     scale = np.maximum(scale, np.maximum(-lo / (zero_point + 0.5), hi / (above + 0.5)))
     if spec.power_of_two:

@@ -45,8 +45,9 @@ WIDEST_IR = 8  # what ONNX Runtime 1.19 and everything later reads
 class Writer:
     """Writes one program. `packing` are forms of weights in the order tried, `biases` "int32" or "float32".
 
-    `movement`: what moves codes stands on them ("codes") or "behind-dq". `fake` keeps weights and biases in float.
-    Large constants go to `store`, if there is one.
+    `movement`: what moves codes stands on them ("codes") or "behind-dq". `around_0`: codes are written less their zero
+    point where int8 holds them. `fake` keeps weights and biases in float. Large constants go to `store`, if there is
+    one.
 
     The fake form is the float simulation: the same nodes around float weights, to be run without Q/DQ fusion.
     """
@@ -57,6 +58,7 @@ class Writer:
     packing: tuple[str, ...] = ("planes",)
     biases: str = "int32"
     movement: str = "codes"
+    around_0: bool = False
     fake: bool = False
     store: Store | None = None
     nodes: list[onnx.NodeProto] = field(default_factory=list)
@@ -118,7 +120,7 @@ class Writer:
         (source,), (target,) = step.inputs, step.outputs
         tensor = self.tensors.get(source.name)
         if isinstance(tensor, Constant) and target.quantizer is not None:
-            name = self.constants.put(quantize(tensor.values, target.quantizer), target.name)
+            name = self.constants.put(quantize(tensor.values, self.written(target.quantizer)), target.name)
             self.dequantized[target.name] = self.reading(name, target.quantizer, f"{target.name}_dq")
             return
         self.codes_of(self.clipped(step, self.float_of(source)), target)
@@ -221,10 +223,9 @@ class Writer:
 
     def codes_of(self, source: str, target: Value) -> None:
         """Write QuantizeLinear, and the Clip of a narrow grid, that make the codes of `target` from a float tensor."""
-        quantizer = target.quantizer
-        assert quantizer is not None
+        assert target.quantizer is not None
+        quantizer, codes = self.written(target.quantizer), target.name
         grid = quantizer.grid
-        codes = target.name
         narrow = grid.is_narrow and not self._stays_within(source, quantizer)
         if narrow and self.movement == "behind-dq":
             source, narrow = self._to_ends(source, quantizer, target.name), False
@@ -263,11 +264,17 @@ class Writer:
 
     def reading(self, source: str, quantizer: Quantizer, output: str) -> str:
         """Write a DequantizeLinear of codes; return its output, `output`."""
-        parameters = self.parameters(quantizer, source)
+        parameters = self.parameters(self.written(quantizer), source)
         self.nodes.append(
             helper.make_node("DequantizeLinear", [source, *parameters], [output], self.name(f"{output}/DQ"))
         )
         return output
+
+    def written(self, quantizer: Quantizer) -> Quantizer:
+        """Return the quantizer with the codes that the file has: of the same values."""
+        grid, zero = quantizer.grid, quantizer.zero_point
+        moved = Quantizer(Grid(grid.low - zero, grid.high - zero, "int8"), quantizer.scale, 0)
+        return moved if self.around_0 and zero and moved.grid.is_held else quantizer
 
     def parameters(self, quantizer: Quantizer, stem: str) -> list[str]:
         """Return the names of scale and zero point."""

@@ -30,6 +30,11 @@ class Grid:
         return self.high - self.low
 
     @property
+    def middle(self) -> int:
+        """The zero point of a symmetric quantizer: 0 in int8."""
+        return 0 if self.container == "int8" else (self.steps + 1) // 2
+
+    @property
     def dtype(self) -> np.dtype[Any]:
         """The container as numpy's type."""
         return np.dtype(self.container)

@@ -21,8 +21,9 @@ class ActivationSpec:
     `lower` and `upper` bound the real values (an absorbed Relu6 gives 0 and 6: those of the grid never leave them).
     `even_zero_point` is for outputs of kernels that round after adding the zero point.
     `fixed` is a quantizer that the operator dictates; calibration leaves it alone.
-    `symmetric`: the zero point is 0. `power_of_two`: the scale is a power of two; where the bounds lie within the grid
-    then, the quantizer has the codes between them alone.
+    `symmetric`: the zero point is 0. `centred`: of a range on both sides of 0 it is the middle of the grid, where the
+    scale then is at most so many times as large (at twice it always is). `power_of_two`: the scale is a power of two;
+    where the bounds lie within the grid then, the quantizer has the codes between them alone.
     """
 
     grid: Grid
@@ -31,6 +32,7 @@ class ActivationSpec:
     even_zero_point: bool = False
     fixed: Quantizer | None = None
     symmetric: bool = False
+    centred: float = 1.0
     power_of_two: bool = False
 
     @property

@@ -29,7 +29,7 @@ from qcompile.quant.params import ActivationSpec, Quantizer, WeightQuantizer, We
 from qcompile.quant.plan import Bias, Boundary, Edge, Form, NodePlan, Plan, Unit
 from qcompile.quant.plan_check import plan_problem
 
-VERSION = 6
+VERSION = 7
 AGAIN = "make it again with --save-plan"
 ARRAYS = ("codes", "scale", "step", "offset")  # of a WeightQuantizer
 Contents = dict[str, NDArray[Any]]
@@ -74,6 +74,7 @@ _SPEC = record(
     even_zero_point={"type": "boolean"},
     fixed={"anyOf": [{"type": "null"}, _QUANTIZER]},
     symmetric={"type": "boolean"},
+    centred={"type": "number", "minimum": 1, "maximum": 2},
     power_of_two={"type": "boolean"},
 )
 _WEIGHT = record(
@@ -291,7 +292,7 @@ def _spec(row: Mapping[str, Any]) -> ActivationSpec:
     lower = -math.inf if row["lower"] is None else row["lower"]
     upper = math.inf if row["upper"] is None else row["upper"]
     fixed = _quantizer(row["fixed"]) if row["fixed"] else None
-    rest = {key: row[key] for key in ("even_zero_point", "symmetric", "power_of_two")}
+    rest = {key: row[key] for key in ("even_zero_point", "symmetric", "centred", "power_of_two")}
     return ActivationSpec(Grid(**row["grid"]), lower, upper, fixed=fixed, **rest)
 
 
@@ -307,6 +308,7 @@ def _spec_row(spec: ActivationSpec) -> dict[str, Any]:
         "even_zero_point": spec.even_zero_point,
         "fixed": _plain(spec.fixed) if spec.fixed else None,
         "symmetric": spec.symmetric,
+        "centred": spec.centred,
         "power_of_two": spec.power_of_two,
     }
 

@@ -30,8 +30,8 @@ DIGITS: Final = 8  # of the hash of a table
 # By the backend of the target that a file is like: facts that its writer rests on.
 KEPT: Final[Mapping[str, Collection[str]]] = {
     "ort-cpu": (
-        *("opset", "activations", "symmetric", "unrounded_sums", "unrounded_floats", "movement", "bias"),
-        *("power_of_two", "per_tensor_weights", "packing_alone"),
+        *("opset", "activations", "symmetric", "costly_zero_points", "unrounded_sums", "unrounded_floats"),
+        *("movement", "bias", "power_of_two", "per_tensor_weights", "packing_alone"),
     ),
     "academic": (*PACKING, "movement", "bias"),
     "qdq": (),
@@ -111,6 +111,7 @@ def _facts(base: Table, known: Mapping[str, Table]) -> dict[str, Any]:
         "opset": {"type": "integer", "minimum": 18, "maximum": 21, "description": "a whole number from 18 to 21"},
         "activations": _one_of(get_args(Container)),
         "symmetric": _FLAG,
+        "costly_zero_points": _FLAG,
         "unrounded_sums": _FLAG,
         "unrounded_floats": _FLAG,
         "movement": _one_of(("codes", "behind-dq")),

@@ -52,12 +52,13 @@ class Target:
     so in float, on values that are rounded to the same grids.
 
     `backend` is what writes the files. `activations` is the type of the codes of activations, `symmetric` where their
-    zero point is 0; `least_output_scale` the smallest scale of an output that a kernel takes, as a share of that of its
-    input. `unrounded_sums`: an Add takes the result of the layer in front of it before it is rounded, so that operand
-    has no quantizer. `unrounded_floats`: float nodes, too, read what a layer makes before it is rounded. `movement`
-    says where what moves or clips codes stands: on them, or in float around them. `packing` names the forms of weights
-    below 8 bits, the usual one first; `packing_alone` those of weights that alone have codes, where there is a use for
-    such; `bias` the type that biases are written in.
+    zero point is 0, `costly_zero_points` where one takes time, so that as many as may be are 0; `least_output_scale`
+    the smallest scale of an output that a kernel takes, as a share of that of its input. `unrounded_sums`: an Add takes
+    the result of the layer in front of it before it is rounded, so that operand has no quantizer. `unrounded_floats`:
+    float nodes, too, read what a layer makes before it is rounded. `movement` says where what moves or clips codes
+    stands: on them, or in float around them. `packing` names the forms of weights below 8 bits, the usual one first;
+    `packing_alone` those of weights that alone have codes, where there is a use for such; `bias` the type that biases
+    are written in.
 
     `runtime` is the oldest version that files run on. What needs a later one is counted in where `runtime` is that:
     `codes_since` names the versions from which operators are `codes`, `packing_since` those of forms of weights.
@@ -76,6 +77,7 @@ class Target:
     backend: str
     activations: Container
     symmetric: bool
+    costly_zero_points: bool
     unrounded_sums: bool
     unrounded_floats: bool
     movement: Literal["codes", "behind-dq"]

@@ -30,6 +30,7 @@ RULES: Final[Mapping[str, Rule]] = {
     **dict.fromkeys(("even_zero_point", "per_tensor_weights"), _joined),
     "power_of_two": lambda items: tuple(sorted(_joined(items))),
     "symmetric": any,
+    "costly_zero_points": any,
     "unrounded_sums": all,  # who would add what is not rounded takes what is
     "unrounded_floats": all,
     "bias": lambda items: "int32" if "int32" in items else "float32",

@@ -16,14 +16,16 @@ from qcompile.quant.powers import is_power
 
 
 def activation_codes(emitted: Emitted) -> Iterator[Finding]:
-    """Activations have codes of the target's type, with zero points of 0 where it wants them symmetric."""
+    """Activations have codes of the target's type, with zero points of 0 where it wants that and they can be."""
+    target = emitted.target
     for node in emitted.nodes:
         if node.op_type != "QuantizeLinear":
             continue
         kind, (_, zero_point) = emitted.kinds[node.output[0]], emitted.parameters(node)
-        if type_name(kind) != emitted.target.activations:
-            yield node.name, f"it makes {type_name(kind)}, not {emitted.target.activations}"
-        elif emitted.target.symmetric and np.any(zero_point):
+        around_0 = target.costly_zero_points and type_name(kind) == "int8"
+        if type_name(kind) != target.activations and not around_0:
+            yield node.name, f"it makes {type_name(kind)}, not {target.activations}"
+        elif (target.symmetric or around_0) and np.any(zero_point):
             yield node.name, f"its zero point is {int(zero_point)}, not 0"
 
 

@@ -65,7 +65,7 @@ def test_every_planned_layer_runs_on_integers_in_openvino(name: str, precision: 
     model = emitted(name, **precision)
     compiled_file = openvino_model(file_of(model))
     types = layer_types(compiled_file)
-    planned = sum(node.form is Form.COMPUTE for node in model.plan.nodes.values())
+    planned = len(model.plan.weights)
     assert sum(types[kind] for kind in INTEGERS) == types.total() == planned
     feeds = samples(model.source)
     found = outputs(compiled_file, feeds)
@@ -81,17 +81,29 @@ def test_the_lines_of_the_docs_show_the_types(
     monkeypatch.chdir(tmp_path)
     (lines,) = re.findall(r"```py\n(.*?)```", DEPLOYMENT.read_text(encoding="utf-8"), re.DOTALL)
     exec(lines, {})
-    assert [line.split()[-1] for line in capsys.readouterr().out.splitlines()] == ["u8"] * 3
+    assert [line.split()[-1] for line in capsys.readouterr().out.splitlines()] == ["i8", "u8", "u8"]
 
 
 def test_inputs_of_layers_alone_have_pairs(golden: Callable[[str, str], None]) -> None:
     golden("qdq/openvino_residual.txt", golden_text(file_of(emitted("residual", w=4, a=4))))
 
 
-def test_products_of_two_activations_stay_float() -> None:
+def test_of_two_products_of_activations_scores_alone_are_on_integers() -> None:
+    """With codes around 0 on both sides: of others the kernel would be slower than float."""
     plan = emitted("attention").plan
-    assert {name for name in ("scores", "mix") if plan.form(name) is Form.FLOAT} == {"scores", "mix"}
+    assert plan.form("scores") is Form.COMPUTE and plan.form("mix") is Form.FLOAT
     assert all(plan.form(name) is Form.COMPUTE for name in ("query", "key", "value", "head"))
+    assert {plan.quantizers[plan.key(name, "scores")].zero_point for name in ("q", "t")} == {128}
+
+
+def test_codes_are_around_0_where_int8_holds_them() -> None:
+    """The values are those of the plan: as many levels below 0 as its zero point says."""
+    model = emitted("hard_swish", w=4, a=4, first_last_bits=4)
+    arrays, quantizers = initializers(file_of(model)), model.plan.quantizers.values()
+    assert all(quantizer.zero_point for quantizer in quantizers)
+    activations = [node for node in file_of(model).graph.node if node.op_type == "QuantizeLinear"]
+    assert len(activations) == len(quantizers) == 2
+    assert [(arrays[node.input[2]].dtype, int(arrays[node.input[2]])) for node in activations] == [(np.int8, 0)] * 2
 
 
 def test_weights_are_never_taken_apart_by_bit_operations() -> None:
