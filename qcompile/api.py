@@ -289,6 +289,9 @@ def _open_one(name: str, config: Config) -> Target:
 
 def _check_forms(config: Config, target: Target) -> None:
     """Raise InputError where something is asked for that the target does not have."""
+    if not target.packing and config.a != FLOAT_BITS:
+        what = f"--a {config.a} is of no use on {target.name}, which has kernels for quantized weights alone"
+        raise InputError(what, remedy=f"give --a {FLOAT_BITS}, with --w 4 --block-size 32 for example")
     if not target.packing:
         what = f"--a {FLOAT_BITS}, which quantizes weights alone, is of no use on {target.name}"
         able = [name for name in known() if Target.load(name).packing_alone]

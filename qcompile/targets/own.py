@@ -119,7 +119,8 @@ def _facts(base: Table, known: Mapping[str, Table]) -> dict[str, Any]:
         "power_of_two": _list_of(("activations", "weights")),
         "per_tensor_weights": _list_of({"depthwise", *base["compute"]}),
         "packing_alone": _list_of({"int4", "none"}),
-        "packing": _list_of({form for table in tables for form in table["packing"]}) | {"minItems": 1},
+        "packing": _list_of({form for table in tables for form in table["packing"]})
+        | {"minItems": min(1, len(base["packing"]))},
         **{key: _list_of({op for table in tables for op in _operators(table, key)}) for key in OPERATORS},
     }
     return {key: schema for key, schema in facts.items() if key not in KEPT[base["backend"]]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from qcompile.simulation import simulate
 
 LAYERS = ("wide", "narrow", "head", "last")
 SETTINGS = {"w": 4, "a": 32, "first_last_bits": 4}
-TARGETS = ("tensorrt", "academic")
+TARGETS = ("tensorrt", "academic", "ort-cuda")
 
 
 def emitted(target: str = "tensorrt", **settings: Any) -> QModel:
@@ -135,8 +136,20 @@ def test_integers_of_blocks_are_those_of_their_scales() -> None:
     np.testing.assert_array_equal(codes, expected)
 
 
+def test_ort_cuda_gives_matrices_to_the_kernel_that_unpacks(tmp_path: Path) -> None:
+    """ONNX Runtime makes the same node of it on every provider; Gemm has no such kernel in every version."""
+    model = emitted("ort-cuda", **SETTINGS, block_size=16)
+    assert model.emitted is not None and model.plan.form("head") is Form.FLOAT
+    Session(model.emitted, threads=1, save_optimized=tmp_path / "optimized.onnx")
+    ran = onnx.load(tmp_path / "optimized.onnx").graph.node
+    kinds = {node.output[0]: node.op_type for node in ran}
+    made = {node.name: node.output[0] for node in model.emitted.graph.node}
+    assert {kinds[made[layer]] for layer in ("wide", "narrow")} == {"MatMulNBits"}
+
+
 REFUSED = {
     "a target that has no use for it": ({"a": 32}, "of no use on ort-cpu"),
+    "codes of activations on a target that has none": ({"target": "ort-cuda"}, "--a 8 is of no use on ort-cuda"),
     "blocks beside codes": ({"block_size": 32, "target": "tensorrt"}, "beside quantized inputs"),
     "no power of two": ({"a": 32, "block_size": 48, "target": "tensorrt"}, "no power of two"),
     "too small": ({"a": 32, "block_size": 8, "target": "tensorrt"}, "out of range"),
