@@ -169,8 +169,12 @@ class Config:
             check_pattern("--keep-float", pattern)
         for pattern, weight_bits, input_bits in self.bits:
             check_pattern("--bits", pattern)
-            for letter, count in (("w", weight_bits), ("a", input_bits)):
-                check_range(f"--bits {pattern}={letter}", count, *BITS)
+            check_range(f"--bits {pattern}=w", weight_bits, *BITS)
+            if self.a != FLOAT_BITS:
+                check_range(f"--bits {pattern}=a", input_bits, *BITS)
+            elif input_bits != FLOAT_BITS:
+                what = f"--bits {pattern}={weight_bits},{input_bits} quantizes inputs, --a {FLOAT_BITS} weights alone"
+                raise InputError(what, remedy=f"give {pattern}={weight_bits},{FLOAT_BITS}")
 
     @property
     def chosen_method(self) -> Method:

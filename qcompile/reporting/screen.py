@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
+from qcompile.flags import FLOAT_BITS
 from qcompile.passmanager import PassRun
 from qcompile.progress import listening
 from qcompile.qmodel import QModel
@@ -66,6 +67,8 @@ class Screen:
             self.shown = tables.float_view(nodes)
             oldest = "" if model.target.kernels == "others" else f", ONNX Runtime {model.target.runtime} or later"
             forms = tables.IN_FLOAT if model.target.kernels == "none" else tables.FORMS
+            if model.config.a == FLOAT_BITS:
+                forms = tables.ALONE
             self.show(tables.plan_view(nodes, quantizer_rows(model), model.target.name + oldest, forms))
         if not self.quiet and run.name == "check-data":
             for line in model.first_batch:

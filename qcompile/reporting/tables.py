@@ -29,6 +29,7 @@ IN_FLOAT = FORMS | {
     Form.ARITHMETIC: "reads and gives quantized",
     Form.CODES: "moves quantized",
 }  # of a target without integer kernels
+ALONE = FORMS | {Form.COMPUTE: "quantized weights alone"}
 
 
 def plan_view(nodes: Sequence[Row], quantizers: Sequence[Row], target: str, forms: Mapping[Form, str] = FORMS) -> View:

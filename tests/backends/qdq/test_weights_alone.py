@@ -150,6 +150,10 @@ def test_ort_cuda_gives_matrices_to_the_kernel_that_unpacks(tmp_path: Path) -> N
 REFUSED = {
     "a target that has no use for it": ({"a": 32}, "of no use on ort-cpu"),
     "codes of activations on a target that has none": ({"target": "ort-cuda"}, "--a 8 is of no use on ort-cuda"),
+    "inputs of one layer": (
+        {"a": 32, "bits": ("x=4,8",), "target": "tensorrt"},
+        "quantizes inputs, --a 32 weights alone; give x=4,32",
+    ),
     "blocks beside codes": ({"block_size": 32, "target": "tensorrt"}, "beside quantized inputs"),
     "no power of two": ({"a": 32, "block_size": 48, "target": "tensorrt"}, "no power of two"),
     "too small": ({"a": 32, "block_size": 8, "target": "tensorrt"}, "out of range"),
