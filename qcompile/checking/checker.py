@@ -87,11 +87,11 @@ def by_rules(file: QuantizedFile, found: Sequence[Found]) -> dict[str, bool]:
 
 def findings(file: QuantizedFile, target: str, kernels: Kernels | None) -> Iterator[Found]:
     """Yield what the rules of a target find; where the runtime is here, it has the last word on what runs in float."""
-    integer = kernels.integer if kernels else {}
+    asked = kernels is not None and not kernels.verdict.refused
     explained = set[str]()
     for rule in RULES.values():
         for node, detail in rule.find(file) if target in rule.runtimes else ():
-            if rule.contradicted(integer.get(node)):
+            if kernels is not None and asked and rule.contradicted(kernels.integer, node):
                 continue
             explained |= {node} if rule.kernels == "missed" else set()
             yield found_by(rule, node, detail)

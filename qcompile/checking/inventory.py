@@ -9,7 +9,7 @@ import numpy as np
 from onnx import NodeProto
 
 from qcompile.checking.graph import DEQUANTIZE, QUANTIZE, QuantizedFile, is_quantized
-from qcompile.checking.layers import BITS, Array, Codes, Layer, bounds_of, codes_behind, grid, layers
+from qcompile.checking.layers import BITS, Array, Codes, Layer, codes_behind, grid, layers, symmetric
 from qcompile.checking.result import Encoding, Operators
 from qcompile.emission.emitted import type_name
 
@@ -90,12 +90,6 @@ def weight_encoding(file: QuantizedFile, layer: Layer) -> Encoding | None:
     values = file.value(codes.tensor) if not codes.packed else None
     used = BITS.get(codes.kind, 0) if values is None else bits_used(values, layer.axis)
     return Encoding(codes.kind, used, symmetric(codes), codes.granularity)
-
-
-def symmetric(codes: Codes) -> bool:
-    """Say whether 0 is in the middle of the type of the codes; not where that is computed as the model runs."""
-    low, high = bounds_of(codes.kind)
-    return codes.zero_point is not None and bool((codes.zero_point.astype(np.int64) == (low + high + 1) // 2).all())
 
 
 def bits_used(values: Array, axis: int) -> int:

@@ -36,7 +36,8 @@ class Kernels:
         optimized = QuantizedFile(model)
         known = {node.name for node in file.nodes}
         for node in optimized.nodes:
-            if (name := node.name.removesuffix(MERGED)) in known:
+            name = node.name if node.name in known else node.name.removesuffix(MERGED)
+            if name in known:
                 self.operators[name] = node.op_type
                 self.integer[name] = on_integers(optimized, node)
         layers = [layer.node.name for layer in quantized(file)]

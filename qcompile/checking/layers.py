@@ -219,6 +219,12 @@ def bounds_of(kind: str) -> tuple[int, int]:
     return (0, 2**bits - 1) if kind.startswith("u") else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
 
 
+def symmetric(codes: Codes) -> bool:
+    """Say whether 0 is in the middle of the type of the codes; not where that is computed as the model runs."""
+    low, high = bounds_of(codes.kind)
+    return codes.zero_point is not None and bool((codes.zero_point.astype(np.int64) == (low + high + 1) // 2).all())
+
+
 def rows(layer: Layer, file: QuantizedFile) -> NDArray[np.int64] | None:
     """Return the weights of a layer minus their zero point, [output channels, products]; None where not known."""
     codes = layer.weight

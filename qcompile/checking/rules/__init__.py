@@ -24,7 +24,7 @@ class Rule:
     """What can be wrong with a quantized file.
 
     `runtimes` are those where it holds. `kernels`: "missed", a node that breaks it runs in float there; "used", it is
-    about integer kernels, so it says nothing of a node that runs in float.
+    about integer kernels, so it says nothing of a node that runs in float; "kept", the node is not optimized away.
     """
 
     code: str
@@ -33,11 +33,16 @@ class Rule:
     severity: Severity
     why: str
     mend: str
-    kernels: Literal["missed", "used", ""] = ""
+    kernels: Literal["missed", "used", "kept", ""] = ""
 
-    def contradicted(self, on_integers: bool | None) -> bool:
-        """Say whether a node cannot break it since it runs on integers, or in float; None where that is not known."""
-        return on_integers is not None and self.kernels == ("missed" if on_integers else "used")
+    def contradicted(self, integer: Mapping[str, bool], node: str) -> bool:
+        """Say whether a node cannot break it by what the runtime makes of it.
+
+        `integer` says of the nodes that are left in the optimized graph whether they run on integers.
+        """
+        if node not in integer:
+            return self.kernels == "kept"
+        return self.kernels == ("missed" if integer[node] else "used")
 
     def find(self, file: QuantizedFile) -> list[Finding]:
         """Return (node, detail) for every place where the file breaks it; none for what only a runtime can tell."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from qcompile.checking.graph import BIT_OPERATORS, CARRIED, QuantizedFile
-from qcompile.checking.layers import BYTES, LAYERS, Layer, codes_behind, layers, quantized
+from qcompile.checking.layers import BYTES, LAYERS, Layer, codes_behind, layers, quantized, symmetric
 from qcompile.emission.emitted import Finding
 from qcompile.runtime.unpack import behind
 
@@ -40,15 +40,17 @@ def transposed_floats(file: QuantizedFile) -> Iterator[Finding]:
 
 
 def symmetric_weights(file: QuantizedFile) -> Iterator[Finding]:
-    """Weights are int8 with zero point 0 behind what makes them from constants."""
+    """Weights are int8 with zero point 0 behind what makes them from constants; second operands have zero point 0."""
     for layer in between_pairs(file):
         codes = layer.weight
-        if codes is None or not layer.constant:
+        if codes is None:
             continue
-        if codes.kind != "int8":
+        if layer.constant and codes.kind != "int8":
             yield layer.node.name, f"its weight is {codes.kind}"
-        elif codes.zero_point is not None and codes.zero_point.any():
+        elif layer.constant and codes.zero_point is not None and codes.zero_point.any():
             yield layer.node.name, "its weight has zero points that are not 0"
+        elif not layer.constant and codes.zero_point is not None and not symmetric(codes):
+            yield layer.node.name, "its second operand is not quantized around the middle of its type"
 
 
 def zero_points_of_convolutions(file: QuantizedFile) -> Iterator[Finding]:

@@ -61,15 +61,16 @@ def absorbed_clips(file: QuantizedFile) -> Iterator[Finding]:
 def byte_weights(file: QuantizedFile) -> Iterator[Finding]:
     """Weights reach DequantizeLinear as 8-bit integers; ones of 4 bits do for MatMul and Gemm, in blocks."""
     for layer in meant(file):
-        if layer.weight is not None and layer.weight.kind not in BYTES:
+        if layer.weight is not None and layer.constant and layer.weight.kind not in BYTES:
             yield layer.node.name, f"its weight is {layer.weight.kind}"
 
 
 def byte_activations(file: QuantizedFile) -> Iterator[Finding]:
     """Activations have 8-bit codes."""
     for layer in meant(file):
-        if layer.data is not None and layer.data.kind not in BYTES:
-            yield layer.node.name, f"its input is {layer.data.kind}"
+        wide = next((codes.kind for codes in activations(layer) if codes.kind not in BYTES), "")
+        if wide:
+            yield layer.node.name, f"its input is {wide}"
 
 
 def integer_bias(file: QuantizedFile) -> Iterator[Finding]:
@@ -133,10 +134,11 @@ def lonely_int8(file: QuantizedFile) -> Iterator[Finding]:
         for quantize in (reader for reader in file.read(end.tensor) if reader.op_type == QUANTIZE):
             alone = layer.op != "Conv" or layer.node.output[0] not in file.outputs  # a Conv has it in front of both
             ends.append((quantize.output[0], alone if end.moved else lonely(file, quantize.output[0])))
-        for tensor, alone in ends:
-            if type_name(file.kinds[tensor]) == "int8" and not alone:
-                yield layer.node.name, f"the int8 codes {tensor!r} have more than one reader, or one that is no pair's"
-                break
+        left = [tensor for tensor, alone in ends if type_name(file.kinds[tensor]) == "int8" and not alone]
+        product = layer.op == "Gemm" or (layer.op == "MatMul" and len(ends) == 1)  # that may have int8 alone
+        signed = product and layer.weight is not None and layer.weight.kind == "int8"
+        if left and not (signed and len(left) == len(ends)):
+            yield layer.node.name, f"the int8 codes {left[0]!r} have more than one reader, or one that is no pair's"
 
 
 def activations(layer: Layer) -> list[Codes]:

@@ -81,16 +81,18 @@ def int4_weights_alone(file: QuantizedFile) -> Iterator[Finding]:
 
 
 def constants_behind_pairs(file: QuantizedFile) -> Iterator[Finding]:
-    """Constants of codes are read by DequantizeLinear; that of a Pad, which moves onto codes, not even by that."""
+    """Constants of codes are read by DequantizeLinear, and are no single numbers: those move in front of it again."""
     for node in file.nodes:
         if node.op_type in (*PAIR, "Clip") or is_quantized(node) or node.output[0] in file.constants:
             continue
         if node.op_type == "Pad" and (pads := file.value(node.input[1])) is not None and not pads.any():
             continue
         for name in node.input:
-            pair = file.maker(name, DEQUANTIZE) if node.op_type == "Pad" else None
+            pair = file.maker(name, DEQUANTIZE)
             codes = pair.input[0] if pair is not None else name
-            if codes in file.constants and file.kinds.get(codes) in CODES:
+            if codes not in file.constants or file.kinds.get(codes) not in CODES:
+                continue
+            if pair is None or getattr(file.value(codes), "ndim", 1) == 0:
                 yield node.name, f"{node.op_type} reads the constant {codes!r}"
                 break
 
