@@ -75,10 +75,10 @@ class Config:
     (`w` < `a` = 8). `threads` 0 means as many as the machine has.
     """
 
-    w: int = bit_count(8, "weights, 2 to 8")
-    a: int = bit_count(8, "inputs of Conv, Gemm and MatMul, 2 to 8; 32: float", beyond=(FLOAT_BITS,))
+    w: int = bit_count(8, "weights of Conv, Gemm and MatMul, 2 to 8")
+    a: int = bit_count(8, "their inputs, 2 to 8; 32: float", beyond=(FLOAT_BITS,))
     method: Method | None = flag(
-        None, "Precision", "rtn, adaround, brecq, qdrop, mrecg ... [mrecg; rtn at 8]", metavar="NAME",
+        None, "Precision", "rtn, brecq, qdrop, mrecg ... [mrecg; rtn at 8]", metavar="NAME",
         choices=get_args(Method),
     )  # fmt: skip
     effort: Effort | None = flag(
@@ -89,7 +89,7 @@ class Config:
     block_size: int | None = flag(
         None,
         "Precision",
-        "with --a 32: N inputs of a weight share a scale [all]",
+        "with --a 32: inputs that share a scale [all]",
         kind=int,
         metavar="N",
         least=16,
@@ -128,7 +128,7 @@ class Config:
         None, "Output", "oldest one it runs on, or installed [1.19.2]", metavar="VERSION"
     )
     pack: Packing = flag(
-        "auto", "Output", "weights below 8 bits: auto, int4, planes, none", metavar="FORM", choices=get_args(Packing)
+        "auto", "Output", "weights below 8: auto, int4, planes, none", metavar="FORM", choices=get_args(Packing)
     )
     seed: int = flag(0, "Run", "of every random choice", kind=int, metavar="N", least=0)
     threads: int = flag(0, "Run", "0: all cores", kind=int, metavar="N", least=0, most=1024)
