@@ -25,7 +25,9 @@ def as_file(name: str) -> str:
             lines.append(f"{key} = {value}")
         elif key not in OF_ONE:
             lines.append(f"{key} = {value}" + (f"  # there {there}" if value != there else ""))
-    return "\n".join(lines)
+    known = like.float_reasons if target.like else target.float_reasons
+    own = {op: text for op, text in target.float_reasons.items() if known.get(op) != text}
+    return "\n".join([*lines, *(["[float_reasons]"] if own else []), *(f"{op} = {_text(own[op])}" for op in own)])
 
 
 def _text(value: Any) -> str:

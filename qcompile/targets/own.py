@@ -54,7 +54,7 @@ def own_table(path: Path, known: Mapping[str, Table]) -> Table:
         raise InputError("the target does not say what it is like", where=str(path), remedy='give like = "tensorrt"')
     _check({"like": like}, {"like": _one_of(known)}, path)
     base = known[like]
-    _check(given, _facts(base, known), path, kept=base)
+    _check(given, _facts(base, known), path, kept=[*base, *KEPT[base["backend"]]])
     named = {"name": re.sub(r"[^\w.-]", "-", path.stem), "purpose": f"like {like}", "proven": "nothing"}
     table = base | named | given
     if table["name"] in known:
@@ -105,7 +105,7 @@ def _facts(base: Table, known: Mapping[str, Table]) -> dict[str, Any]:
     tables = [base] if base["backend"] == "ort-cpu" else list(known.values())
     facts = {
         "like": _one_of(known),
-        "name": _TEXT | {"pattern": r"^[\w.-]+$", "description": "a text of letters, digits, - and _"},
+        "name": _TEXT | {"pattern": r"^[\w.-]+$", "description": "a text of letters, digits, -, _ and ."},
         **dict.fromkeys(TEXTS, _TEXT),
         "float_reasons": {"type": "object", "additionalProperties": _TEXT, "description": "a table of texts"},
         "opset": {"type": "integer", "minimum": 18, "maximum": 21, "description": "a whole number from 18 to 21"},
@@ -135,7 +135,12 @@ def _one_of(names: Collection[str]) -> dict[str, Any]:
 
 
 def _list_of(names: Collection[str]) -> dict[str, Any]:
-    return {"type": "array", "items": {"enum": sorted(names)}, "uniqueItems": True, "description": "a list of names"}
+    return {
+        "type": "array",
+        "items": {"enum": sorted(names)},
+        "uniqueItems": True,
+        "description": "a list of names, each once",
+    }
 
 
 # --- what is wrong with a file
@@ -176,6 +181,10 @@ def _refuse_contradictions(table: Table, path: Path) -> None:
         if twice := sorted(set(table[one]) & set(table[other])):
             what = f"{twice[0]} is in {one} and in {other}: an operator has one form"
             raise InputError(what, where=str(path), remedy="leave one of them out")
+    if len(alone := {"Reshape", "Flatten"} & set(table["codes"])) == 1:
+        (one,), (other,) = alone, {"Reshape", "Flatten"} - alone
+        what = f"codes has {one} without {other}: a Reshape to a matrix is written as Flatten"
+        raise InputError(what, where=str(path), remedy="name both or none")
     if table["symmetric"] and table["activations"] == "uint8":
         what = "symmetric activations in uint8 have no code below 0"
         raise InputError(what, where=str(path), remedy='give activations = "int8"')

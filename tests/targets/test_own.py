@@ -83,6 +83,9 @@ def test_a_name_is_that_of_the_file(written: Path) -> None:
         ('like = "academic"\npacking = ["int4"]', "a target like academic keeps its packing"),
         ('like = "tensorrt"\nactivations = "uint8"', "symmetric activations in uint8 have no code below 0"),
         ('like = "academic"\ncodes = ["Concat"]', "Concat cannot be one of codes"),
+        ('like = "tensorrt"\ncodes = ["Reshape"]', "codes has Reshape without Flatten"),
+        ('like = "tensorrt"\nclips = ["Relu", "Relu"]', "give a list of names, each once"),
+        ('like = "ort-cpu"\npower_of_two = []', "a target like ort-cpu keeps its power_of_two"),
         ("like =", "the target is not TOML"),
     ],
 )
@@ -109,9 +112,9 @@ def test_what_is_listed_of_a_known_target_is_a_file_that_changes_nothing(written
 
 
 def test_an_operator_of_a_later_version_waits_for_it(written: Path) -> None:
-    written.write_text('like = "ort-cpu"\ncodes = ["Reshape", "DepthToSpace"]', encoding="utf-8")
-    assert Target.load("npu.toml").codes == {"Reshape"}
-    assert Target.load("npu.toml", "1.21").codes == {"Reshape", "DepthToSpace"}
+    written.write_text('like = "ort-cpu"\ncodes = ["Reshape", "Flatten", "DepthToSpace"]', encoding="utf-8")
+    assert Target.load("npu.toml").codes == {"Reshape", "Flatten"}
+    assert Target.load("npu.toml", "1.21").codes == {"Reshape", "Flatten", "DepthToSpace"}
 
 
 def test_texts_are_no_facts_and_neither_is_their_order(written: Path) -> None:
@@ -120,6 +123,22 @@ def test_texts_are_no_facts_and_neither_is_their_order(written: Path) -> None:
     assert Target.load("npu.toml").digest == before
     written.write_text(NPU.replace('"Add", ', ""), encoding="utf-8")
     assert Target.load("npu.toml").digest != before
+
+
+def test_reasons_of_its_own_are_listed(written: Path) -> None:
+    written.write_text(NPU + '[float_reasons]\nSoftmax = "no kernel"\n', encoding="utf-8")
+    text = as_file("npu.toml")
+    assert text.endswith('[float_reasons]\nSoftmax = "no kernel"')
+    written.write_text(text, encoding="utf-8")
+    assert Target.load("npu.toml").float_reasons["Softmax"] == "no kernel"
+
+
+@pytest.mark.parametrize("name", ["movers", "classifier"])
+def test_weights_behind_movers_are_none_of_the_activations(written: Path, name: str) -> None:
+    """Whose scales alone are powers of two: the mover stands between DequantizeLinear and layer."""
+    written.write_text('like = "tensorrt"\npower_of_two = ["activations"]', encoding="utf-8")
+    model = compiled(NETWORKS[name], (*CORRECT, InsertQDQ()), target=str(written))
+    assert model.emitted is not None and check(model.emitted, model.target) == []
 
 
 @pytest.mark.parametrize("name", ["chain", "residual", "squeeze_excite", "concat", "movers", "classifier", "attention"])

@@ -29,9 +29,14 @@ def activation_codes(emitted: Emitted) -> Iterator[Finding]:
             yield node.name, f"its zero point is {int(zero_point)}, not 0"
 
 
+def _layers(emitted: Emitted) -> list[onnx.NodeProto]:
+    """Return the nodes with a quantized weight; what moves values may stand between them and a DequantizeLinear."""
+    return [node for node in emitted.nodes if emitted.weight(node) is not None]
+
+
 def symmetric_weights(emitted: Emitted) -> Iterator[Finding]:
     """Weights are int8 or int4 constants with zero points of 0."""
-    for node in emitted.integer:
+    for node in _layers(emitted):
         weight = emitted.weight(node)
         if weight is None:
             continue
@@ -42,8 +47,8 @@ def symmetric_weights(emitted: Emitted) -> Iterator[Finding]:
 
 def powers_of_two(emitted: Emitted) -> Iterator[Finding]:
     """Scales of activations and of weights are powers of two where the target wants these."""
-    weights = {weight.output[0] for node in emitted.integer if (weight := emitted.weight(node)) is not None}
-    biases = {name for node in emitted.integer for name in node.input[2:] if node.op_type in emitted.target.compute}
+    weights = {weight.output[0] for node in _layers(emitted) if (weight := emitted.weight(node)) is not None}
+    biases = {name for node in _layers(emitted) for name in node.input[2:] if node.op_type in emitted.target.compute}
     for node in emitted.nodes:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear") and node.output[0] not in biases:
             what = "weights" if node.output[0] in weights else "activations"
@@ -54,7 +59,7 @@ def powers_of_two(emitted: Emitted) -> Iterator[Finding]:
 
 def one_scale_per_tensor(emitted: Emitted) -> Iterator[Finding]:
     """Weights of the operators that the target names, and of depthwise convolutions, have one scale."""
-    for node in emitted.integer:
+    for node in _layers(emitted):
         weight = emitted.weight(node)
         if weight is None or not emitted.target.per_tensor_weights.intersection(
             [node.op_type, _depthwise(emitted, node)]
