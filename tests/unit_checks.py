@@ -23,7 +23,7 @@ def flow(graph: Graph) -> nx.DiGraph[str]:
 def needs(node: Node, flowing: set[str]) -> set[str]:
     """The tensors that must be there before a node runs: what it reads, and the inner tensors whose shapes it needs."""
     found: set[str] = set()
-    waiting = [(tensor, False) for tensor in node.inputs if isinstance(tensor, Variable)]
+    waiting = [(tensor, False) for tensor in node.inputs if isinstance(tensor, Variable) and tensor.name]
     while waiting:
         tensor, as_shape = waiting.pop()
         maker = tensor.inputs[0] if tensor.inputs else None
