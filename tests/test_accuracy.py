@@ -14,9 +14,9 @@ from qcompile.config import Method
 FLOAT = 92.8  # top-1 of the float model on these images, in percent
 IMAGES = 500
 # Measured at two times on two processors, which sum in another order, so that training goes another way: rtn 88.6 % and
-# 12.3 dB, 91.0 and 14.0; adaround 90.8 and 14.1, 91.8 and 13.6; brecq 90.4 and 13.5, 91.2 and 12.4; qdrop 89.4 and 13.5,
-# 91.0 and 12.6; mrecg 89.6 and 13.8, 90.8 and 14.3. Floors are 2 points and 0.8 dB below the lower figures (0.3 for
-# rtn). Another seed draws other samples, which may take 1.5 dB.
+# 12.3 dB, 91.0 and 14.0; adaround 90.8 and 14.1, 91.8 and 13.6; brecq 90.4 and 13.5, 91.2 and 12.4; qdrop 89.4 and
+# 13.5, 91.0 and 12.6; mrecg 89.6 and 13.8, 90.8 and 14.3. Floors are 2 points and 0.8 dB below the lower figures (0.3
+# for rtn). Another seed draws other samples, which may take 1.5 dB.
 FLOORS: dict[Method, tuple[float, float]] = {
     "rtn": (86.6, 12.0),
     "adaround": (88.8, 12.8),
