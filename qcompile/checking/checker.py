@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from onnx import ModelProto
+
 from qcompile.audit.compare import compared
 from qcompile.checking.graph import QuantizedFile, read_quantized
 from qcompile.checking.inventory import form_of, inventory
@@ -16,6 +18,7 @@ from qcompile.checking.result import WRONG, Check, Found
 from qcompile.checking.rules import RULES, RUNTIMES, Rule
 from qcompile.checking.rules.numbers import accumulators
 from qcompile.data import input_infos, open_dataset
+from qcompile.emission.origin import PREFIX
 from qcompile.errors import InputError, nearest
 from qcompile.ir.load import byte_size, load_model
 from qcompile.ir.prepare import prepare
@@ -63,7 +66,7 @@ def check(
     found = Check(
         file=str(path),
         target=target,
-        producer=" ".join(filter(None, (file.model.producer_name, file.model.producer_version))),
+        producer=producer(file.model),
         form=form_of(file),
         opset=opset(file.model),
         bytes=byte_size(file.model),
@@ -74,6 +77,14 @@ def check(
     )
     loads = kernels is None or not kernels.verdict.refused
     return with_float(found, file, Path(against), data, preprocess) if against is not None and loads else found
+
+
+def producer(model: ModelProto) -> str:
+    """Return the tool that wrote a file, as it says itself; our files keep the producer of their float model."""
+    version = next((item.value for item in model.metadata_props if item.key == f"{PREFIX}version"), None)
+    if version is not None:
+        return f"qcompile {version}"
+    return " ".join(filter(None, (model.producer_name, model.producer_version)))
 
 
 def by_rules(file: QuantizedFile, found: Sequence[Found]) -> dict[str, bool]:

@@ -57,6 +57,14 @@ def test_what_is_quantized_and_how(tmp_path: Path) -> None:
     assert found.verdict is not None and found.verdict.kernels["QLinearConv"] == 1
 
 
+def test_a_file_of_ours_is_not_that_of_the_exporter(tmp_path: Path) -> None:
+    model = parsed(BASES["ort"])
+    model.producer_name, model.producer_version = "pytorch", "2.13"
+    assert checked(tmp_path, model).producer == "pytorch 2.13"
+    model.metadata_props.add(key="qcompile.version", value="0.1.0")
+    assert checked(tmp_path, model).producer == "qcompile 0.1.0"
+
+
 def test_without_the_runtime_the_rules_say_what_runs_on_integers(tmp_path: Path) -> None:
     found = checked(tmp_path, parsed(BASES["tensorrt"]), target="tensorrt")
     assert found.verdict is None and found.findings == []
