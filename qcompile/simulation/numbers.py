@@ -29,10 +29,12 @@ from qcompile.program.lower import absorbed_end
 from qcompile.program.operands import CLIPS, data_inputs, float_bias, told_apart, weight_axis
 from qcompile.program.readers import Readers
 from qcompile.quant.bias import with_room_for_bias
-from qcompile.quant.params import ActivationSpec, Quantizer, WeightSpec
+from qcompile.quant.params import ActivationSpec, Quantizer
 from qcompile.quant.plan import Edge, Form, Plan
 from qcompile.quant.scales import quantize_weight
 from qcompile.targets.schema import Target
+
+LEAST_BIAS = np.float32(1e-30)  # it rounds to nothing beside any sum
 
 
 def choose_numbers(
@@ -75,16 +77,18 @@ def choose_numbers(
     for node in nodes:
         if plan.form(node.name) is Form.COMPUTE and (bits := plan.nodes[node.name].weight_bits):
             # at 8 bits the search gains a tenth: a trial can do without
-            _round_weight(plan, node, target.weight_spec(node), search=only is None or bits < 8)
+            _round_weight(plan, node, target, search=only is None or bits < 8)
     return shared
 
 
-def _round_weight(plan: Plan, node: Node, spec: WeightSpec, *, search: bool) -> None:
+def _round_weight(plan: Plan, node: Node, target: Target, *, search: bool) -> None:
     """Fill `plan.weights` and `plan.biases` for a layer."""
     weight, bias, placed = constant_value(node.inputs[1]), float_bias(node), plan.nodes[node.name]
     assert weight is not None
-    spec = replace(spec, block=placed.block)
+    spec = replace(target.weight_spec(node), block=placed.block)
     quantized = quantize_weight(weight, bits=placed.weight_bits, axis=weight_axis(node), search=search, spec=spec)
+    if not target.zero_biases and node.op != "MatMul" and (bias is None or not bias.any()):
+        bias = np.full(quantized.channels, LEAST_BIAS)
     if bias is not None:
         plan.biases[node.name] = bias
         quantized = with_room_for_bias(quantized, bias, plan.scale_in_front(node.name, node.inputs[0].name))

@@ -31,6 +31,7 @@ DIGITS: Final = 8  # of the hash of a table
 KEPT: Final[Mapping[str, Collection[str]]] = {
     "ort-cpu": (
         *("opset", "activations", "symmetric", "costly_zero_points", "unrounded_sums", "unrounded_floats"),
+        "zero_biases",
         *("movement", "bias", "power_of_two", "per_tensor_weights", "packing_alone"),
     ),
     "academic": (*PACKING, "movement", "bias"),
@@ -112,6 +113,7 @@ def _facts(base: Table, known: Mapping[str, Table]) -> dict[str, Any]:
         "activations": _one_of(get_args(Container)),
         "symmetric": _FLAG,
         "costly_zero_points": _FLAG,
+        "zero_biases": _FLAG,
         "unrounded_sums": _FLAG,
         "unrounded_floats": _FLAG,
         "movement": _one_of(("codes", "behind-dq")),

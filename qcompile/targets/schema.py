@@ -58,7 +58,7 @@ class Target:
     float nodes, too, read what a layer makes before it is rounded. `movement` says where what moves or clips codes
     stands: on them, or in float around them. `packing` names the forms of weights below 8 bits, the usual one first;
     `packing_alone` those of weights that alone have codes, where there is a use for such; `bias` the type that biases
-    are written in.
+    are written in. `zero_biases`: a layer may have none, or one of zeros.
 
     `runtime` is the oldest version that files run on. What needs a later one is counted in where `runtime` is that:
     `codes_since` names the versions from which operators are `codes`, `packing_since` those of forms of weights.
@@ -84,6 +84,7 @@ class Target:
     packing: tuple[str, ...]
     packing_alone: tuple[str, ...]
     bias: Bias
+    zero_biases: bool
     opset: int
     kernels: Literal["onnxruntime", "others", "none"]
     compute: frozenset[str]

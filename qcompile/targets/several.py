@@ -31,6 +31,7 @@ RULES: Final[Mapping[str, Rule]] = {
     "power_of_two": lambda items: tuple(sorted(_joined(items))),
     "symmetric": any,
     "costly_zero_points": any,
+    "zero_biases": all,
     "unrounded_sums": all,  # who would add what is not rounded takes what is
     "unrounded_floats": all,
     "bias": lambda items: "int32" if "int32" in items else "float32",
