@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx
 from hypothesis import HealthCheck, given, settings
 from quantized_graphs import quantized_models
+from rule_examples import MEASURED
 
 from qcompile.checking.graph import QuantizedFile
 from qcompile.checking.kernels import Kernels
@@ -14,6 +15,7 @@ MISSED = [rule for rule in RULES.values() if rule.kernels == "missed" and "ort-c
 WEIGHTS_ALONE = "MatMulNBits"  # reads weights as codes and activations in float; where it is made, no rule says
 
 
+@MEASURED
 @settings(max_examples=60, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(quantized_models())
 def test_rules_and_runtime_agree(model: onnx.ModelProto) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from rule_examples import BASES, EXAMPLES, Example, parsed
+from rule_examples import BASES, EXAMPLES, MEASURED, Example, parsed
 
 from qcompile.checking.graph import QuantizedFile
 from qcompile.checking.kernels import Kernels
@@ -47,6 +47,7 @@ MISSED = [example for example in HERE if RULES[example.code].kernels == "missed"
 USED = [example for example in HERE if RULES[example.code].kernels == "used"]
 
 
+@MEASURED
 @pytest.mark.parametrize("example", MISSED, ids=str)
 def test_a_missed_kernel_is_missed_by_the_runtime(example: Example) -> None:
     kept, broken = (Kernels(QuantizedFile(model)) for model in (example.kept(), example.broken()))
